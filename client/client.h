@@ -1,0 +1,202 @@
+// The C++ client of kvd: what an inference engine links.
+//
+//   kvd::Client client({.endpoint = "unix:/run/kvd/kvd.sock"});
+//   absl::StatusOr<kvd::Namespace> ns = client.RegisterNamespace(descriptor, deadline);
+//   kvd::PutResult put = client.Put(*ns, keys, sources, {});
+//   kvd::GetResult got = client.Get(*ns, keys, targets, {});     // copied and verified
+//   kvd::LookupResult hit = client.Lookup(*ns, keys, {.lease = absl::Seconds(30)});
+//   absl::StatusOr<kvd::Pin> pin = client.Pin(*ns, last_key, {.owner = "system-prompts"});
+//
+// It never throws and never blocks past the deadline of a call. It reconnects by itself, at most
+// once in Options::reconnect_interval and always within the deadline of some call. While the daemon
+// is away every call is a prompt miss: the answer says zero blocks, and `status` says why. A miss
+// without trouble has an OK status.
+//
+// Threads: everything is safe from any thread. Calls of one client share one session.
+// Memory: keys are packed hashes (namespace's hash_bytes each, root first); targets and sources are
+// the caller's, and are not touched after a call returned.
+
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "absl/types/span.h"
+#include "proto/types/block.h"
+#include "proto/types/namespace_descriptor.h"
+#include "proto/types/packed.h"
+
+namespace kvd {
+
+struct ClientOptions {
+  std::string endpoint = "unix:/run/kvd/kvd.sock";  // As the daemon's --listen.
+  absl::Duration timeout = absl::Milliseconds(1000);  // Of a call that names none.
+  absl::Duration reconnect_interval = absl::Milliseconds(100);
+  uint64_t staging_bytes = 16u << 20;  // Memory for puts, at most 16 MiB.
+  std::string copy_loop;               // Empty: calibrate.
+};
+
+// A namespace as this client knows it. It stays good across reconnects. A plain value.
+struct Namespace {
+  uint32_t index = 0;  // Of the client's table; not the daemon's number.
+  uint32_t hash_bytes = kMaxHashBytes;
+  std::vector<PartId> parts;          // Of one block, in the order of groups, then shards.
+  std::vector<uint32_t> part_bytes;   // Of each of them.
+};
+
+struct LookupOptions {
+  absl::Duration timeout = absl::ZeroDuration();  // Zero: the client's.
+  absl::Duration lease = absl::ZeroDuration();    // Zero: none.
+  std::string_view parent;                        // Hash before the first key, or empty.
+};
+
+struct LookupResult {
+  absl::Status status;       // Why it is a miss, when something is wrong.
+  uint32_t hit_blocks = 0;   // Longest prefix that every group can serve.
+  uint64_t lease_id = 0;     // 0: none. End it by ReleaseLease(), or let it run out.
+  absl::Duration load_time;  // The daemon's estimate.
+};
+
+// Extents of a prefix, held until this object goes. Move-only; must not outlive the client.
+// Reading them in place is as safe as copying, once Verify() said so.
+class LoadedChain {
+ public:
+  LoadedChain() = default;
+  LoadedChain(LoadedChain&& other) noexcept;
+  LoadedChain& operator=(LoadedChain&& other) noexcept;
+  ~LoadedChain();  // Ends the hold; the release rides on a later call.
+
+  uint32_t blocks() const { return blocks_; }
+  uint32_t parts() const { return parts_; }
+  // The bytes of one part, in the daemon's memory, read-only. Empty: the part is not there.
+  absl::Span<const std::byte> part(uint32_t block, uint32_t part) const;
+  // Whether the bytes are what was committed. A damaged part is reported with the release, and must
+  // be treated as a miss.
+  bool Verify(uint32_t block, uint32_t part);
+  // Copies a part and verifies it in the same pass. False: damaged, `target` holds garbage.
+  // Requires: target.size() == part(block, part).size().
+  bool CopyTo(uint32_t block, uint32_t part, absl::Span<std::byte> target);
+
+ private:
+  friend class Client;
+  struct Impl;
+  LoadedChain(std::unique_ptr<Impl> impl, uint32_t blocks, uint32_t parts);
+  std::unique_ptr<Impl> impl_;
+  uint32_t blocks_ = 0;
+  uint32_t parts_ = 0;
+};
+
+struct LoadOptions {
+  absl::Duration timeout = absl::ZeroDuration();
+  std::vector<PartId> parts;                    // Empty: all of the namespace.
+  absl::Duration lease = absl::ZeroDuration();  // Get only.
+};
+
+struct LoadResult {
+  absl::Status status;
+  LoadedChain chain;  // blocks() may be fewer than asked: a miss, or too many bytes held.
+};
+
+struct GetOptions {
+  absl::Duration timeout = absl::ZeroDuration();
+  std::vector<PartId> parts;
+  absl::Duration lease = absl::ZeroDuration();
+};
+
+struct GetResult {
+  absl::Status status;
+  uint32_t hit_blocks = 0;    // What the lookup found.
+  uint32_t blocks = 0;        // Copied and verified, from the start of the list.
+  uint32_t damaged = 0;       // Parts that did not verify; `blocks` ends before the first.
+  uint64_t lease_id = 0;
+};
+
+struct PutOptions {
+  absl::Duration timeout = absl::ZeroDuration();
+  std::string_view parent;        // Hash before the first key; empty: the first key is a root.
+  std::vector<PartId> parts;      // Those that this caller brings; empty: all.
+  absl::Duration wait = absl::ZeroDuration();  // For blocks that others are producing.
+  absl::Span<const std::string> announce;      // Per block or empty; stored beside the payload.
+};
+
+struct PutResult {
+  absl::Status status;
+  std::vector<CommitResult> results;  // One a block; short when status is not OK.
+  uint32_t stored = 0;                // Made visible by this call.
+  uint32_t present = 0;               // Were there, or are being produced by somebody else.
+};
+
+struct PinOptions {
+  absl::Duration timeout = absl::ZeroDuration();
+  std::string owner;
+  uint64_t budget_bytes = UINT64_MAX;
+  absl::Duration ttl = absl::Hours(1);
+};
+
+struct PinResult {
+  uint64_t pin_id = 0;
+  uint32_t blocks = 0;
+  uint64_t bytes = 0;
+};
+
+// Counters of one client, since it was made.
+struct ClientStats {
+  uint64_t calls = 0;
+  uint64_t failed_calls = 0;
+  uint64_t reconnects = 0;
+  uint64_t damaged_parts = 0;
+};
+
+class Client {
+ public:
+  // Never fails and does not wait: the first call connects.
+  explicit Client(ClientOptions options);
+  ~Client();
+  Client(const Client&) = delete;
+  Client& operator=(const Client&) = delete;
+
+  // The one call whose failure is an error: kInvalidArgument names the field, kUnavailable means
+  // that the daemon is away now. The namespace is registered anew after each reconnect.
+  absl::StatusOr<Namespace> RegisterNamespace(const NamespaceDescriptor& descriptor,
+                                              absl::Duration timeout = absl::ZeroDuration());
+
+  // The longest stored prefix of up to 32,768 keys.
+  LookupResult Lookup(const Namespace& ns, std::string_view keys, const LookupOptions& options = {});
+
+  // Extents of up to 2,048 blocks, to be read in place or copied.
+  LoadResult Load(const Namespace& ns, std::string_view keys, const LoadOptions& options = {});
+
+  // Lookup, copy and verify in one round trip. `targets` are block by block, in the order of the
+  // parts; a list longer than 2,048 blocks is cut there. Blocks after result.blocks hold garbage.
+  GetResult Get(const Namespace& ns, std::string_view keys,
+                absl::Span<const absl::Span<std::byte>> targets, const GetOptions& options = {});
+
+  // Stores what is missing of up to 2,048 blocks; `sources` as `targets` above.
+  PutResult Put(const Namespace& ns, std::string_view keys,
+                absl::Span<const absl::Span<const std::byte>> sources,
+                const PutOptions& options = {});
+
+  void ReleaseLease(uint64_t lease_id);  // Rides on a later call.
+  absl::Status Flush(absl::Duration timeout = absl::ZeroDuration());  // Sends releases now.
+
+  absl::StatusOr<PinResult> Pin(const Namespace& ns, std::string_view key,
+                                const PinOptions& options);
+  absl::Status Unpin(uint64_t pin_id, absl::Duration timeout = absl::ZeroDuration());
+
+  // The loops that calibration chose, for a log line.
+  const std::string& copy_loops() const;
+  ClientStats stats() const;
+
+ private:
+  friend class LoadedChain;
+  class Impl;
+  std::shared_ptr<Impl> impl_;
+};
+
+}  // namespace kvd
