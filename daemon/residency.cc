@@ -191,10 +191,10 @@ Residency::Prefix Residency::WalkBackToServable(Prefix prefix) const {
   for (const NamespaceShape::Window& window : shape.windows) {
     widest = std::max(widest, window.blocks);
   }
-  // `prefix` is the candidate; `at` looks back from its end. A gap inside somebody's window moves
-  // the candidate before the gap. Each block is looked at once.
+  // `prefix` is the candidate; `back` blocks from its end serve. A gap inside somebody's window moves
+  // the candidate before the gap. Each block is looked at once; a window may reach above the list.
   BlockRef at = prefix.deepest;
-  for (uint32_t back = 0; prefix.blocks > 0 && back < std::min(widest, prefix.blocks);) {
+  for (uint32_t back = 0; at != 0 && back < widest;) {
     const Block& block = blocks_[at];
     bool serves = back > 0 || (block.complete_groups & shape.state_groups) == shape.state_groups;
     for (const NamespaceShape::Window& window : shape.windows) {
@@ -205,11 +205,10 @@ Residency::Prefix Residency::WalkBackToServable(Prefix prefix) const {
       ++back;
       continue;
     }
-    prefix.blocks -= back + 1;
-    prefix.deepest = at;
+    if (prefix.blocks <= back + 1) return {};
+    prefix = {prefix.blocks - back - 1, at};
     back = 0;
   }
-  if (prefix.blocks == 0) prefix.deepest = 0;
   return prefix;
 }
 
