@@ -310,6 +310,7 @@ uint32_t Residency::CommitPart(PartRef ref, uint32_t sum, uint64_t tick) {
   }
   if (block.parent != 0 && blocks_[block.parent].state != BlockState::kVisible) {
     block.state = BlockState::kParked;
+    UpdateOffer(part.block);
     return 0;
   }
   return ShowWithParked(part.block, tick);
@@ -477,9 +478,8 @@ void Residency::DropParkedBelow(BlockRef top) {
 
 void Residency::UpdateOffer(BlockRef ref) {
   Block& block = blocks_[ref];
-  // A block that lacks other shards may leave too: their producers may never come.
-  const bool stored = block.state == BlockState::kVisible ||
-                      (block.state == BlockState::kProducing && block.first_part != 0);
+  // What waits for other shards or for its parent may leave too: they may never come.
+  const bool stored = block.state != BlockState::kStub && block.first_part != 0;
   const bool may_leave = stored && block.first_child == 0 && block.leases == 0 &&
                          block.holds == 0 && block.reserved_parts == 0;
   if (may_leave == block.offered) return;

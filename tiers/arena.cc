@@ -79,15 +79,14 @@ std::optional<uint32_t> Arena::OpenRegion(DomainId domain, uint32_t slot_bytes) 
   return fresh;
 }
 
-std::optional<Arena::Room> Arena::Take(DomainId domain, uint32_t slot_bytes, uint32_t occupant) {
-  KVD_DCHECK(occupant != 0 && (occupant & kFreeBit) == 0) << occupant;
+std::optional<Arena::Room> Arena::Take(DomainId domain, uint32_t slot_bytes) {
   const std::optional<uint32_t> index = OpenRegion(domain, slot_bytes);
   if (!index.has_value()) return std::nullopt;
   last_region_ = *index;
   Region& region = regions_[*index];
   const uint32_t slot = region.free_slot;
   region.free_slot = region.slots[slot] & ~kFreeBit;
-  region.slots[slot] = occupant;
+  region.slots[slot] = 0;
   ++region.used;
   reserved_bytes_ += slot_bytes;
   return Room{.region = *index, .slot = slot, .generation = next_generation_++};

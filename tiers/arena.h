@@ -49,7 +49,11 @@ class Arena {
   static constexpr uint32_t kMinSlotBytes = 512;
 
   // A free slot, in a region of this domain and size or in a free one. Empty: there is none.
-  std::optional<Room> Take(DomainId domain, uint32_t slot_bytes, uint32_t occupant);
+  std::optional<Room> Take(DomainId domain, uint32_t slot_bytes);
+  // Who is in a taken slot: a number of the caller's from 1 to 2^31 - 2; 0 until it is told.
+  void SetOccupant(const Room& room, uint32_t occupant) {
+    regions_[room.region].slots[room.slot] = occupant;
+  }
   void Give(uint32_t region, uint32_t slot);
 
   std::byte* Address(uint32_t region, uint32_t slot) const {
@@ -72,7 +76,7 @@ class Arena {
   }
   DomainId domain(uint32_t region) const { return regions_[region].domain; }
   uint32_t slot_bytes(uint32_t region) const { return regions_[region].slot_bytes; }
-  // Who is in a slot; 0: nobody.
+  // Who is in a slot; 0: nobody, or not told yet.
   uint32_t Occupant(uint32_t region, uint32_t slot) const {
     const uint32_t entry = regions_[region].slots[slot];
     return (entry & kFreeBit) != 0 ? 0 : entry;
