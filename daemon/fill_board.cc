@@ -48,14 +48,6 @@ FillBoard::Part FillBoard::Get(uint64_t id, uint32_t index) const {
   return reservation->parts[index];
 }
 
-bool FillBoard::Withdraw(uint64_t id, uint32_t index) {
-  absl::MutexLock lock(&mu_);
-  Reservation* reservation = Find(id);
-  KVD_CHECK(reservation != nullptr && index < reservation->parts.size()) << id << " " << index;
-  reservation->parts[index].room.length = 0;
-  return reservation->parts[index].state != State::kCopying;
-}
-
 bool FillBoard::Close(uint64_t id) {
   absl::MutexLock lock(&mu_);
   Reservation* reservation = Find(id);

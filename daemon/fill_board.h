@@ -40,9 +40,6 @@ class FillBoard {
   void Append(uint64_t id, absl::Span<const Room> rooms);
   // What became of part `index`. Requires: open, and the index was appended.
   Part Get(uint64_t id, uint32_t index) const;
-  // Forbids filling of part `index` from now on (its room goes elsewhere, or was committed). False
-  // when a copy into it is under way: the room must not be reused before Idle(id).
-  bool Withdraw(uint64_t id, uint32_t index);
   // Ends the reservation; no Begin() succeeds any more. False when copies are under way: the id and
   // its rooms stay until Idle(id), then call Close() again.
   bool Close(uint64_t id);

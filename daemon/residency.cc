@@ -36,6 +36,7 @@ Residency::Residency(EvictionPolicy& policy, RoomOwner& room, const Options& opt
 }
 
 NamespaceId Residency::AddNamespace(NamespaceShape shape) {
+  pools_ = std::max<EvictionPolicy::Pool>(pools_, shape.pool + 1);
   shapes_.push_back(std::move(shape));
   return static_cast<NamespaceId>(shapes_.size() - 1);
 }
@@ -121,8 +122,7 @@ Residency::Prefix Residency::ExactPrefix(NamespaceId ns, const KeyList& keys,
 Residency::Prefix Residency::LongestPrefix(NamespaceId ns, const KeyList& keys,
                                            const ChainHash* parent) const {
   if (keys.empty()) return {};
-  // Below a stub blocks are resident that must not be found, so presence is not monotone then.
-  if (keys.size() <= kExactBlocks || counts_.stubs > 0) {
+  if (keys.size() <= kExactBlocks || gaps_ > 0) {
     return WalkBackToServable(ExactPrefix(ns, keys, parent));
   }
   const BlockRef first = Find(ns, keys[0]);
@@ -318,6 +318,7 @@ uint32_t Residency::CommitPart(PartRef ref, uint32_t sum, uint64_t tick) {
 
 void Residency::Show(BlockRef ref, uint64_t tick) {
   blocks_[ref].state = BlockState::kVisible;
+  SetGap(blocks_[ref], false);
   policy_.Use(ref, tick);
   ++counts_.visible;
   UpdateOffer(ref);
@@ -393,6 +394,7 @@ void Residency::Remove(BlockRef ref) {
     const BlockRef parent = block.parent;
     if (block.state == BlockState::kStub) --counts_.stubs;
     if (block.state == BlockState::kVisible) --counts_.visible;
+    SetGap(block, false);
     policy_.Erase(ref, parent);
     EraseBucket(Tag(block.ns, block.key), ref);
     if (block.next_sibling != 0) blocks_[block.next_sibling].prev_sibling = block.prev_sibling;
@@ -424,6 +426,13 @@ void Residency::BecomeStubOrGo(BlockRef ref) {
   if (block.state == BlockState::kVisible) --counts_.visible;
   if (block.state != BlockState::kStub) ++counts_.stubs;
   block.state = BlockState::kStub;
+  SetGap(block, true);
+}
+
+void Residency::SetGap(Block& block, bool gap) {
+  gaps_ += gap;
+  gaps_ -= block.gap;
+  block.gap = gap;
 }
 
 void Residency::DropReserved(PartRef ref) {
@@ -539,6 +548,27 @@ void Residency::Evict(BlockRef ref) {
   policy_.Withdraw(ref);
   ++counts_.evicted;
   Remove(ref);
+}
+
+bool Residency::EvictNext(EvictionPolicy::Pool pool) {
+  const std::optional<EvictionPolicy::Victim> victim = policy_.Next(pool);
+  if (victim.has_value()) Evict(victim->block);
+  return victim.has_value();
+}
+
+std::optional<EvictionPolicy::Victim> Residency::NextVictim() const {
+  std::optional<EvictionPolicy::Victim> next;
+  for (EvictionPolicy::Pool pool = 0; pool < pools_; ++pool) {
+    const std::optional<EvictionPolicy::Victim> victim = policy_.Next(pool);
+    if (victim.has_value() && (!next.has_value() || victim->score < next->score)) next = victim;
+  }
+  return next;
+}
+
+bool Residency::EvictNext() {
+  const std::optional<EvictionPolicy::Victim> victim = NextVictim();
+  if (victim.has_value()) Evict(victim->block);
+  return victim.has_value();
 }
 
 void Residency::MarkDamaged(PartRef ref) {

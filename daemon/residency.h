@@ -15,6 +15,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "absl/types/span.h"
@@ -71,6 +72,7 @@ struct Block {
   uint16_t reserved_parts = 0;   // Not committed yet.
   BlockState state = BlockState::kFree;
   bool offered = false;       // To the policy.
+  bool gap = false;           // Was seen and is not now: visible blocks may hang below.
 };
 static_assert(sizeof(Block) == 80);
 
@@ -181,6 +183,12 @@ class Residency {
   void Evict(BlockRef block);
   bool evictable(BlockRef block) const { return blocks_[block].offered; }
 
+  // Evicts the block of `pool`, or of any pool, that the policy names. False: none may leave.
+  bool EvictNext(EvictionPolicy::Pool pool);
+  bool EvictNext();
+  // The policy's next of all pools; empty: none may leave.
+  std::optional<EvictionPolicy::Victim> NextVictim() const;
+
   // The bytes of a part are damaged: its block becomes a stub (or goes, if a leaf without leases);
   // held room is quarantined. A damaged part of a window or state only goes. Requires: committed.
   void MarkDamaged(PartRef part);
@@ -238,6 +246,7 @@ class Residency {
   void DropParkedBelow(BlockRef block);
   void Remove(BlockRef block);
   void BecomeStubOrGo(BlockRef block);
+  void SetGap(Block& block, bool gap);
 
   EvictionPolicy& policy_;
   RoomOwner& room_;
@@ -248,6 +257,8 @@ class Residency {
   MappedArray<Part> parts_;      // [0] is unused; pages are touched by use.
   MappedArray<Bucket> buckets_;  // Linear probing; at most half full, so no tombstones and no growth.
   std::vector<NamespaceShape> shapes_;
+  uint64_t gaps_ = 0;  // Blocks with `gap`: while there are any, presence is not monotone.
+  EvictionPolicy::Pool pools_ = 0;  // Pools in use count from 0.
   BlockRef free_block_ = 0;  // Chained by next_sibling.
   PartRef free_part_ = 0;    // Chained by next.
   uint64_t parts_used_ = 0;  // Numbers handed out at least once.
