@@ -317,7 +317,8 @@ def check_tidy(tree, build, jobs, program="clang-tidy", report=print):
             for match in re.finditer(r"^(/[^:\n]+):(\d+):\d+: (?:error|warning): (.*)$", ran.stdout,
                                      re.M):
                 found = True
-                yield Finding(os.path.relpath(match[1], tree.root), int(match[2]), match[3])
+                yield Finding(os.path.relpath(match[1], tree.root), int(match[2]),
+                              match[3].replace(",-warnings-as-errors]", "]"))
             if ran.returncode != 0 and not found:
                 yield Finding(file, 1, f"{program} failed: {(ran.stdout + ran.stderr).strip()}")
             if ran.returncode == 0 and not found:
