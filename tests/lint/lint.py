@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """What ./dev lint checks beside the compiler: that the tree keeps the shape its READMEs describe.
 
-Each rule is a function Tree -> findings; a finding is a file, a line and one sentence that says what
-is wrong and what to do. Exit status 1 where there is any. Python's standard library only.
+Each rule is a function Tree -> findings; a finding is a file, a line and one sentence that says
+what is wrong and what to do. Exit status 1 where there is any. Python's standard library only.
 
   format    clang-format would change nothing
   includes  every #include follows the arrows between the folders; gRPC, protobuf, io_uring, RocksDB
@@ -164,8 +164,8 @@ def check_sources(tree):
         # The programs below client/ (kvctl) are no libraries, so they have no file sets.
         if (file.startswith(tuple(f"{f}/" for f in LIBRARIES))
                 and not re.match(r"client/[^/]+/", file) and not in_target(file)):
-            yield Finding(file, 1, "this header is in no file set, so nobody checks that it compiles "
-                                   "alone: name it under HDRS of its library")
+            yield Finding(file, 1, "this header is in no file set, so nobody checks that it "
+                                   "compiles alone: name it under HDRS of its library")
 
 
 def check_readmes(tree):
@@ -281,7 +281,7 @@ class TidyCache:
 
 
 def check_tidy(tree, build, jobs, program="clang-tidy", report=print):
-    """Runs clang-tidy by the compile commands of `build`. A file without one is `sources`' matter."""
+    """Runs clang-tidy by the compile commands of `build`. What has none is for `sources`."""
     build = tree.root / build
     database = build / "compile_commands.json"
     if shutil.which(program) is None:

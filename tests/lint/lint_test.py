@@ -110,7 +110,8 @@ class IncludesTest(LintTest):
                     self.assertEqual(self.includes(file, header), [f"{file}:1"])
 
     def test_messages_stop_at_the_service(self):
-        self.assertEqual(self.includes("daemon/control.h", "proto/kvd.pb.h"), ["daemon/control.h:1"])
+        self.assertEqual(self.includes("daemon/control.h", "proto/kvd.pb.h"),
+                         ["daemon/control.h:1"])
         self.assertEqual(self.includes("proto/types/block.h", "google/protobuf/message.h"),
                          ["proto/types/block.h:1"])
         self.assertEqual(self.includes("proto/limits.cc", "proto/kvd.pb.h"), [])
@@ -192,7 +193,8 @@ class FormatTest(LintTest):
     def test_a_file_that_clang_format_would_change_is_red_until_fixed(self):
         if not any(map(shutil.which, lint.CLANG_FORMATS)):
             self.skipTest("no clang-format here")
-        files = {".clang-format": "BasedOnStyle: Google\n", "a.cc": "int x;\n", "b.cc": "int   x;\n"}
+        files = {".clang-format": "BasedOnStyle: Google\n", "a.cc": "int x;\n",
+                 "b.cc": "int   x;\n"}
         self.assertEqual(self.found(lint.check_format, files), ["b.cc:1"])
         self.assertEqual(self.found(lint.check_format, {}, True), [])
         self.assertEqual(self.found(lint.check_format, {}), [])
@@ -275,7 +277,8 @@ grep -n bad "$file" | sed "s|^\\([0-9]*\\):.*|$file:\\1:1: error: bad word [word
 class MainTest(LintTest):
     def lint(self, *arguments):
         ran = subprocess.run([sys.executable, "-B", lint.__file__, "--root", str(self.root),
-                              *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+                              *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                             text=True)
         return ran.returncode, ran.stdout
 
     def test_prints_file_line_and_sentence_and_fails(self):
