@@ -35,7 +35,7 @@
 namespace kvd {
 
 struct ClientOptions {
-  std::string endpoint = "unix:/run/kvd/kvd.sock";  // As the daemon's --listen.
+  std::string endpoint = "unix:/run/kvd/kvd.sock";    // As the daemon's --listen.
   absl::Duration timeout = absl::Milliseconds(1000);  // Of a call that names none.
   absl::Duration reconnect_interval = absl::Milliseconds(100);
   uint64_t staging_bytes = 16u << 20;  // Memory for puts, at most 16 MiB.
@@ -46,8 +46,8 @@ struct ClientOptions {
 struct Namespace {
   uint32_t index = 0;  // Of the client's table; not the daemon's number.
   uint32_t hash_bytes = kMaxHashBytes;
-  std::vector<PartId> parts;          // Of one block, in the order of groups, then shards.
-  std::vector<uint32_t> part_bytes;   // Of each of them.
+  std::vector<PartId> parts;         // Of one block, in the order of groups, then shards.
+  std::vector<uint32_t> part_bytes;  // Of each of them.
 };
 
 struct LookupOptions {
@@ -111,16 +111,16 @@ struct GetOptions {
 
 struct GetResult {
   absl::Status status;
-  uint32_t hit_blocks = 0;    // What the lookup found.
-  uint32_t blocks = 0;        // Copied and verified, from the start of the list.
-  uint32_t damaged = 0;       // Parts that did not verify; `blocks` ends before the first.
+  uint32_t hit_blocks = 0;  // What the lookup found.
+  uint32_t blocks = 0;      // Copied and verified, from the start of the list.
+  uint32_t damaged = 0;     // Parts that did not verify; `blocks` ends before the first.
   uint64_t lease_id = 0;
 };
 
 struct PutOptions {
   absl::Duration timeout = absl::ZeroDuration();
-  std::string_view parent;        // Hash before the first key; empty: the first key is a root.
-  std::vector<PartId> parts;      // Those that this caller brings; empty: all.
+  std::string_view parent;    // Hash before the first key; empty: the first key is a root.
+  std::vector<PartId> parts;  // Those that this caller brings; empty: all.
   absl::Duration wait = absl::ZeroDuration();  // For blocks that others are producing.
   absl::Span<const std::string> announce;      // Per block or empty; stored beside the payload.
 };
@@ -167,7 +167,8 @@ class Client {
                                               absl::Duration timeout = absl::ZeroDuration());
 
   // The longest stored prefix of up to 32,768 keys.
-  LookupResult Lookup(const Namespace& ns, std::string_view keys, const LookupOptions& options = {});
+  LookupResult Lookup(const Namespace& ns, std::string_view keys,
+                      const LookupOptions& options = {});
 
   // Extents of up to 2,048 blocks, to be read in place or copied.
   LoadResult Load(const Namespace& ns, std::string_view keys, const LoadOptions& options = {});
@@ -182,7 +183,7 @@ class Client {
                 absl::Span<const absl::Span<const std::byte>> sources,
                 const PutOptions& options = {});
 
-  void ReleaseLease(uint64_t lease_id);  // Rides on a later call.
+  void ReleaseLease(uint64_t lease_id);                               // Rides on a later call.
   absl::Status Flush(absl::Duration timeout = absl::ZeroDuration());  // Sends releases now.
 
   absl::StatusOr<PinResult> Pin(const Namespace& ns, std::string_view key,

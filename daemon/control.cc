@@ -36,7 +36,8 @@ Control::Control(Store& store, FillBoard& board, Mover& mover, Inbox& inbox, con
       holds_(options.holds),
       namespaces_(1) {}
 
-// --- who is calling, and about what ---------------------------------------------------------------
+// --- who is calling, and about what
+// ---------------------------------------------------------------
 
 absl::StatusOr<Control::Session*> Control::FindSession(std::string_view token) {
   control_.AssertHeld();
@@ -84,7 +85,8 @@ absl::StatusOr<Control::Chain> Control::ResolveChain(const CallHeader& header,
     chain.parent = KeyList(header.parent, hash_bytes)[0];
   }
   if (header.releases.holds.size() + header.releases.leases.size() +
-          header.releases.damaged.size() > kMaxReleasesPerCall) {
+          header.releases.damaged.size() >
+      kMaxReleasesPerCall) {
     return refuse(Invalid("releases", absl::StrCat("at most ", kMaxReleasesPerCall, " a call")));
   }
   return chain;
@@ -103,8 +105,8 @@ absl::StatusOr<absl::InlinedVector<PartId, 4>> Control::ResolveParts(const Names
   for (size_t i = 0; i < parts.size(); i += 2) {
     const PartId id{static_cast<uint8_t>(parts[i]), static_cast<uint8_t>(parts[i + 1])};
     if (std::find(info.parts.begin(), info.parts.end(), id) == info.parts.end()) {
-      return Invalid("parts", absl::StrCat("the namespace has no group ", id.group, " shard ",
-                                           id.shard));
+      return Invalid("parts",
+                     absl::StrCat("the namespace has no group ", id.group, " shard ", id.shard));
     }
     if (std::find(ids.begin(), ids.end(), id) != ids.end()) {
       return Invalid("parts", "names a part twice");
@@ -150,9 +152,10 @@ absl::StatusOr<Control::RegisteredNamespace> Control::RegisterNamespace(
     slots.push_back(Arena::SlotBytes(group.part_bytes));
     if (slots.back() > store_.arena().region_bytes()) {
       namespace_ids_.erase(it);
-      return refuse(Invalid(absl::StrCat("descriptor.groups[", g, "].part_bytes"),
-                            absl::StrCat("larger than a region of this daemon (",
-                                         store_.arena().region_bytes(), " bytes): give it more --dram")));
+      return refuse(
+          Invalid(absl::StrCat("descriptor.groups[", g, "].part_bytes"),
+                  absl::StrCat("larger than a region of this daemon (",
+                               store_.arena().region_bytes(), " bytes): give it more --dram")));
     }
   }
   std::sort(slots.begin(), slots.end());
@@ -163,16 +166,16 @@ absl::StatusOr<Control::RegisteredNamespace> Control::RegisterNamespace(
     namespace_ids_.erase(it);
     return refuse(absl::ResourceExhaustedError("namespaces: this daemon has as many as it may"));
   }
-  shape.pool =
-      pools_.try_emplace({domain, slots}, static_cast<EvictionPolicy::Pool>(pools_.size()))
-          .first->second;
+  shape.pool = pools_.try_emplace({domain, slots}, static_cast<EvictionPolicy::Pool>(pools_.size()))
+                   .first->second;
   it->second = residency_.AddNamespace(std::move(shape));
   namespaces_.push_back(std::move(info));
   KVD_CHECK(it->second + 1 == namespaces_.size()) << it->second;
   return RegisteredNamespace{it->second, descriptor.Fingerprint(), true};
 }
 
-// --- lookup and load ------------------------------------------------------------------------------
+// --- lookup and load
+// ------------------------------------------------------------------------------
 
 absl::StatusOr<Step> Control::Lookup(LookupCall& call) {
   absl::StatusOr<Chain> chain = ResolveChain(call.header, kMaxLookupBlocks);
@@ -257,9 +260,9 @@ Step Control::FillExtents(const Chain& chain, ExtentCursor& cursor, std::string&
   const ChainHash above = cursor.next > 0 ? chain.keys[cursor.next - 1] : chain.parent;
   const bool check_above = cursor.next > 0 || chain.has_parent;
   const NamespaceId ns = static_cast<NamespaceId>(chain.info - namespaces_.data());
-  const uint32_t n = residency_.Scan(ns, chain.keys.Suffix(cursor.next).Prefix(end - cursor.next),
-                                     check_above ? &above : nullptr,
-                                     absl::MakeSpan(found, end - cursor.next));
+  const uint32_t n =
+      residency_.Scan(ns, chain.keys.Suffix(cursor.next).Prefix(end - cursor.next),
+                      check_above ? &above : nullptr, absl::MakeSpan(found, end - cursor.next));
 
   for (uint32_t i = 0; i < n; ++i) {
     const size_t before = extents.size();
@@ -270,9 +273,8 @@ Step Control::FillExtents(const Chain& chain, ExtentCursor& cursor, std::string&
       const bool there = ref != 0 && part.state == static_cast<uint32_t>(PartState::kCommitted);
       const bool affordable =
           !there || holds_.held_bytes(chain.session->index) + part.length <= budget;
-      const bool counted =
-          affordable && (!there || residency_.Hold(ref)) &&
-          holds_.Append(cursor.hold, there ? ref : 0, there ? part.length : 0);
+      const bool counted = affordable && (!there || residency_.Hold(ref)) &&
+                           holds_.Append(cursor.hold, there ? ref : 0, there ? part.length : 0);
       if (!counted) {
         // Parts of this block that are held already stay so until the hold ends; they are not told.
         extents.resize(before);
@@ -301,7 +303,8 @@ Step Control::FillExtents(const Chain& chain, ExtentCursor& cursor, std::string&
   return cursor.next < cursor.limit ? Step::kMore : Step::kDone;
 }
 
-// --- leases, holds, pins --------------------------------------------------------------------------
+// --- leases, holds, pins
+// --------------------------------------------------------------------------
 
 LeaseId Control::AddLease(Session& session, BlockRef block, uint32_t lease_ms,
                           LeaseOutcome& outcome) {
@@ -397,7 +400,8 @@ absl::Status Control::Pin(PinCall& call) {
   if (call.owner.empty() || call.owner.size() > kMaxNameBytes) {
     return Invalid("owner", "must be 1 to 256 bytes");
   }
-  if (call.ttl_ms == 0 || call.ttl_ms > kMaxPinMs) return Invalid("ttl_ms", "must be 1 ms to 7 days");
+  if (call.ttl_ms == 0 || call.ttl_ms > kMaxPinMs)
+    return Invalid("ttl_ms", "must be 1 ms to 7 days");
   const BlockRef block = residency_.Find(call.header.ns, chain->keys[0]);
   if (block == 0 || residency_.block(block).state != BlockState::kVisible) {
     return absl::NotFoundError("key: no such block");
@@ -439,7 +443,8 @@ absl::Status Control::Unpin(std::string_view token, LeaseId pin_id) {
   return absl::OkStatus();
 }
 
-// --- the loop -------------------------------------------------------------------------------------
+// --- the loop
+// -------------------------------------------------------------------------------------
 
 void Control::Poll() {
   control_.AssertHeld();

@@ -1,6 +1,6 @@
-// The control thread's mind: sessions, namespaces, and what every call means for index, leases, holds
-// and reservations. It decides and counts; it never touches payload, never blocks, and is told the
-// time, so it runs unchanged under a manual clock and fake movers.
+// The control thread's mind: sessions, namespaces, and what every call means for index, leases,
+// holds and reservations. It decides and counts; it never touches payload, never blocks, and is
+// told the time, so it runs unchanged under a manual clock and fake movers.
 //
 // The life of a call: `service.cc` fills a struct of requests.h and calls the verb; kMore and kWait
 // ask to be called again (see there). Errors are those of kvd.proto.
@@ -152,14 +152,14 @@ class Control {
     uint32_t session = 0;  // Serial.
     NamespaceId ns = 0;
     absl::InlinedVector<PartId, 4> parts;
-    std::vector<BlockRef> blocks;  // By position in the list; 0: not granted, or committed.
-    std::string states;            // ReserveState, by position.
-    std::vector<PartRef> part_refs;  // Blocks times parts; 0: nothing to fill.
+    std::vector<BlockRef> blocks;        // By position in the list; 0: not granted, or committed.
+    std::string states;                  // ReserveState, by position.
+    std::vector<PartRef> part_refs;      // Blocks times parts; 0: nothing to fill.
     std::vector<FillBoard::Room> rooms;  // Of one block; scratch.
-    BlockRef anchor = 0;   // Leased: what the next block hangs below.
-    BlockRef last = 0;     // The block that the next one must follow.
-    bool root = false;     // `last` 0 means: the next block is a root.
-    bool closing = false;  // Waits for copies to end.
+    BlockRef anchor = 0;                 // Leased: what the next block hangs below.
+    BlockRef last = 0;                   // The block that the next one must follow.
+    bool root = false;                   // `last` 0 means: the next block is a root.
+    bool closing = false;                // Waits for copies to end.
     Nanos expires = 0;
   };
   struct PinInfo {
@@ -231,7 +231,7 @@ class Control {
   ControlCounters counters_;
   uint64_t tick_ = 0;  // Counts uses; the policy's time.
 
-  std::vector<NamespaceInfo> namespaces_;  // [0] is unused.
+  std::vector<NamespaceInfo> namespaces_;                                  // [0] is unused.
   std::map<std::pair<DomainId, std::string>, NamespaceId> namespace_ids_;  // By canonical form.
   std::map<std::pair<DomainId, std::vector<uint32_t>>, EvictionPolicy::Pool> pools_;
 
@@ -256,7 +256,7 @@ class Control {
 
   absl::flat_hash_map<LeaseId, PinInfo> pins_;
   std::map<std::pair<DomainId, std::string>, uint64_t> pinned_bytes_;  // By owner.
-  std::vector<InboxEvent> events_;  // Scratch of Poll().
+  std::vector<InboxEvent> events_;                                     // Scratch of Poll().
 };
 
 }  // namespace kvd

@@ -19,7 +19,8 @@ constexpr int kLeasesExpiredForRoom = 4096;
 
 }  // namespace
 
-// --- reserve --------------------------------------------------------------------------------------
+// --- reserve
+// --------------------------------------------------------------------------------------
 
 absl::StatusOr<Step> Control::Reserve(ReserveCall& call) {
   absl::StatusOr<Chain> chain = ResolveChain(call.header, kMaxPageBlocks);
@@ -154,8 +155,8 @@ ReserveState Control::ReserveBlock(Reservation& reservation, const Chain& chain,
   for (const PartId id : reservation.parts) {
     const PartRef part = residency_.FindPart(block, id);
     missing |= part == 0;
-    reserved |= part != 0 &&
-                residency_.part(part).state == static_cast<uint32_t>(PartState::kReserved);
+    reserved |=
+        part != 0 && residency_.part(part).state == static_cast<uint32_t>(PartState::kReserved);
   }
   if (missing) {
     const size_t first_part = reservation.part_refs.size();
@@ -196,8 +197,8 @@ bool Control::GrantParts(Reservation& reservation, const NamespaceInfo& info, Bl
   return true;
 }
 
-// Keeps `block` in place until the next call of this: nothing else holds what a new block is about to
-// hang below.
+// Keeps `block` in place until the next call of this: nothing else holds what a new block is about
+// to hang below.
 void Control::Anchor(Reservation& reservation, BlockRef block) {
   if (block != 0) residency_.Lease(block);
   if (reservation.anchor != 0) residency_.Unlease(reservation.anchor);
@@ -214,14 +215,15 @@ void Control::FinishReserve(ReserveCall& call) {
   }
   call.states = it->second->states;
   Anchor(*it->second, 0);
-  call.expires_ms = static_cast<uint32_t>(
-      std::max<Nanos>(0, it->second->expires - clock_.Now()) / kMillisecond);
+  call.expires_ms =
+      static_cast<uint32_t>(std::max<Nanos>(0, it->second->expires - clock_.Now()) / kMillisecond);
   if (call.granted > 0) return;
   CloseReservation(call.reservation_id);
   call.reservation_id = 0;
 }
 
-// --- commit ---------------------------------------------------------------------------------------
+// --- commit
+// ---------------------------------------------------------------------------------------
 
 absl::StatusOr<Step> Control::Commit(CommitCall& call) {
   absl::StatusOr<Session*> session = FindSession(call.header.session);
@@ -229,7 +231,8 @@ absl::StatusOr<Step> Control::Commit(CommitCall& call) {
   if (call.phase == CommitCall::Phase::kStart) {
     call.inline_put = call.reservation_id == 0;
     if (call.header.releases.holds.size() + call.header.releases.leases.size() +
-            call.header.releases.damaged.size() > kMaxReleasesPerCall) {
+            call.header.releases.damaged.size() >
+        kMaxReleasesPerCall) {
       return Invalid("releases", absl::StrCat("at most ", kMaxReleasesPerCall, " a call"));
     }
     if (!call.inline_put) ApplyReleases(**session, call.header.releases);
@@ -242,7 +245,8 @@ absl::StatusOr<Step> Control::CommitReserved(CommitCall& call, Session& session)
   const auto it = reservations_.find(call.reservation_id);
   if (it == reservations_.end() || it->second->session != session.serial || it->second->closing) {
     ++counters_.calls_refused;
-    return absl::NotFoundError("reservation_id: no such reservation of this session, or it expired");
+    return absl::NotFoundError(
+        "reservation_id: no such reservation of this session, or it expired");
   }
   Reservation& reservation = *it->second;
   if (call.phase == CommitCall::Phase::kStart) {
@@ -265,8 +269,7 @@ Step Control::CommitBlocks(CommitCall& call, uint64_t id, Reservation& reservati
   const uint32_t stored_before = call.stored;
   ++tick_;
   for (; call.next < end; ++call.next) {
-    const CommitResult result =
-        CommitBlock(call, id, reservation, call.first_block + call.next);
+    const CommitResult result = CommitBlock(call, id, reservation, call.first_block + call.next);
     call.results.push_back(static_cast<char>(result));
   }
   counters_.committed_blocks += call.stored - stored_before;
@@ -276,8 +279,7 @@ Step Control::CommitBlocks(CommitCall& call, uint64_t id, Reservation& reservati
 
 CommitResult Control::CommitBlock(CommitCall& call, uint64_t id, Reservation& reservation,
                                   uint32_t position) {
-  const BlockRef block =
-      position < reservation.blocks.size() ? reservation.blocks[position] : 0;
+  const BlockRef block = position < reservation.blocks.size() ? reservation.blocks[position] : 0;
   if (block == 0) {
     switch (static_cast<ReserveState>(reservation.states[position])) {
       case ReserveState::kNoRoom:
@@ -332,8 +334,7 @@ absl::StatusOr<Step> Control::CommitInline(CommitCall& call, Session& session) {
       const size_t staging = session.staging == nullptr ? 0 : session.staging->bytes().size();
       for (size_t i = 0; i < fills; ++i) {
         const auto staged = UnpackAt<PackedStaged>(call.staged, i);
-        const uint32_t expected =
-            chain->info->group_part_bytes[(*parts)[i % parts->size()].group];
+        const uint32_t expected = chain->info->group_part_bytes[(*parts)[i % parts->size()].group];
         if (staged.length != expected || staged.offset > staging ||
             staged.length > staging - staged.offset) {
           return Invalid(absl::StrCat("staged[", i, "]"),
@@ -347,10 +348,10 @@ absl::StatusOr<Step> Control::CommitInline(CommitCall& call, Session& session) {
     if (call.reserve.reservation_id == 0) {  // Nothing to store.
       for (const char state : call.reserve.states) {
         const auto reserve_state = static_cast<ReserveState>(state);
-        call.results.push_back(static_cast<char>(
-            reserve_state == ReserveState::kNoRoom     ? CommitResult::kNoRoom
-            : reserve_state == ReserveState::kNoParent ? CommitResult::kNoParent
-                                                       : CommitResult::kPresent));
+        call.results.push_back(
+            static_cast<char>(reserve_state == ReserveState::kNoRoom     ? CommitResult::kNoRoom
+                              : reserve_state == ReserveState::kNoParent ? CommitResult::kNoParent
+                                                                         : CommitResult::kPresent));
       }
       return Step::kDone;
     }
@@ -388,7 +389,8 @@ absl::StatusOr<Step> Control::StartInlineFills(CommitCall& call, Session& sessio
   return Step::kWait;
 }
 
-// --- giving up ------------------------------------------------------------------------------------
+// --- giving up
+// ------------------------------------------------------------------------------------
 
 absl::Status Control::Abort(std::string_view token, uint64_t reservation_id) {
   absl::StatusOr<Session*> session = FindSession(token);

@@ -70,8 +70,7 @@ uint32_t FillBoard::copying() const {
   return copying_;
 }
 
-FillBoard::Ticket FillBoard::Begin(uint32_t session, uint64_t id, uint32_t index,
-                                   uint32_t length) {
+FillBoard::Ticket FillBoard::Begin(uint32_t session, uint64_t id, uint32_t index, uint32_t length) {
   absl::MutexLock lock(&mu_);
   Reservation* reservation = Find(id);
   if (reservation == nullptr || reservation->session != session || reservation->closing) {

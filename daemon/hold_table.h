@@ -1,6 +1,6 @@
 // Holds: promises to a session that the room of the extents of one answer is neither moved nor
-// reused. A hold names a list of parts, in the order in which their extents were answered, so that a
-// client can give all of them back, or call one of them damaged, by a number and a position.
+// reused. A hold names a list of parts, in the order in which their extents were answered, so that
+// a client can give all of them back, or call one of them damaged, by a number and a position.
 //
 // Threads: one, the control thread. All memory is set aside by the constructor.
 
@@ -67,7 +67,7 @@ class HoldTable {
     uint32_t first = 0;  // Node.
     uint32_t last = 0;
     uint32_t extents = 0;
-    uint32_t next = 0;   // Of the same session, or of the free ones.
+    uint32_t next = 0;  // Of the same session, or of the free ones.
     uint32_t prev = 0;
     bool open = false;
   };
@@ -83,8 +83,8 @@ class HoldTable {
   static uint32_t Index(HoldId id) { return static_cast<uint32_t>(id); }
   void Free(uint32_t index);
 
-  std::vector<Hold> holds_;  // [0] is unused.
-  std::vector<Node> nodes_;  // [0] is unused.
+  std::vector<Hold> holds_;   // [0] is unused.
+  std::vector<Node> nodes_;   // [0] is unused.
   std::vector<Owned> owned_;  // By session.
   uint32_t free_hold_ = 0;
   uint32_t free_node_ = 0;

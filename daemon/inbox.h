@@ -1,5 +1,5 @@
-// What other threads tell the control thread. Posting wakes it; it drains the box before it looks at
-// the next call, so that a session is known before its first call is.
+// What other threads tell the control thread. Posting wakes it; it drains the box before it looks
+// at the next call, so that a session is known before its first call is.
 //
 // Threads: Post() any thread; Drain() the control thread. The number of entries is bounded by what
 // posts them: sessions, jobs in flight, admin threads.
@@ -57,8 +57,8 @@ struct RegionMade {
 struct Task {  // Of the admin service.
   std::function<void(Control&)> run;
 };
-using InboxEvent = std::variant<SessionOpened, StagingOpened, SessionEnded, ProcessExited, FillsDone,
-                                Verified, RegionMade, Task>;
+using InboxEvent = std::variant<SessionOpened, StagingOpened, SessionEnded, ProcessExited,
+                                FillsDone, Verified, RegionMade, Task>;
 
 class Inbox {
  public:

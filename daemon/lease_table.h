@@ -1,5 +1,5 @@
-// Leases: promises that a chain stays findable until a point in time. This table knows when they end
-// and whose they are; the counts that keep blocks in place are in the index.
+// Leases: promises that a chain stays findable until a point in time. This table knows when they
+// end and whose they are; the counts that keep blocks in place are in the index.
 //
 // Threads: one, the control thread. All memory is set aside by the constructor.
 
@@ -54,16 +54,14 @@ class LeaseTable {
     uint32_t count = 0;
   };
 
-  LeaseId IdOf(uint32_t index) const {
-    return uint64_t{entries_[index].sequence} << 32 | index;
-  }
+  LeaseId IdOf(uint32_t index) const { return uint64_t{entries_[index].sequence} << 32 | index; }
   const Entry* EntryOf(LeaseId id) const;
   void Place(uint32_t position, uint32_t index);
   void Sift(uint32_t position);
 
-  std::vector<Entry> entries_;   // [0] is unused.
-  std::vector<uint32_t> heap_;   // Binary, the first to end first; positions count from 1.
-  std::vector<Owned> owned_;     // By session.
+  std::vector<Entry> entries_;  // [0] is unused.
+  std::vector<uint32_t> heap_;  // Binary, the first to end first; positions count from 1.
+  std::vector<Owned> owned_;    // By session.
   uint32_t free_ = 0;
 };
 

@@ -1,5 +1,5 @@
-// Who moves and sums bytes for the control thread, which never touches them: copier threads, and the
-// one that makes regions. Results come back through the inbox.
+// Who moves and sums bytes for the control thread, which never touches them: copier threads, and
+// the one that makes regions. Results come back through the inbox.
 //
 // Threads: called by the control thread; nothing blocks.
 

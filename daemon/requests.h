@@ -2,8 +2,8 @@
 // shared-memory ring) would make of its own. Views point into the caller's message, which outlives
 // the call.
 //
-// A call that takes long is done in slices: a handler returns kMore when it has used its share of the
-// control thread, kWait when it waits for somebody; the front end runs it again then.
+// A call that takes long is done in slices: a handler returns kMore when it has used its share of
+// the control thread, kWait when it waits for somebody; the front end runs it again then.
 
 #pragma once
 

@@ -91,8 +91,8 @@ uint32_t Residency::Scan(NamespaceId ns, const KeyList& keys, const ChainHash* p
       const BlockRef ref = FindTagged(tags[i], ns, hashes[i]);
       if (ref == 0 || blocks_[ref].state != BlockState::kVisible) return at;
       if (at > 0 ? blocks_[ref].parent != above
-                 : parent != nullptr && (blocks_[ref].parent == 0 ||
-                                         blocks_[blocks_[ref].parent].key != *parent)) {
+                 : parent != nullptr &&
+                       (blocks_[ref].parent == 0 || blocks_[blocks_[ref].parent].key != *parent)) {
         return at;
       }
       found[at] = above = ref;
@@ -109,8 +109,8 @@ Residency::Prefix Residency::ExactPrefix(NamespaceId ns, const KeyList& keys,
   ChainHash above;
   for (uint32_t from = 0; from < keys.size(); from += kExactBlocks) {
     const uint32_t n = std::min(kExactBlocks, keys.size() - from);
-    const uint32_t found = Scan(ns, keys.Suffix(from), from == 0 ? parent : &above,
-                                absl::MakeSpan(page, n));
+    const uint32_t found =
+        Scan(ns, keys.Suffix(from), from == 0 ? parent : &above, absl::MakeSpan(page, n));
     if (found == 0) break;
     prefix = {from + found, page[found - 1]};
     if (found < n) break;
@@ -191,8 +191,9 @@ Residency::Prefix Residency::WalkBackToServable(Prefix prefix) const {
   for (const NamespaceShape::Window& window : shape.windows) {
     widest = std::max(widest, window.blocks);
   }
-  // `prefix` is the candidate; `back` blocks from its end serve. A gap inside somebody's window moves
-  // the candidate before the gap. Each block is looked at once; a window may reach above the list.
+  // `prefix` is the candidate; `back` blocks from its end serve. A gap inside somebody's window
+  // moves the candidate before the gap. Each block is looked at once; a window may reach above the
+  // list.
   BlockRef at = prefix.deepest;
   for (uint32_t back = 0; at != 0 && back < widest;) {
     const Block& block = blocks_[at];

@@ -33,11 +33,11 @@ enum class BlockState : uint8_t {
   kProducing = 1,  // Some full part is not committed yet. Not found.
   kParked = 2,     // Complete, below a parent that is not visible yet. Not found.
   kVisible = 3,
-  kStub = 4,       // Bytes gone or never came, kept for what lies below. Not found.
+  kStub = 4,  // Bytes gone or never came, kept for what lies below. Not found.
 };
 
 enum class PartState : uint32_t {
-  kReserved = 0,     // Room is set aside.
+  kReserved = 0,  // Room is set aside.
   kCommitted = 1,
   kQuarantined = 2,  // Belongs to no block any more; its room waits for its holds to end.
 };
@@ -59,20 +59,20 @@ struct NamespaceShape {
 struct Block {
   ChainHash key;
   NamespaceId ns = 0;
-  BlockRef parent = 0;        // 0 at the root.
-  BlockRef jump = 0;          // An ancestor further up; any ancestor takes O(log depth) steps.
-  BlockRef first_child = 0;   // Of any state.
+  BlockRef parent = 0;       // 0 at the root.
+  BlockRef jump = 0;         // An ancestor further up; any ancestor takes O(log depth) steps.
+  BlockRef first_child = 0;  // Of any state.
   BlockRef next_sibling = 0;
   BlockRef prev_sibling = 0;
   PartRef first_part = 0;
-  uint32_t depth = 0;         // 0 at the root.
-  uint32_t leases = 0;        // Leases, pins and reservations that end exactly here.
-  uint32_t holds = 0;         // On its parts.
+  uint32_t depth = 0;            // 0 at the root.
+  uint32_t leases = 0;           // Leases, pins and reservations that end exactly here.
+  uint32_t holds = 0;            // On its parts.
   uint16_t complete_groups = 0;  // Bit g: every shard of group g is committed.
   uint16_t reserved_parts = 0;   // Not committed yet.
   BlockState state = BlockState::kFree;
-  bool offered = false;       // To the policy.
-  bool gap = false;           // Was seen and is not now: visible blocks may hang below.
+  bool offered = false;  // To the policy.
+  bool gap = false;      // Was seen and is not now: visible blocks may hang below.
 };
 static_assert(sizeof(Block) == 80);
 
@@ -80,9 +80,9 @@ struct Part {
   BlockRef block = 0;  // 0 when quarantined.
   PartRef next = 0;    // Of the same block.
   uint32_t region = 0;
-  uint32_t slot = 0;   // In the region.
+  uint32_t slot = 0;  // In the region.
   uint32_t generation = 0;
-  uint32_t sum = 0;    // CRC32C of the bytes.
+  uint32_t sum = 0;          // CRC32C of the bytes.
   uint32_t length : 30 = 0;  // Bytes.
   uint32_t state : 2 = 0;    // PartState.
   uint16_t holds = 0;
@@ -210,7 +210,7 @@ class Residency {
 
   // Checks the blocks numbered [from, from + n): stranded ones and counts that do not add up.
   struct AuditResult {
-    uint64_t blocks = 0;    // Visible.
+    uint64_t blocks = 0;  // Visible.
     uint64_t stranded = 0;
     uint64_t errors = 0;
     const char* first_error = nullptr;
@@ -253,16 +253,17 @@ class Residency {
   const uint64_t secret_;
   const uint32_t bucket_mask_;
 
-  MappedArray<Block> blocks_;    // [0] is unused.
-  MappedArray<Part> parts_;      // [0] is unused; pages are touched by use.
-  MappedArray<Bucket> buckets_;  // Linear probing; at most half full, so no tombstones and no growth.
+  MappedArray<Block> blocks_;  // [0] is unused.
+  MappedArray<Part> parts_;    // [0] is unused; pages are touched by use.
+  MappedArray<Bucket>
+      buckets_;  // Linear probing; at most half full, so no tombstones and no growth.
   std::vector<NamespaceShape> shapes_;
   uint64_t gaps_ = 0;  // Blocks with `gap`: while there are any, presence is not monotone.
   EvictionPolicy::Pool pools_ = 0;  // Pools in use count from 0.
-  BlockRef free_block_ = 0;  // Chained by next_sibling.
-  PartRef free_part_ = 0;    // Chained by next.
-  uint64_t parts_used_ = 0;  // Numbers handed out at least once.
-  mutable uint64_t path_bits_;  // Which ancestors Confirm() visits.
+  BlockRef free_block_ = 0;         // Chained by next_sibling.
+  PartRef free_part_ = 0;           // Chained by next.
+  uint64_t parts_used_ = 0;         // Numbers handed out at least once.
+  mutable uint64_t path_bits_;      // Which ancestors Confirm() visits.
   Counts counts_;
 };
 

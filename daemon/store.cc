@@ -49,8 +49,8 @@ std::optional<Arena::Room> Store::FindRoom(const NamespaceShape& shape, uint32_t
   }
 }
 
-// Empties the region of another domain or slot size that costs the fewest blocks. False when none can
-// be emptied, or when the emptied one needs new memory before we may have it.
+// Empties the region of another domain or slot size that costs the fewest blocks. False when none
+// can be emptied, or when the emptied one needs new memory before we may have it.
 bool Store::EmptyARegion(DomainId domain, uint32_t slot_bytes) {
   std::vector<uint32_t> candidates;
   for (uint32_t region = 0; region < arena_.regions(); ++region) {

@@ -1,8 +1,8 @@
 // Blocks with room: the index and the arena together, and how room is made.
 //
 // Eviction happens here and only here, at admission, never by a timer: a reservation that finds no
-// index entry or no slot evicts what the policy names, until it has room or nothing may leave. A slot
-// size without room of its own takes the region that eviction empties cheapest.
+// index entry or no slot evicts what the policy names, until it has room or nothing may leave. A
+// slot size without room of its own takes the region that eviction empties cheapest.
 //
 // Threads: one, the control thread.
 

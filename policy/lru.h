@@ -1,9 +1,9 @@
 // Leaf-first least recently used.
 //
-// The order is that of plain LRU in which a request touches its blocks tail to head. Only the deepest
-// block of a chain is told of a use; when it leaves, its parent inherits the time. So a lookup of
-// 32,768 blocks costs one update, and the victims are the same (policies.md of the reference set and
-// tests/policy/lru_test.cc compare the two).
+// The order is that of plain LRU in which a request touches its blocks tail to head. Only the
+// deepest block of a chain is told of a use; when it leaves, its parent inherits the time. So a
+// lookup of 32,768 blocks costs one update, and the victims are the same (policies.md of the
+// reference set and tests/policy/lru_test.cc compare the two).
 
 #pragma once
 

@@ -30,7 +30,7 @@ class Arena {
  public:
   struct Options {
     uint64_t bytes = 1u << 30;
-    uint64_t region_bytes = 0;  // 0: 256 MiB, or a sixteenth of a smaller arena.
+    uint64_t region_bytes = 0;            // 0: 256 MiB, or a sixteenth of a smaller arena.
     PageKind pages = PageKind::kHugetlb;  // A wish.
   };
 

@@ -31,7 +31,8 @@ bool HasHugeShmemPages(const void* address) {
     uint64_t kib = 0;
     if (std::sscanf(line, "%" SCNx64 "-%" SCNx64 " ", &from, &to) == 2) {
       if (inside) break;
-      inside = from <= reinterpret_cast<uint64_t>(address) && reinterpret_cast<uint64_t>(address) < to;
+      inside =
+          from <= reinterpret_cast<uint64_t>(address) && reinterpret_cast<uint64_t>(address) < to;
     } else if (inside && std::sscanf(line, "ShmemPmdMapped: %" SCNu64, &kib) == 1) {
       huge = kib > 0;
     }
@@ -90,8 +91,7 @@ absl::StatusOr<MemoryRegion> MemoryRegion::Create(uint64_t size_bytes, PageKind 
       return absl::ResourceExhaustedError(
           absl::StrCat("no memory for a region of ", size_bytes, " bytes: ", std::strerror(errno)));
     }
-    region.page_kind_ =
-        HasHugeShmemPages(region.data_) ? PageKind::kShmemHuge : PageKind::kSmall;
+    region.page_kind_ = HasHugeShmemPages(region.data_) ? PageKind::kShmemHuge : PageKind::kSmall;
   }
   const int seals = F_SEAL_FUTURE_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
   if (fcntl(fd, F_ADD_SEALS, seals) == 0) {

@@ -32,7 +32,7 @@ class MemoryRegion {
 
   std::byte* data() const { return data_; }
   uint64_t size_bytes() const { return size_bytes_; }
-  int read_only_fd() const { return fd_; }  // Stays this object's.
+  int read_only_fd() const { return fd_; }           // Stays this object's.
   PageKind page_kind() const { return page_kind_; }  // What was got.
 
  private:

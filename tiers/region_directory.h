@@ -1,5 +1,5 @@
-// Which region numbers exist, whose they are, and the descriptor to hand out: what the session thread
-// may know of the arena.
+// Which region numbers exist, whose they are, and the descriptor to hand out: what the session
+// thread may know of the arena.
 //
 // Threads: safe from any thread. The control thread writes when a region changes hands, the session
 // thread reads when a client first meets a number.

@@ -13,8 +13,8 @@
 
 namespace kvd {
 
-// The engine's hash of a block's tokens and of all before it. Opaque, up to 32 bytes; shorter hashes
-// are padded with zeros. A namespace fixes the length, so padding makes no two hashes equal.
+// The engine's hash of a block's tokens and of all before it. Opaque, up to 32 bytes; shorter
+// hashes are padded with zeros. A namespace fixes the length, so padding makes no two hashes equal.
 struct ChainHash {
   std::array<std::byte, kMaxHashBytes> bytes{};
 

@@ -1,5 +1,5 @@
-// An array of plain records in memory of its own, zeroed, set aside at start. Pages may be touched at
-// once (no fault in a request) or left to the first use (a bound that is rarely met).
+// An array of plain records in memory of its own, zeroed, set aside at start. Pages may be touched
+// at once (no fault in a request) or left to the first use (a bound that is rarely met).
 
 #pragma once
 

@@ -1,9 +1,9 @@
 // The copy loops: the product's hottest code. Each takes the CRC32C of what it stores from the
 // registers that it stores, so the source is read once and what is summed is what was written.
 //
-// No loop is best everywhere: four pages at once with non-temporal stores win on one server CPU, one
-// stream with prefetch on another. A process calibrates the handful that its CPU can run for some
-// milliseconds at start, for each size class and use, and says which it took.
+// No loop is best everywhere: four pages at once with non-temporal stores win on one server CPU,
+// one stream with prefetch on another. A process calibrates the handful that its CPU can run for
+// some milliseconds at start, for each size class and use, and says which it took.
 //
 // Threads: CopyLoops() and everything in Copier are safe from any thread.
 
@@ -24,8 +24,8 @@ enum class CopyUse : uint8_t {
   kCache,   // Soon, by another thread through the cache (staging): ordinary stores.
 };
 
-// One way to copy. `copy_sum` copies and returns the CRC32C of the bytes stored; `copy` only copies.
-// Any alignment, any length, no overlap.
+// One way to copy. `copy_sum` copies and returns the CRC32C of the bytes stored; `copy` only
+// copies. Any alignment, any length, no overlap.
 struct CopyLoop {
   std::string_view name;
   CopyUse use;
