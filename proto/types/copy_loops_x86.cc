@@ -22,7 +22,8 @@ constexpr size_t kStreams = 4;
 enum class Store { kNone, kOrdinary, kNonTemporal };
 
 // What is left to do, and the state of what is done. Every loop below consumes as many whole steps
-// of its own as there are; the last bytes are for AppendWords().
+// of its own as there are and returns the rest; the last bytes are for AppendWords(). It travels by
+// value: by reference, the compiler would reload it after each store of bytes.
 struct Cursor {
   uint32_t state;
   std::byte* target;  // Not used with Store::kNone.
@@ -39,7 +40,7 @@ struct Cursor {
 // ---- Word by word: heads, tails and small sizes ----
 
 template <Store kStore>
-KVD_TARGET_SSE void AppendWords(Cursor& at, size_t size) {
+KVD_TARGET_SSE Cursor AppendWords(Cursor at, size_t size) {
   uint64_t state = at.state;
   size_t i = 0;
   for (; i + 8 <= size; i += 8) {
@@ -55,6 +56,7 @@ KVD_TARGET_SSE void AppendWords(Cursor& at, size_t size) {
   }
   at.state = static_cast<uint32_t>(state);
   at.Advance(size);
+  return at;
 }
 
 // ---- The CRC instruction, in four streams because each one takes three cycles ----
@@ -69,10 +71,32 @@ KVD_TARGET_SSE inline uint64_t CarrylessMultiply(uint64_t a, uint64_t b) {
                                              _mm_cvtsi64_si128(static_cast<int64_t>(b)), 0x00)));
 }
 
+KVD_TARGET_SSE inline uint64_t AppendVector(uint64_t state, __m128i data) {
+  state = _mm_crc32_u64(state, static_cast<uint64_t>(_mm_cvtsi128_si64(data)));
+  return _mm_crc32_u64(state, static_cast<uint64_t>(_mm_extract_epi64(data, 1)));
+}
+
+// Moves four vectors that are kStride apart. All loads go before all stores: a load behind a store
+// to the same offset in another page would wait, because the CPU compares the low 12 bits first.
+template <Store kStore, size_t kStride>
+KVD_TARGET_SSE inline void MoveFour(std::byte* target, const std::byte* source,
+                                    __m128i (&data)[4]) {
+#pragma GCC unroll 4
+  for (size_t i = 0; i < 4; ++i) {
+    data[i] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(source + i * kStride));
+  }
+#pragma GCC unroll 4
+  for (size_t i = 0; i < 4; ++i) {
+    auto* const to = reinterpret_cast<__m128i*>(target + i * kStride);
+    if constexpr (kStore == Store::kOrdinary) _mm_storeu_si128(to, data[i]);
+    if constexpr (kStore == Store::kNonTemporal) _mm_stream_si128(to, data[i]);
+  }
+}
+
 // Streams that are a page apart find every hardware prefetcher at work; nearer ones are one stream
 // to the memory and are prefetched by hand.
 template <Store kStore, bool kSum, size_t kSegment>
-KVD_TARGET_SSE void CrcStreams(Cursor& at) {
+KVD_TARGET_SSE Cursor CrcStreams(Cursor at) {
   constexpr size_t kGroup = kStreams * kSegment;
   constexpr uint64_t kShift3 = ShiftBy(3 * kSegment);
   constexpr uint64_t kShift2 = ShiftBy(2 * kSegment);
@@ -80,20 +104,16 @@ KVD_TARGET_SSE void CrcStreams(Cursor& at) {
   for (; at.size >= kGroup; at.Advance(kGroup)) {
     uint64_t state[kStreams] = {at.state, 0, 0, 0};
     for (size_t line = 0; line < kSegment; line += kLine) {
-#pragma GCC unroll 8
-      for (size_t i = line; i < line + kLine; i += 8) {
+      for (size_t stream = 0; kSegment < kPage && stream < kStreams; ++stream) {
+        _mm_prefetch(at.source + kGroup + stream * kSegment + line, _MM_HINT_T0);
+      }
+#pragma GCC unroll 4
+      for (size_t i = line; i < line + kLine; i += 16) {
+        __m128i data[kStreams];
+        MoveFour<kStore, kSegment>(at.target + i, at.source + i, data);
 #pragma GCC unroll 4
         for (size_t stream = 0; stream < kStreams; ++stream) {
-          const std::byte* source = at.source + stream * kSegment + i;
-          if (kSegment < kPage && i == line) _mm_prefetch(source + kGroup, _MM_HINT_T0);
-          uint64_t word;
-          std::memcpy(&word, source, 8);
-          std::byte* target = at.target + stream * kSegment + i;
-          if constexpr (kStore == Store::kOrdinary) std::memcpy(target, &word, 8);
-          if constexpr (kStore == Store::kNonTemporal) {
-            _mm_stream_si64(reinterpret_cast<long long*>(target), static_cast<long long>(word));
-          }
-          if constexpr (kSum) state[stream] = _mm_crc32_u64(state[stream], word);
+          if constexpr (kSum) state[stream] = AppendVector(state[stream], data[stream]);
         }
       }
     }
@@ -104,17 +124,17 @@ KVD_TARGET_SSE void CrcStreams(Cursor& at) {
       at.state = static_cast<uint32_t>(_mm_crc32_u64(0, before_last) ^ state[3]);
     }
   }
+  return at;
 }
 
 template <Store kStore, bool kSum>
-KVD_TARGET_SSE void CrcOne(Cursor& at) {
-  CrcStreams<kStore, kSum, 512>(at);
+KVD_TARGET_SSE Cursor CrcOne(Cursor at) {
+  return CrcStreams<kStore, kSum, 512>(at);
 }
 
 template <Store kStore, bool kSum>
-KVD_TARGET_SSE void CrcPages(Cursor& at) {
-  CrcStreams<kStore, kSum, kPage>(at);
-  CrcOne<kStore, kSum>(at);
+KVD_TARGET_SSE Cursor CrcPages(Cursor at) {
+  return CrcOne<kStore, kSum>(CrcStreams<kStore, kSum, kPage>(at));
 }
 
 // ---- Folding ----
@@ -151,36 +171,21 @@ KVD_TARGET_SSE inline __m128i Fold(__m128i sum, __m128i by, __m128i data) {
 }
 
 KVD_TARGET_SSE inline uint32_t Reduce(__m128i sum) {
-  const uint64_t state = _mm_crc32_u64(0, static_cast<uint64_t>(_mm_cvtsi128_si64(sum)));
-  return static_cast<uint32_t>(
-      _mm_crc32_u64(state, static_cast<uint64_t>(_mm_extract_epi64(sum, 1))));
-}
-
-template <Store kStore>
-KVD_TARGET_SSE inline __m128i Move128(std::byte* target, const std::byte* source) {
-  const __m128i data = _mm_loadu_si128(reinterpret_cast<const __m128i*>(source));
-  if constexpr (kStore == Store::kOrdinary) {
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(target), data);
-  }
-  if constexpr (kStore == Store::kNonTemporal) {
-    _mm_stream_si128(reinterpret_cast<__m128i*>(target), data);
-  }
-  return data;
+  return static_cast<uint32_t>(AppendVector(0, sum));
 }
 
 template <Store kStore, bool kSum, size_t kAhead>
-KVD_TARGET_SSE void Fold128One(Cursor& at) {
-  if (at.size < kLine) return;
+KVD_TARGET_SSE Cursor Fold128One(Cursor at) {
+  if (at.size < kLine) return at;
   const __m128i by = Broadcast128(kFold512);
   __m128i first = _mm_cvtsi32_si128(static_cast<int>(at.state));  // Belongs to the first 4 bytes.
   __m128i sum[4] = {};
   for (; at.size >= kLine; at.Advance(kLine)) {
     _mm_prefetch(at.source + kAhead, _MM_HINT_T0);
+    __m128i data[4];
+    MoveFour<kStore, 16>(at.target, at.source, data);
 #pragma GCC unroll 4
-    for (size_t i = 0; i < 4; ++i) {
-      const __m128i data = Move128<kStore>(at.target + 16 * i, at.source + 16 * i);
-      if constexpr (kSum) sum[i] = Fold(sum[i], by, data);
-    }
+    for (size_t i = 0; kSum && i < 4; ++i) sum[i] = Fold(sum[i], by, data[i]);
     if constexpr (kSum) {
       sum[0] = _mm_xor_si128(sum[0], first);
       first = _mm_setzero_si128();
@@ -190,10 +195,11 @@ KVD_TARGET_SSE void Fold128One(Cursor& at) {
     const __m128i next = Broadcast128(kFold128);
     at.state = Reduce(Fold(Fold(Fold(sum[0], next, sum[1]), next, sum[2]), next, sum[3]));
   }
+  return at;
 }
 
 template <Store kStore, bool kSum>
-KVD_TARGET_SSE void Fold128Pages(Cursor& at) {
+KVD_TARGET_SSE Cursor Fold128Pages(Cursor at) {
   constexpr size_t kGroup = kStreams * kPage;
   if (at.size >= kGroup) {
     const __m128i by = Broadcast128(kFold128);
@@ -203,11 +209,11 @@ KVD_TARGET_SSE void Fold128Pages(Cursor& at) {
       for (size_t line = 0; line < kPage; line += kLine) {
 #pragma GCC unroll 4
         for (size_t i = line; i < line + kLine; i += 16) {
+          __m128i data[kStreams];
+          MoveFour<kStore, kPage>(at.target + i, at.source + i, data);
 #pragma GCC unroll 4
-          for (size_t page = 0; page < kStreams; ++page) {
-            const size_t offset = page * kPage + i;
-            const __m128i data = Move128<kStore>(at.target + offset, at.source + offset);
-            if constexpr (kSum) sum[page] = Fold(sum[page], by, data);
+          for (size_t page = 0; kSum && page < kStreams; ++page) {
+            sum[page] = Fold(sum[page], by, data[page]);
           }
           if constexpr (kSum) {
             sum[0] = _mm_xor_si128(sum[0], first);
@@ -224,7 +230,7 @@ KVD_TARGET_SSE void Fold128Pages(Cursor& at) {
     }
     if constexpr (kSum) at.state = Reduce(sum[0]);
   }
-  Fold128One<kStore, kSum, 512>(at);
+  return Fold128One<kStore, kSum, 512>(at);
 }
 
 KVD_TARGET_AVX512 inline __m512i Broadcast512(FoldBy by) {
@@ -252,31 +258,33 @@ KVD_TARGET_AVX512 inline uint32_t Reduce(__m512i sum) {
   return Reduce(last);
 }
 
-template <Store kStore>
-KVD_TARGET_AVX512 inline __m512i Move512(std::byte* target, const std::byte* source) {
-  const __m512i data = _mm512_loadu_si512(source);
-  if constexpr (kStore == Store::kOrdinary) _mm512_storeu_si512(target, data);
-  if constexpr (kStore == Store::kNonTemporal) {
-    _mm512_stream_si512(reinterpret_cast<__m512i*>(target), data);
+template <Store kStore, size_t kStride>
+KVD_TARGET_AVX512 inline void MoveFour(std::byte* target, const std::byte* source,
+                                       __m512i (&data)[4]) {
+#pragma GCC unroll 4
+  for (size_t i = 0; i < 4; ++i) data[i] = _mm512_loadu_si512(source + i * kStride);
+#pragma GCC unroll 4
+  for (size_t i = 0; i < 4; ++i) {
+    auto* const to = reinterpret_cast<__m512i*>(target + i * kStride);
+    if constexpr (kStore == Store::kOrdinary) _mm512_storeu_si512(to, data[i]);
+    if constexpr (kStore == Store::kNonTemporal) _mm512_stream_si512(to, data[i]);
   }
-  return data;
 }
 
 template <Store kStore, bool kSum, size_t kAhead>
-KVD_TARGET_AVX512 void Fold512One(Cursor& at) {
+KVD_TARGET_AVX512 Cursor Fold512One(Cursor at) {
   constexpr size_t kStep = 4 * kLine;
-  if (at.size < kStep) return;
+  if (at.size < kStep) return at;
   const __m512i by = Broadcast512(kFold2048);
   __m512i first = FirstState(at.state);
   __m512i sum[4] = {};
   for (; at.size >= kStep; at.Advance(kStep)) {
 #pragma GCC unroll 4
     for (size_t i = 0; i < 4; ++i) _mm_prefetch(at.source + i * kLine + kAhead, _MM_HINT_T0);
+    __m512i data[4];
+    MoveFour<kStore, kLine>(at.target, at.source, data);
 #pragma GCC unroll 4
-    for (size_t i = 0; i < 4; ++i) {
-      const __m512i data = Move512<kStore>(at.target + i * kLine, at.source + i * kLine);
-      if constexpr (kSum) sum[i] = Fold(sum[i], by, data);
-    }
+    for (size_t i = 0; kSum && i < 4; ++i) sum[i] = Fold(sum[i], by, data[i]);
     if constexpr (kSum) {
       sum[0] = _mm512_xor_si512(sum[0], first);
       first = _mm512_setzero_si512();
@@ -286,10 +294,11 @@ KVD_TARGET_AVX512 void Fold512One(Cursor& at) {
     const __m512i next = Broadcast512(kFold512);
     at.state = Reduce(Fold(Fold(Fold(sum[0], next, sum[1]), next, sum[2]), next, sum[3]));
   }
+  return at;
 }
 
-template <Store kStore, bool kSum>
-KVD_TARGET_AVX512 void Fold512Pages(Cursor& at) {
+template <Store kStore, bool kSum, size_t kAhead>
+KVD_TARGET_AVX512 Cursor Fold512Pages(Cursor at) {
   constexpr size_t kGroup = kStreams * kPage;
   if (at.size >= kGroup) {
     const __m512i by = Broadcast512(kFold512);
@@ -297,11 +306,17 @@ KVD_TARGET_AVX512 void Fold512Pages(Cursor& at) {
     __m512i sum[kStreams] = {};
     for (; at.size >= kGroup; at.Advance(kGroup)) {
       for (size_t line = 0; line < kPage; line += kLine) {
+        // Past the end of a page its stream goes on in the next group.
+        const size_t ahead = line + kAhead + (line + kAhead < kPage ? 0 : kGroup - kPage);
 #pragma GCC unroll 4
-        for (size_t page = 0; page < kStreams; ++page) {
-          const size_t offset = page * kPage + line;
-          const __m512i data = Move512<kStore>(at.target + offset, at.source + offset);
-          if constexpr (kSum) sum[page] = Fold(sum[page], by, data);
+        for (size_t page = 0; kAhead != 0 && page < kStreams; ++page) {
+          _mm_prefetch(at.source + page * kPage + ahead, _MM_HINT_T0);
+        }
+        __m512i data[kStreams];
+        MoveFour<kStore, kPage>(at.target + line, at.source + line, data);
+#pragma GCC unroll 4
+        for (size_t page = 0; kSum && page < kStreams; ++page) {
+          sum[page] = Fold(sum[page], by, data[page]);
         }
         if constexpr (kSum) {
           sum[0] = _mm512_xor_si512(sum[0], first);
@@ -317,7 +332,7 @@ KVD_TARGET_AVX512 void Fold512Pages(Cursor& at) {
     }
     if constexpr (kSum) at.state = Reduce(sum[0]);
   }
-  Fold512One<kStore, kSum, 512>(at);
+  return Fold512One<kStore, kSum, 512>(at);
 }
 
 // ---- From a loop over whole, aligned steps to any alignment and length ----
@@ -328,45 +343,45 @@ size_t ToLine(const std::byte* address) {
   return -reinterpret_cast<uintptr_t>(address) & (kLine - 1);
 }
 
-template <Store kStore, void (*kBulk)(Cursor&)>
+template <Store kStore, Cursor (*kBulk)(Cursor)>
 KVD_TARGET_SSE uint32_t CopySum(std::byte* target, const std::byte* source, size_t size) {
   Cursor at{~uint32_t{0}, target, source, size};
   if (size >= kSmall) {
-    AppendWords<Store::kOrdinary>(at, ToLine(target));
-    kBulk(at);
+    at = AppendWords<Store::kOrdinary>(at, ToLine(target));
+    at = kBulk(at);
   }
-  AppendWords<Store::kOrdinary>(at, at.size);
+  at = AppendWords<Store::kOrdinary>(at, at.size);
   if constexpr (kStore == Store::kNonTemporal) _mm_sfence();
   return ~at.state;
 }
 
-template <Store kStore, void (*kBulk)(Cursor&)>
+template <Store kStore, Cursor (*kBulk)(Cursor)>
 void Copy(std::byte* target, const std::byte* source, size_t size) {
   Cursor at{0, target, source, size};
   if (size >= kSmall) {
     const size_t head = ToLine(target);
     std::memcpy(at.target, at.source, head);
     at.Advance(head);
-    kBulk(at);
+    at = kBulk(at);
   }
   std::memcpy(at.target, at.source, at.size);
   if constexpr (kStore == Store::kNonTemporal) _mm_sfence();
 }
 
-template <void (*kBulk)(Cursor&)>
+template <Cursor (*kBulk)(Cursor)>
 KVD_TARGET_SSE uint32_t Sum(uint32_t crc, const std::byte* source, size_t size) {
   Cursor at{~crc, nullptr, source, size};
   if (size >= kSmall) {
-    AppendWords<Store::kNone>(at, ToLine(source));
-    kBulk(at);
+    at = AppendWords<Store::kNone>(at, ToLine(source));
+    at = kBulk(at);
   }
-  AppendWords<Store::kNone>(at, at.size);
+  at = AppendWords<Store::kNone>(at, at.size);
   return ~at.state;
 }
 
 KVD_TARGET_SSE uint32_t PlainCopySum(std::byte* target, const std::byte* source, size_t size) {
   Cursor at{~uint32_t{0}, target, source, size};
-  AppendWords<Store::kOrdinary>(at, size);
+  at = AppendWords<Store::kOrdinary>(at, size);
   return ~at.state;
 }
 
@@ -392,12 +407,14 @@ void AppendLoops(std::vector<CopyLoop>& copies, std::vector<SumLoop>& sums) {
         Copy<kNt, Fold512One<kNt, false, 512>>);
     add("nt1-fold-4k", kMemory, CopySum<kNt, Fold512One<kNt, true, 4096>>,
         Copy<kNt, Fold512One<kNt, false, 4096>>);
-    add("nt4-fold", kMemory, CopySum<kNt, Fold512Pages<kNt, true>>,
-        Copy<kNt, Fold512Pages<kNt, false>>);
+    add("nt4-fold", kMemory, CopySum<kNt, Fold512Pages<kNt, true, 0>>,
+        Copy<kNt, Fold512Pages<kNt, false, 0>>);
+    add("nt4-fold-512", kMemory, CopySum<kNt, Fold512Pages<kNt, true, 512>>,
+        Copy<kNt, Fold512Pages<kNt, false, 512>>);
     add("st1-fold", kCache, CopySum<kSt, Fold512One<kSt, true, 512>>,
         Copy<kSt, Fold512One<kSt, false, 512>>);
     sums.push_back({"sum1-fold", Sum<Fold512One<kNo, true, 1024>>});
-    sums.push_back({"sum4-fold", Sum<Fold512Pages<kNo, true>>});
+    sums.push_back({"sum4-fold", Sum<Fold512Pages<kNo, true, 512>>});
   }
   add("nt1-fold128", kMemory, CopySum<kNt, Fold128One<kNt, true, 512>>,
       Copy<kNt, Fold128One<kNt, false, 512>>);
