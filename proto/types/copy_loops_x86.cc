@@ -160,6 +160,14 @@ constexpr FoldBy kFoldPages1 = FoldBits(8 * kPage);
 constexpr FoldBy kFoldPages2 = FoldBits(8 * 2 * kPage);
 constexpr FoldBy kFoldPages3 = FoldBits(8 * 3 * kPage);
 
+// The accumulator that, moved forward by kBits, is the state of the bytes before the first: so the
+// loops need not treat their first step in another way.
+template <size_t kBits>
+KVD_TARGET_SSE inline __m128i Before(uint32_t state) {
+  constexpr uint64_t kBack = crc32c::PowerOfX(crc32c::kOrder - kBits - 33);
+  return _mm_cvtsi64_si128(static_cast<int64_t>(_mm_crc32_u64(0, CarrylessMultiply(state, kBack))));
+}
+
 KVD_TARGET_SSE inline __m128i Broadcast128(FoldBy by) {
   return _mm_set_epi64x(static_cast<int64_t>(by.high), static_cast<int64_t>(by.low));
 }
@@ -178,18 +186,13 @@ template <Store kStore, bool kSum, size_t kAhead>
 KVD_TARGET_SSE Cursor Fold128One(Cursor at) {
   if (at.size < kLine) return at;
   const __m128i by = Broadcast128(kFold512);
-  __m128i first = _mm_cvtsi32_si128(static_cast<int>(at.state));  // Belongs to the first 4 bytes.
-  __m128i sum[4] = {};
+  __m128i sum[4] = {Before<512>(at.state)};
   for (; at.size >= kLine; at.Advance(kLine)) {
     _mm_prefetch(at.source + kAhead, _MM_HINT_T0);
     __m128i data[4];
     MoveFour<kStore, 16>(at.target, at.source, data);
 #pragma GCC unroll 4
     for (size_t i = 0; kSum && i < 4; ++i) sum[i] = Fold(sum[i], by, data[i]);
-    if constexpr (kSum) {
-      sum[0] = _mm_xor_si128(sum[0], first);
-      first = _mm_setzero_si128();
-    }
   }
   if constexpr (kSum) {
     const __m128i next = Broadcast128(kFold128);
@@ -203,8 +206,7 @@ KVD_TARGET_SSE Cursor Fold128Pages(Cursor at) {
   constexpr size_t kGroup = kStreams * kPage;
   if (at.size >= kGroup) {
     const __m128i by = Broadcast128(kFold128);
-    __m128i first = _mm_cvtsi32_si128(static_cast<int>(at.state));
-    __m128i sum[kStreams] = {};
+    __m128i sum[kStreams] = {Before<128>(at.state)};
     for (; at.size >= kGroup; at.Advance(kGroup)) {
       for (size_t line = 0; line < kPage; line += kLine) {
 #pragma GCC unroll 4
@@ -214,10 +216,6 @@ KVD_TARGET_SSE Cursor Fold128Pages(Cursor at) {
 #pragma GCC unroll 4
           for (size_t page = 0; kSum && page < kStreams; ++page) {
             sum[page] = Fold(sum[page], by, data[page]);
-          }
-          if constexpr (kSum) {
-            sum[0] = _mm_xor_si128(sum[0], first);
-            first = _mm_setzero_si128();
           }
         }
       }
@@ -243,10 +241,6 @@ KVD_TARGET_AVX512 inline __m512i Fold(__m512i sum, __m512i by, __m512i data) {
   constexpr int kXorOfThree = 0x96;
   return _mm512_ternarylogic_epi64(_mm512_clmulepi64_epi128(sum, by, 0x00),
                                    _mm512_clmulepi64_epi128(sum, by, 0x11), data, kXorOfThree);
-}
-
-KVD_TARGET_AVX512 inline __m512i FirstState(uint32_t state) {
-  return _mm512_zextsi128_si512(_mm_cvtsi32_si128(static_cast<int>(state)));
 }
 
 KVD_TARGET_AVX512 inline uint32_t Reduce(__m512i sum) {
@@ -276,8 +270,7 @@ KVD_TARGET_AVX512 Cursor Fold512One(Cursor at) {
   constexpr size_t kStep = 4 * kLine;
   if (at.size < kStep) return at;
   const __m512i by = Broadcast512(kFold2048);
-  __m512i first = FirstState(at.state);
-  __m512i sum[4] = {};
+  __m512i sum[4] = {_mm512_zextsi128_si512(Before<2048>(at.state))};
   for (; at.size >= kStep; at.Advance(kStep)) {
 #pragma GCC unroll 4
     for (size_t i = 0; i < 4; ++i) _mm_prefetch(at.source + i * kLine + kAhead, _MM_HINT_T0);
@@ -285,10 +278,6 @@ KVD_TARGET_AVX512 Cursor Fold512One(Cursor at) {
     MoveFour<kStore, kLine>(at.target, at.source, data);
 #pragma GCC unroll 4
     for (size_t i = 0; kSum && i < 4; ++i) sum[i] = Fold(sum[i], by, data[i]);
-    if constexpr (kSum) {
-      sum[0] = _mm512_xor_si512(sum[0], first);
-      first = _mm512_setzero_si512();
-    }
   }
   if constexpr (kSum) {
     const __m512i next = Broadcast512(kFold512);
@@ -302,8 +291,7 @@ KVD_TARGET_AVX512 Cursor Fold512Pages(Cursor at) {
   constexpr size_t kGroup = kStreams * kPage;
   if (at.size >= kGroup) {
     const __m512i by = Broadcast512(kFold512);
-    __m512i first = FirstState(at.state);
-    __m512i sum[kStreams] = {};
+    __m512i sum[kStreams] = {_mm512_zextsi128_si512(Before<512>(at.state))};
     for (; at.size >= kGroup; at.Advance(kGroup)) {
       for (size_t line = 0; line < kPage; line += kLine) {
         // Past the end of a page its stream goes on in the next group.
@@ -317,10 +305,6 @@ KVD_TARGET_AVX512 Cursor Fold512Pages(Cursor at) {
 #pragma GCC unroll 4
         for (size_t page = 0; kSum && page < kStreams; ++page) {
           sum[page] = Fold(sum[page], by, data[page]);
-        }
-        if constexpr (kSum) {
-          sum[0] = _mm512_xor_si512(sum[0], first);
-          first = _mm512_setzero_si512();
         }
       }
       if constexpr (kSum) {  // The join is where the next group's first page goes on.

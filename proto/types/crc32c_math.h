@@ -37,6 +37,10 @@ constexpr uint32_t PowerOfX(uint64_t exponent) {
   return power;
 }
 
+// The least n > 0 with x^n = 1, so that x^-n is x^(kOrder - n).
+inline constexpr uint64_t kOrder = (uint64_t{1} << 31) - 1;
+static_assert(PowerOfX(kOrder) == kOne);
+
 // kTable[k][b] is the state after byte b and k zero bytes, from state 0.
 using Table = std::array<std::array<uint32_t, 256>, 8>;
 constexpr Table MakeTable() {

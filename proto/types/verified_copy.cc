@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <limits>
 #include <numeric>
 #include <random>
 #include <utility>
@@ -33,9 +34,11 @@ constexpr TrialSize kTrialSizes[] = {
 constexpr std::string_view kUseNames[] = {"memory", "cache"};
 
 constexpr int kRounds = 7;
+constexpr int kTrialRounds = 2;  // After these, who is far behind is not tried again.
+constexpr double kFarBehind = 1.25;
 // A loop has to beat those before it in the list by this factor, so that noise does not choose
 // between equals and every start of one machine takes the same.
-constexpr double kClearlyBetter = 1.015;
+constexpr double kClearlyBetter = 1.02;
 
 absl::string_view View(std::string_view text) { return {text.data(), text.size()}; }
 
@@ -136,12 +139,21 @@ Winner<Loop> Fastest(const std::vector<const Loop*>& candidates, Bench& bench, S
   std::vector<std::vector<double>> trials(candidates.size());
   std::vector<size_t> order(candidates.size());
   std::iota(order.begin(), order.end(), size_t{0});
+  double least = std::numeric_limits<double>::infinity();
   for (int round = 0; round < kRounds; ++round) {
     bench.Shuffle(order);
-    for (const size_t i : order) trials[i].push_back(seconds(*candidates[i]));
+    for (const size_t i : order) {
+      trials[i].push_back(seconds(*candidates[i]));
+      least = std::min(least, trials[i].back());
+    }
+    if (round + 1 != kTrialRounds) continue;
+    std::erase_if(order, [&](size_t i) {
+      return *std::min_element(trials[i].begin(), trials[i].end()) > least * kFarBehind;
+    });
   }
+  std::sort(order.begin(), order.end());  // Back to the order of preference.
   Winner<Loop> winner{nullptr, 0};
-  for (size_t i = 0; i < candidates.size(); ++i) {
+  for (const size_t i : order) {
     std::nth_element(trials[i].begin(), trials[i].begin() + kRounds / 2, trials[i].end());
     const double gb_per_s = 1e-9 / trials[i][kRounds / 2];
     if (gb_per_s > winner.gb_per_s * kClearlyBetter) winner = {candidates[i], gb_per_s};

@@ -30,7 +30,7 @@ class Copier {
     // Memory that the calibration maps, touches and gives back. It drops the blocks from the caches
     // before each trial, so this need not be larger than they are. Below 1 MiB nothing is measured
     // and the most promising loops are taken.
-    size_t calibration_bytes = 16u << 20;
+    size_t calibration_bytes = 8u << 20;
   };
 
   Copier() : Copier(Options{}) {}
