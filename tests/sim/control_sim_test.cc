@@ -552,7 +552,7 @@ class ControlSim {
 
 TEST(ControlSimTest, NoSeedBreaksAPromise) {
   const uint64_t first = NumberFromEnvironment("KVD_SEED", 1);
-  const uint64_t seeds = NumberFromEnvironment("KVD_SIM_SEEDS", RoundsForThisBuild(600));
+  const uint64_t seeds = NumberFromEnvironment("KVD_SIM_SEEDS", RoundsForThisBuild(400));
   uint64_t committed = 0;
   uint64_t checked = 0;
   uint64_t evicted = 0;
