@@ -84,9 +84,7 @@ absl::StatusOr<Control::Chain> Control::ResolveChain(const CallHeader& header,
     chain.has_parent = true;
     chain.parent = KeyList(header.parent, hash_bytes)[0];
   }
-  if (header.releases.holds.size() + header.releases.leases.size() +
-          header.releases.damaged.size() >
-      kMaxReleasesPerCall) {
+  if (header.releases.size() > kMaxReleasesPerCall) {
     return refuse(Invalid("releases", absl::StrCat("at most ", kMaxReleasesPerCall, " a call")));
   }
   return chain;
@@ -396,8 +394,7 @@ void Control::ReportDamage(Session& session, const DamageReport& report) {
 absl::StatusOr<uint32_t> Control::Release(std::string_view token, const ReleaseList& releases) {
   absl::StatusOr<Session*> session = FindSession(token);
   if (!session.ok()) return session.status();
-  if (releases.holds.size() + releases.leases.size() + releases.damaged.size() >
-      kMaxReleasesPerCall) {
+  if (releases.size() > kMaxReleasesPerCall) {
     ++counters_.calls_refused;
     return Invalid("releases", absl::StrCat("at most ", kMaxReleasesPerCall, " a call"));
   }

@@ -231,9 +231,7 @@ absl::StatusOr<Step> Control::Commit(CommitCall& call) {
   if (!session.ok()) return session.status();
   if (call.phase == CommitCall::Phase::kStart) {
     call.inline_put = call.reservation_id == 0;
-    if (call.header.releases.holds.size() + call.header.releases.leases.size() +
-            call.header.releases.damaged.size() >
-        kMaxReleasesPerCall) {
+    if (call.header.releases.size() > kMaxReleasesPerCall) {
       return Invalid("releases", absl::StrCat("at most ", kMaxReleasesPerCall, " a call"));
     }
     if (!call.inline_put) ApplyReleases(**session, call.header.releases);
@@ -372,10 +370,16 @@ absl::StatusOr<Step> Control::CommitInline(CommitCall& call, Session& session) {
 absl::StatusOr<Step> Control::StartInlineFills(CommitCall& call, Session& session) {
   const uint64_t id = call.reserve.reservation_id;
   const Reservation& reservation = *reservations_.find(id)->second;
+  const size_t staging = session.staging == nullptr ? 0 : session.staging->bytes().size();
   FillJob job{.session = session.serial, .staging = session.staging, .reservation_id = id};
   for (size_t i = 0; i < reservation.part_refs.size(); ++i) {
     if (reservation.part_refs[i] == 0) continue;
     const auto staged = UnpackAt<PackedStaged>(call.staged, i);
+    // Checked before, but against the staging of then: the session may have brought another.
+    if (staged.offset > staging || staged.length > staging - staged.offset) {
+      CloseReservation(id);
+      return Invalid(absl::StrCat("staged[", i, "]"), "outside the session's staging memory");
+    }
     job.fills.push_back({.reservation_id = id,
                          .staging_offset = staged.offset,
                          .index = static_cast<uint32_t>(i),

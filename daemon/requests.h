@@ -40,6 +40,13 @@ struct ReleaseList {
   absl::Span<const uint64_t> holds;
   absl::Span<const uint64_t> leases;
   absl::InlinedVector<DamageReport, 2> damaged;
+
+  // What the bound of a call counts: everything that is named.
+  size_t size() const {
+    size_t named = holds.size() + leases.size() + damaged.size();
+    for (const DamageReport& report : damaged) named += report.extents.size();
+    return named;
+  }
 };
 
 enum class LeaseOutcome : uint8_t { kNone, kGranted, kRefused };
