@@ -578,6 +578,7 @@ void Control::ForgetSessionIfOver(uint32_t serial) {
   if (!session.ended || holds_.AnyOf(session.index) != 0) return;
   free_session_indexes_.push_back(session.index);
   by_serial_.erase(it);
+  if (options_.session_over) options_.session_over(serial);
 }
 
 void Control::OnEvent(FillsDone& event) {
