@@ -1,50 +1,36 @@
-// The copy loops: the product's hottest code. Each takes the CRC32C of what it stores from the
-// registers that it stores, so the source is read once and what is summed is what was written.
+// Copies that verify: each takes the CRC32C of what it stores in the same pass.
 //
-// No loop is best everywhere: four pages at once with non-temporal stores win on one server CPU, one
-// stream with prefetch on another. A process calibrates the handful that its CPU can run for some
-// milliseconds at start, for each size class and use, and says which it took.
+// No loop is best everywhere: four pages at once with non-temporal stores win on one server CPU,
+// one stream with prefetch on another. So a process calibrates the handful that its CPU can run
+// (copy_loops.h) for some milliseconds at start, for each size class and use, and says which it
+// took.
 //
-// Threads: CopyLoops() and everything in Copier are safe from any thread.
+// Threads: everything in Copier is safe from any thread.
 
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <string>
-#include <string_view>
 
 #include "absl/types/span.h"
+#include "proto/types/copy_loops.h"
 
 namespace kvd {
 
-// Where the copied bytes are wanted next.
-enum class CopyUse : uint8_t {
-  kMemory,  // Not soon by this CPU: non-temporal stores are allowed.
-  kCache,   // Soon, by another thread through the cache (staging): ordinary stores.
-};
-
-// One way to copy. `copy_sum` copies and returns the CRC32C of the bytes stored; `copy` only copies.
-// Any alignment, any length, no overlap.
-struct CopyLoop {
-  std::string_view name;
-  CopyUse use;
-  uint32_t (*copy_sum)(std::byte* target, const std::byte* source, size_t size);
-  void (*copy)(std::byte* target, const std::byte* source, size_t size);
-};
-
-// The loops that this CPU can run; "plain" is always among them, for both uses.
-absl::Span<const CopyLoop> CopyLoops();
-
-// The choice of one process. Immutable after construction.
+// The choice of one process. Immutable after construction, which takes 10 to 40 ms when it
+// calibrates; so a process makes one and shares it.
 class Copier {
  public:
   struct Options {
-    // Name of the loop to use for everything; empty: calibrate. An unknown name, or one that this
-    // CPU cannot run, falls back to calibration and says so in description().
+    // The loops to use for every size instead of calibrating: names as in CopyLoops(), separated by
+    // commas. Each counts for the uses that have it; a use that none fits is calibrated. An unknown
+    // name, or one that this CPU cannot run, is ignored, and description() says so.
     std::string loop;
-    // Memory the calibration may touch, in bytes. More than the last cache makes it honest.
-    size_t calibration_bytes = 48u << 20;
+    // Memory that the calibration maps, touches and gives back. It drops the blocks from the caches
+    // before each trial, so this need not be larger than they are. Below 1 MiB nothing is measured
+    // and the most promising loops are taken.
+    size_t calibration_bytes = 8u << 20;
   };
 
   Copier() : Copier(Options{}) {}
@@ -63,10 +49,16 @@ class Copier {
   const std::string& description() const { return description_; }
 
  private:
+  static constexpr int kUses = 2;
   static constexpr int kSizeClasses = 3;  // Below 64 KiB, below 1 MiB, larger.
   static int SizeClass(size_t size);
+  const CopyLoop& Choice(CopyUse use, size_t size) const {
+    return *choice_[static_cast<int>(use)][SizeClass(size)];
+  }
 
-  const CopyLoop* choice_[2][kSizeClasses];  // By use, then size class. Never null.
+  // Constant after construction, never null.
+  const CopyLoop* choice_[kUses][kSizeClasses];
+  const SumLoop* sum_;
   std::string description_;
 };
 
