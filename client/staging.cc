@@ -112,8 +112,11 @@ absl::StatusOr<StagingSlot> Staging::Filling::Allocate(uint64_t length) {
         continue;
       }
     }
-    if (absl::Status status = SendPending(); !status.ok()) return status;
-    if (absl::Status status = ReceiveReplies(deadline_); !status.ok()) return status;
+    // Waits for the copier before it is sent more: to send at once whatever has become free would
+    // make a message of each part.
+    const bool copier_is_idle = staging_.in_flight_.size() == pending_.size();
+    absl::Status status = copier_is_idle ? SendPending() : ReceiveReplies(deadline_);
+    if (!status.ok()) return status;
   }
 }
 
