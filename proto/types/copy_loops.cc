@@ -49,7 +49,7 @@ uint32_t PlainCopySum(std::byte* target, const std::byte* source, size_t size) {
 }
 
 void PlainCopy(std::byte* target, const std::byte* source, size_t size) {
-  std::memcpy(target, source, size);
+  if (size != 0) std::memcpy(target, source, size);  // An empty span may be null.
 }
 
 template <uint32_t (*kAppendWord)(uint32_t state, uint64_t word)>
