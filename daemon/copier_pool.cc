@@ -19,8 +19,7 @@ constexpr uint64_t kReplyBytes = 256u << 10;
 
 }  // namespace
 
-CopierPool::CopierPool(FillBoard& board, Inbox& inbox, const Copier& copier,
-                       const Options& options)
+CopierPool::CopierPool(FillBoard& board, Inbox& inbox, const Copier& copier, const Options& options)
     : board_(board), inbox_(inbox), copier_(copier), options_(options) {
   KVD_CHECK(options.threads > 0);
   for (uint32_t i = 0; i < options.threads + 1; ++i) {
@@ -145,9 +144,9 @@ FillReply CopierPool::FillOne(uint32_t session, const Staging& staging,
     reply.status = ticket.status;
     if (ticket.status == FillStatus::kOk) {
       // The sum is that of the bytes stored, whatever the client does to its staging meanwhile.
-      reply.sum = copier_.CopySum({ticket.address, request.length},
-                                  bytes.subspan(request.staging_offset, request.length),
-                                  CopyUse::kMemory);
+      reply.sum =
+          copier_.CopySum({ticket.address, request.length},
+                          bytes.subspan(request.staging_offset, request.length), CopyUse::kMemory);
       if (board_.End(request.reservation_id, request.index, reply.sum)) {
         inbox_.Post(FillsDone{request.reservation_id});
       }

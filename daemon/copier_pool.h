@@ -1,6 +1,6 @@
-// The copier threads: the only writers of the arena. They take bytes out of staging memory, sum them
-// and store them in one pass while they are in cache, on behalf of clients (fill channels) and of the
-// control thread (jobs); and they sum again what a reader called damaged.
+// The copier threads: the only writers of the arena. They take bytes out of staging memory, sum
+// them and store them in one pass while they are in cache, on behalf of clients (fill channels) and
+// of the control thread (jobs); and they sum again what a reader called damaged.
 //
 // A session's channel belongs to one copier. Each turn serves one message of each channel that has
 // any, so a session that fills without pause cannot starve another.
@@ -82,9 +82,9 @@ class CopierPool final : public Mover {
   const Copier& copier_;
   const Options options_;
   std::vector<std::unique_ptr<Worker>> workers_;  // The last one makes regions.
-  std::atomic<uint64_t> filled_bytes_{0};   // A counter.
-  std::atomic<uint64_t> refused_fills_{0};  // A counter.
-  std::atomic<uint32_t> next_{0};           // Spreads verify jobs.
+  std::atomic<uint64_t> filled_bytes_{0};         // A counter.
+  std::atomic<uint64_t> refused_fills_{0};        // A counter.
+  std::atomic<uint32_t> next_{0};                 // Spreads verify jobs.
 };
 
 }  // namespace kvd

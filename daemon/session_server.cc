@@ -114,8 +114,7 @@ absl::StatusOr<std::unique_ptr<SessionServer>> SessionServer::Start(Inbox& inbox
     return absl::InvalidArgumentError(absl::StrCat("socket path too long: ", options.path));
   }
   std::memcpy(address.sun_path, options.path.c_str(), options.path.size() + 1);
-  auto server =
-      std::unique_ptr<SessionServer>(new SessionServer(inbox, copiers, regions, options));
+  auto server = std::unique_ptr<SessionServer>(new SessionServer(inbox, copiers, regions, options));
   server->listener_ = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
   unlink(options.path.c_str());  // Stale: the caller has the lock of this endpoint.
   if (server->listener_ < 0 ||
@@ -212,8 +211,8 @@ void SessionServer::Accept() {
   const bool known = getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &credentials, &size) == 0;
   const int pidfd = known ? OpenPidfd(socket, credentials.pid) : -1;
   if (peers_.size() >= options_.max_sessions || pidfd < 0) {
-    const SessionWelcome refusal{
-        .status = pidfd < 0 && known ? SessionStatus::kInvalid : SessionStatus::kFull};
+    const SessionWelcome refusal{.status = pidfd < 0 && known ? SessionStatus::kInvalid
+                                                              : SessionStatus::kFull};
     Send(socket, &refusal, sizeof refusal, {});
     if (pidfd >= 0) close(pidfd);
     close(socket);

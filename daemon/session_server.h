@@ -1,13 +1,13 @@
 // The session socket: who is there, who they are, and the descriptors they get. See
 // proto/types/session_wire.h for the messages.
 //
-// The domain of a session is the user id of the peer as the kernel tells it (SO_PEERCRED); calls then
-// name the session by an unguessable token. gRPC connections are not tied to credentials: their
-// descriptors' numbers are used again while calls of the former connection are still queued, so
-// "the peer of this call" can name the wrong tenant.
+// The domain of a session is the user id of the peer as the kernel tells it (SO_PEERCRED); calls
+// then name the session by an unguessable token. gRPC connections are not tied to credentials:
+// their descriptors' numbers are used again while calls of the former connection are still queued,
+// so "the peer of this call" can name the wrong tenant.
 //
-// When the socket closes, the session has ended; when the pidfd of the peer fires, nobody reads under
-// its holds any more. The two are different events.
+// When the socket closes, the session has ended; when the pidfd of the peer fires, nobody reads
+// under its holds any more. The two are different events.
 //
 // Threads: one of its own. Forget() is safe from any thread.
 
@@ -40,7 +40,8 @@ class SessionServer {
     uint64_t max_own_staging_bytes = kMaxOwnStagingBytes;
   };
 
-  // Binds the socket (replacing a stale file) and starts the thread. Collaborators must outlive this.
+  // Binds the socket (replacing a stale file) and starts the thread. Collaborators must outlive
+  // this.
   static absl::StatusOr<std::unique_ptr<SessionServer>> Start(Inbox& inbox, CopierPool& copiers,
                                                               const RegionDirectory& regions,
                                                               const Options& options);
