@@ -44,11 +44,10 @@ std::string Size(uint64_t bytes) {
 std::string Uptime(uint64_t ms) {
   const uint64_t s = ms / 1000;
   char text[32];
-  std::snprintf(text, sizeof text, "%llud %02lluh %02llum %02llus",
-                static_cast<unsigned long long>(s / 86400),
-                static_cast<unsigned long long>(s / 3600 % 24),
-                static_cast<unsigned long long>(s / 60 % 60),
-                static_cast<unsigned long long>(s % 60));
+  std::snprintf(
+      text, sizeof text, "%llud %02lluh %02llum %02llus",
+      static_cast<unsigned long long>(s / 86400), static_cast<unsigned long long>(s / 3600 % 24),
+      static_cast<unsigned long long>(s / 60 % 60), static_cast<unsigned long long>(s % 60));
   return text;
 }
 
@@ -97,12 +96,11 @@ void PrintStatus(const v1::StatusReply& s) {
               static_cast<unsigned long long>(s.blocks()),
               static_cast<unsigned long long>(s.blocks_capacity()),
               static_cast<unsigned long long>(s.stubs()), Ratio(s), s.policy().c_str());
-  std::printf("sessions    %llu   namespaces %llu   leases %llu   pins %llu   reservations %llu\n",
-              static_cast<unsigned long long>(s.sessions()),
-              static_cast<unsigned long long>(s.namespaces()),
-              static_cast<unsigned long long>(s.leases()),
-              static_cast<unsigned long long>(s.pins()),
-              static_cast<unsigned long long>(s.reservations()));
+  std::printf(
+      "sessions    %llu   namespaces %llu   leases %llu   pins %llu   reservations %llu\n",
+      static_cast<unsigned long long>(s.sessions()),
+      static_cast<unsigned long long>(s.namespaces()), static_cast<unsigned long long>(s.leases()),
+      static_cast<unsigned long long>(s.pins()), static_cast<unsigned long long>(s.reservations()));
   std::printf("holds       %llu (%s)   quarantined %s   memory beside the arena %s\n",
               static_cast<unsigned long long>(s.holds()), Size(s.held_bytes()).c_str(),
               Size(s.quarantined_bytes()).c_str(), Size(s.memory_beside_arena_bytes()).c_str());
