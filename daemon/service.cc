@@ -109,9 +109,15 @@ class Service::Impl::Call final : public Tag, public Resumable {
       return;
     }
     if constexpr (requires(typename Method::State s) { s.resumable; }) state_.resumable = this;
-    if (context_.deadline() < std::chrono::system_clock::now()) {
+    const auto now = std::chrono::system_clock::now();
+    if (context_.deadline() < now) {
       Answer(grpc::Status(grpc::StatusCode::DEADLINE_EXCEEDED, "arrived after its deadline"));
       return;
+    }
+    if constexpr (requires(typename Method::State s) { s.remaining_ms; }) {
+      const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(
+          std::min(context_.deadline(), now + std::chrono::hours(1)) - now);
+      state_.remaining_ms = static_cast<uint32_t>(left.count());
     }
     Resume();
   }
