@@ -13,8 +13,8 @@
 
 namespace kvd {
 
-// The engine's hash of a block's tokens and of all before it. Opaque, up to 32 bytes; shorter hashes
-// are padded with zeros. A namespace fixes the length, so padding makes no two hashes equal.
+// The engine's hash of a block's tokens and of all before it. Opaque, up to 32 bytes; shorter
+// hashes are padded with zeros. A namespace fixes the length, so padding makes no two hashes equal.
 struct ChainHash {
   std::array<std::byte, kMaxHashBytes> bytes{};
 
@@ -59,10 +59,17 @@ class KeyList {
   bool Equals(uint32_t i, const ChainHash& hash) const {
     return std::memcmp(hash.bytes.data(), data_ + size_t{i} * hash_bytes_, hash_bytes_) == 0;
   }
+  // The first n entries, or those from `from` on. Requires: they are there.
   KeyList Prefix(uint32_t n) const {
     KeyList prefix = *this;
     prefix.size_ = n;
     return prefix;
+  }
+  KeyList Suffix(uint32_t from) const {
+    KeyList suffix = *this;
+    suffix.data_ += size_t{from} * hash_bytes_;
+    suffix.size_ -= from;
+    return suffix;
   }
 
  private:

@@ -32,10 +32,10 @@ struct Voidify {
 
 }  // namespace kvd::internal
 
-#define KVD_CHECK(condition)                 \
-  __builtin_expect(!!(condition), 1)         \
-      ? (void)0                              \
-      : ::kvd::internal::Voidify() &         \
+#define KVD_CHECK(condition)         \
+  __builtin_expect(!!(condition), 1) \
+      ? (void)0                      \
+      : ::kvd::internal::Voidify() & \
             ::kvd::internal::CheckFailure(__FILE__, __LINE__, #condition).stream()
 
 #ifdef NDEBUG

@@ -7,8 +7,8 @@
 
 namespace kvd {
 
-inline constexpr uint32_t kProtocolVersion = 1;      // Spoken by this build.
-inline constexpr uint32_t kProtocolVersionMin = 1;   // Oldest that it still understands.
+inline constexpr uint32_t kProtocolVersion = 1;     // Spoken by this build.
+inline constexpr uint32_t kProtocolVersionMin = 1;  // Oldest that it still understands.
 
 inline constexpr uint32_t kMaxHashBytes = 32;
 inline constexpr uint32_t kMinHashBytes = 8;
@@ -16,16 +16,16 @@ inline constexpr uint32_t kMaxLookupBlocks = 32768;  // Keys of one lookup.
 inline constexpr uint32_t kMaxPageBlocks = 2048;     // Keys of what answers or takes extents.
 inline constexpr uint32_t kMaxPageExtents = 16384;   // Blocks times parts of such a page.
 inline constexpr uint32_t kMaxChainDepth = 1u << 20;
-inline constexpr uint32_t kMaxGroups = 16;           // Of a namespace.
-inline constexpr uint32_t kMaxPartsPerBlock = 256;   // Groups times shards.
+inline constexpr uint32_t kMaxGroups = 16;          // Of a namespace.
+inline constexpr uint32_t kMaxPartsPerBlock = 256;  // Groups times shards.
 inline constexpr uint32_t kMaxPartBytes = 64u << 20;
 inline constexpr uint32_t kMaxAnnounceBytes = 16384;  // For one block.
 inline constexpr uint32_t kMaxReleasesPerCall = 1024;
 inline constexpr uint32_t kMaxLeaseMs = 10 * 60 * 1000;
 inline constexpr uint32_t kMaxPinMs = 7u * 24 * 3600 * 1000;
-inline constexpr uint32_t kMaxNameBytes = 256;       // Any string of a descriptor, an owner's name.
-inline constexpr uint32_t kMaxMessageBytes = 1280 * 1024;  // 1.25 MiB, both directions.
-inline constexpr uint32_t kMaxStagingBytes = 16u << 20;    // Of one session, made by the daemon.
+inline constexpr uint32_t kMaxNameBytes = 256;  // Any string of a descriptor, an owner's name.
+inline constexpr uint32_t kMaxMessageBytes = 1280 * 1024;    // 1.25 MiB, both directions.
+inline constexpr uint32_t kMaxStagingBytes = 16u << 20;      // Of one session, made by the daemon.
 inline constexpr uint64_t kMaxOwnStagingBytes = 1ull << 40;  // A memfd that a client brings.
 
 }  // namespace kvd

@@ -25,7 +25,8 @@ void Append(std::string& out, uint8_t tag, uint32_t value) {
 }
 
 absl::Status Bad(std::string_view field, std::string_view why) {
-  return absl::InvalidArgumentError(absl::StrCat("descriptor.", absl::string_view(field.data(), field.size()),
+  return absl::InvalidArgumentError(absl::StrCat("descriptor.",
+                                                 absl::string_view(field.data(), field.size()),
                                                  ": ", absl::string_view(why.data(), why.size())));
 }
 

@@ -1,6 +1,6 @@
 // What the bytes of a block mean, typed: everything that, if it differed, would make them wrong.
-// Its canonical encoding decides identity; the fingerprint is a digest of that to show and to store.
-// Nothing is ever inferred from a shape.
+// Its canonical encoding decides identity; the fingerprint is a digest of that to show and to
+// store. Nothing is ever inferred from a shape.
 
 #pragma once
 

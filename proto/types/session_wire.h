@@ -36,10 +36,10 @@ enum class SessionMessage : uint32_t {
 
 enum class SessionStatus : uint32_t {
   kOk = 0,
-  kVersion = 1,    // No protocol version in common.
-  kFull = 2,       // Too many sessions or too much staging; try later.
-  kNotFound = 3,   // No such region for this domain.
-  kInvalid = 4,    // The descriptor or the size will not do (see daemon log).
+  kVersion = 1,   // No protocol version in common.
+  kFull = 2,      // Too many sessions or too much staging; try later.
+  kNotFound = 3,  // No such region for this domain.
+  kInvalid = 4,   // The descriptor or the size will not do (see daemon log).
 };
 
 struct SessionHello {

@@ -1,0 +1,20 @@
+// The subcommands of kvd-bench. Each AddXxxCommand() lives in a file of its own, declares its
+// options on `app` and runs in CLI11's callback.
+
+#pragma once
+
+#include "absl/status/status.h"
+
+namespace CLI {
+class App;
+}
+
+namespace kvd {
+
+void AddConvertCommand(CLI::App& app);  // bench/convert.cc
+
+// Ends a subcommand: nothing when `status` is ok; otherwise writes it to standard error and leaves
+// through CLI::RuntimeError, which main() turns into exit status 1. Called from a callback only.
+void FinishCommand(const absl::Status& status);
+
+}  // namespace kvd

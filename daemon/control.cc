@@ -1,0 +1,651 @@
+// Sessions, finding, holding and the loop. What stores is in control_put.cc.
+
+#include "daemon/control.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "proto/types/check.h"
+
+namespace kvd {
+namespace {
+
+absl::Status Invalid(absl::string_view field, absl::string_view why) {
+  return absl::InvalidArgumentError(absl::StrCat(field, ": ", why));
+}
+
+absl::string_view View(std::string_view view) { return {view.data(), view.size()}; }
+
+// Leases ended by one call on the side; more are ended only when room is needed.
+constexpr int kLeasesExpiredPerPoll = 64;
+
+}  // namespace
+
+Control::Control(Store& store, FillBoard& board, Mover& mover, Inbox& inbox, const Clock& clock,
+                 const Options& options)
+    : store_(store),
+      residency_(store.residency()),
+      board_(board),
+      mover_(mover),
+      inbox_(inbox),
+      clock_(clock),
+      options_(options),
+      leases_(options.max_leases),
+      holds_(options.holds),
+      namespaces_(1) {}
+
+// --- who is calling, and about what
+// ---------------------------------------------------------------
+
+absl::StatusOr<Control::Session*> Control::FindSession(std::string_view token) {
+  control_.AssertHeld();
+  const auto it = by_token_.find(View(token));
+  if (it == by_token_.end()) {
+    ++counters_.calls_refused;
+    return absl::UnauthenticatedError("session: unknown or ended; open one at the session socket");
+  }
+  return it->second;
+}
+
+absl::Status Control::CheckSession(std::string_view session) {
+  return FindSession(session).status();
+}
+
+absl::StatusOr<Control::Chain> Control::ResolveChain(const CallHeader& header,
+                                                     uint32_t max_blocks) {
+  absl::StatusOr<Session*> session = FindSession(header.session);
+  if (!session.ok()) return session.status();
+  const auto refuse = [this](absl::Status status) {
+    ++counters_.calls_refused;
+    return status;
+  };
+  // A namespace of another domain does not exist for this one.
+  if (header.ns == 0 || header.ns >= namespaces_.size() ||
+      namespaces_[header.ns].domain != (*session)->domain) {
+    return refuse(absl::NotFoundError(absl::StrCat("namespace_id: no namespace ", header.ns)));
+  }
+  Chain chain{.info = &namespaces_[header.ns], .session = *session};
+  const uint32_t hash_bytes = chain.info->descriptor.hash_bytes;
+  if (header.keys.empty() || header.keys.size() % hash_bytes != 0) {
+    return refuse(Invalid("keys", absl::StrCat("must be one or more hashes of ", hash_bytes,
+                                               " bytes, got ", header.keys.size(), " bytes")));
+  }
+  if (header.keys.size() / hash_bytes > max_blocks) {
+    return refuse(Invalid("keys", absl::StrCat("at most ", max_blocks, " blocks a call, got ",
+                                               header.keys.size() / hash_bytes)));
+  }
+  chain.keys = KeyList(header.keys, hash_bytes);
+  if (!header.parent.empty()) {
+    if (header.parent.size() != hash_bytes) {
+      return refuse(Invalid("parent", absl::StrCat("must be one hash of ", hash_bytes, " bytes")));
+    }
+    chain.has_parent = true;
+    chain.parent = KeyList(header.parent, hash_bytes)[0];
+  }
+  if (header.releases.holds.size() + header.releases.leases.size() +
+          header.releases.damaged.size() >
+      kMaxReleasesPerCall) {
+    return refuse(Invalid("releases", absl::StrCat("at most ", kMaxReleasesPerCall, " a call")));
+  }
+  return chain;
+}
+
+absl::StatusOr<absl::InlinedVector<PartId, 4>> Control::ResolveParts(const NamespaceInfo& info,
+                                                                     std::string_view parts) const {
+  absl::InlinedVector<PartId, 4> ids;
+  if (parts.empty()) {
+    ids.assign(info.parts.begin(), info.parts.end());
+    return ids;
+  }
+  if (parts.size() % 2 != 0 || parts.size() / 2 > info.parts.size()) {
+    return Invalid("parts", "must be pairs of group and shard, each at most once");
+  }
+  for (size_t i = 0; i < parts.size(); i += 2) {
+    const PartId id{static_cast<uint8_t>(parts[i]), static_cast<uint8_t>(parts[i + 1])};
+    if (std::find(info.parts.begin(), info.parts.end(), id) == info.parts.end()) {
+      return Invalid("parts",
+                     absl::StrCat("the namespace has no group ", id.group, " shard ", id.shard));
+    }
+    if (std::find(ids.begin(), ids.end(), id) != ids.end()) {
+      return Invalid("parts", "names a part twice");
+    }
+    ids.push_back(id);
+  }
+  return ids;
+}
+
+absl::StatusOr<Control::RegisteredNamespace> Control::RegisterNamespace(
+    std::string_view session_token, const NamespaceDescriptor& descriptor) {
+  absl::StatusOr<Session*> session = FindSession(session_token);
+  if (!session.ok()) return session.status();
+  const auto refuse = [this](absl::Status status) {
+    ++counters_.calls_refused;
+    return status;
+  };
+  if (absl::Status status = descriptor.Validate(); !status.ok()) return refuse(status);
+  const DomainId domain = (*session)->domain;
+  auto [it, created] = namespace_ids_.try_emplace({domain, descriptor.Canonical()}, 0);
+  if (!created) {
+    return RegisteredNamespace{it->second, descriptor.Fingerprint(), false};
+  }
+
+  NamespaceInfo info{.domain = domain, .descriptor = descriptor};
+  NamespaceShape shape{.domain = domain, .full_groups = 0, .state_groups = 0, .shards = {}};
+  std::vector<uint32_t> slots;
+  for (size_t g = 0; g < descriptor.groups.size(); ++g) {
+    const GroupDescriptor& group = descriptor.groups[g];
+    const auto bit = static_cast<uint16_t>(1u << g);
+    if (group.kind == GroupKind::kFull) shape.full_groups |= bit;
+    if (group.kind == GroupKind::kState) shape.state_groups |= bit;
+    if (group.kind == GroupKind::kWindow) {
+      const uint32_t blocks = (group.window_tokens + group.block_tokens - 1) / group.block_tokens;
+      shape.windows.push_back({static_cast<uint16_t>(g), blocks});
+    }
+    shape.shards.push_back(static_cast<uint16_t>(group.shards));
+    info.group_part_bytes.push_back(group.part_bytes);
+    for (uint32_t s = 0; s < group.shards; ++s) {
+      info.parts.push_back({static_cast<uint8_t>(g), static_cast<uint8_t>(s)});
+      info.block_bytes += group.part_bytes;
+    }
+    slots.push_back(Arena::SlotBytes(group.part_bytes));
+    if (slots.back() > store_.arena().region_bytes()) {
+      namespace_ids_.erase(it);
+      return refuse(
+          Invalid(absl::StrCat("descriptor.groups[", g, "].part_bytes"),
+                  absl::StrCat("larger than a region of this daemon (",
+                               store_.arena().region_bytes(), " bytes): give it more --dram")));
+    }
+  }
+  std::sort(slots.begin(), slots.end());
+  slots.erase(std::unique(slots.begin(), slots.end()), slots.end());
+  const bool new_pool = !pools_.contains({domain, slots});
+  if (namespaces_.size() > options_.max_namespaces ||
+      (new_pool && pools_.size() >= EvictionPolicy::kMaxPools)) {
+    namespace_ids_.erase(it);
+    return refuse(absl::ResourceExhaustedError("namespaces: this daemon has as many as it may"));
+  }
+  shape.pool = pools_.try_emplace({domain, slots}, static_cast<EvictionPolicy::Pool>(pools_.size()))
+                   .first->second;
+  it->second = residency_.AddNamespace(std::move(shape));
+  namespaces_.push_back(std::move(info));
+  KVD_CHECK(it->second + 1 == namespaces_.size()) << it->second;
+  return RegisteredNamespace{it->second, descriptor.Fingerprint(), true};
+}
+
+// --- lookup and load
+// ------------------------------------------------------------------------------
+
+absl::StatusOr<Step> Control::Lookup(LookupCall& call) {
+  absl::StatusOr<Chain> chain = ResolveChain(call.header, kMaxLookupBlocks);
+  if (!chain.ok()) return chain.status();
+  if (!call.found) {
+    if (call.lease_ms > kMaxLeaseMs) return Invalid("lease_ms", "at most 600000");
+    if (call.extent_blocks > kMaxPageBlocks) return Invalid("extent_blocks", "at most 2048");
+    if (call.extent_blocks > 0) {
+      auto parts = ResolveParts(*chain->info, call.header.parts);
+      if (!parts.ok()) return parts.status();
+      call.cursor.parts = *std::move(parts);
+      if (call.extent_blocks * call.cursor.parts.size() > kMaxPageExtents) {
+        return Invalid("extent_blocks", "blocks times parts is more than 16384");
+      }
+    }
+    ApplyReleases(*chain->session, call.header.releases);
+    ++counters_.lookups;
+    counters_.lookup_blocks += chain->keys.size();
+
+    const Residency::Prefix prefix = residency_.LongestPrefix(
+        call.header.ns, chain->keys, chain->has_parent ? &chain->parent : nullptr);
+    call.found = true;
+    call.hit_blocks = prefix.blocks;
+    counters_.lookup_hit_blocks += prefix.blocks;
+    if (prefix.blocks == 0) return Step::kDone;
+    residency_.Use(prefix.deepest, ++tick_);
+    if (call.lease_ms > 0) {
+      call.lease_id = AddLease(*chain->session, prefix.deepest, call.lease_ms, call.lease);
+    }
+    call.load_time_us = static_cast<uint64_t>(
+        static_cast<double>(prefix.blocks * chain->info->block_bytes) / options_.load_bytes_per_us);
+    call.cursor.limit = std::min(call.extent_blocks, prefix.blocks);
+  }
+  return FillExtents(*chain, call.cursor, call.extents);
+}
+
+absl::StatusOr<Step> Control::Load(LoadCall& call) {
+  absl::StatusOr<Chain> chain = ResolveChain(call.header, kMaxPageBlocks);
+  if (!chain.ok()) return chain.status();
+  if (!call.started) {
+    auto parts = ResolveParts(*chain->info, call.header.parts);
+    if (!parts.ok()) return parts.status();
+    call.cursor.parts = *std::move(parts);
+    if (chain->keys.size() * call.cursor.parts.size() > kMaxPageExtents) {
+      return Invalid("keys", "blocks times parts is more than 16384");
+    }
+    if (call.range_offset > 0 || call.range_bytes > 0) {
+      for (const PartId id : call.cursor.parts) {
+        const uint32_t part_bytes = chain->info->group_part_bytes[id.group];
+        if (call.range_offset >= part_bytes) {
+          return Invalid("range_offset", absl::StrCat("parts have ", part_bytes, " bytes"));
+        }
+      }
+    }
+    ApplyReleases(*chain->session, call.header.releases);
+    ++counters_.loads;
+    call.started = true;
+    call.cursor.limit = chain->keys.size();
+  }
+  const Step step = FillExtents(*chain, call.cursor, call.extents);
+  if (step == Step::kDone) counters_.load_blocks += call.cursor.next;
+  return step;
+}
+
+// Takes holds and writes extents for the blocks from cursor.next on, as far as they are there.
+Step Control::FillExtents(const Chain& chain, ExtentCursor& cursor, std::string& extents) {
+  if (cursor.limit == 0) return Step::kDone;
+  if (cursor.hold == 0) {
+    cursor.hold = holds_.Open(chain.session->index);
+    if (cursor.hold == 0) {
+      ++counters_.hold_budget_refusals;
+      cursor.outcome = LoadOutcome::kHoldBudget;
+      cursor.limit = 0;
+      return Step::kDone;
+    }
+    extents.reserve(sizeof(PackedExtent) * cursor.limit * cursor.parts.size());
+  }
+  const uint64_t budget = options_.session_hold_bytes > 0 ? options_.session_hold_bytes
+                                                          : store_.arena().capacity_bytes() / 4;
+  const uint32_t end = std::min(cursor.limit, cursor.next + options_.slice_blocks);
+  BlockRef found[kMaxPageBlocks];
+  const ChainHash above = cursor.next > 0 ? chain.keys[cursor.next - 1] : chain.parent;
+  const bool check_above = cursor.next > 0 || chain.has_parent;
+  const NamespaceId ns = static_cast<NamespaceId>(chain.info - namespaces_.data());
+  const uint32_t n =
+      residency_.Scan(ns, chain.keys.Suffix(cursor.next).Prefix(end - cursor.next),
+                      check_above ? &above : nullptr, absl::MakeSpan(found, end - cursor.next));
+
+  for (uint32_t i = 0; i < n; ++i) {
+    const size_t before = extents.size();
+    for (const PartId id : cursor.parts) {
+      PackedExtent extent;
+      const PartRef ref = residency_.FindPart(found[i], id);
+      const Part& part = residency_.part(ref);
+      const bool there = ref != 0 && part.state == static_cast<uint32_t>(PartState::kCommitted);
+      const bool affordable =
+          !there || holds_.held_bytes(chain.session->index) + part.length <= budget;
+      const bool counted = affordable && (!there || residency_.Hold(ref)) &&
+                           holds_.Append(cursor.hold, there ? ref : 0, there ? part.length : 0);
+      if (!counted) {
+        // Parts of this block that are held already stay so until the hold ends; they are not told.
+        extents.resize(before);
+        ++counters_.hold_budget_refusals;
+        cursor.outcome = LoadOutcome::kHoldBudget;
+        cursor.limit = cursor.next;
+        return Step::kDone;
+      }
+      if (there) {
+        extent.region = store_.arena().Number(part.region);
+        extent.generation = part.generation;
+        extent.offset = store_.arena().Offset(part.region, part.slot);
+        extent.stored_length = extent.length = part.length;
+        extent.sum_algorithm = kSumCrc32c;
+        extent.tier = 2;  // TIER_DRAM.
+        extent.sum = part.sum;
+      }
+      extents.append(reinterpret_cast<const char*>(&extent), sizeof extent);
+    }
+    ++cursor.next;
+  }
+  if (cursor.next < end) {
+    cursor.outcome = LoadOutcome::kMiss;
+    cursor.limit = cursor.next;
+  }
+  return cursor.next < cursor.limit ? Step::kMore : Step::kDone;
+}
+
+// --- leases, holds, pins
+// --------------------------------------------------------------------------
+
+LeaseId Control::AddLease(Session& session, BlockRef block, uint32_t lease_ms,
+                          LeaseOutcome& outcome) {
+  LeaseId id = 0;
+  if (leases_.CountOf(session.index) < options_.session_leases) {
+    id = leases_.Add(block, session.index, clock_.Now() + lease_ms * kMillisecond);
+  }
+  if (id == 0) {
+    ++counters_.leases_refused;
+    outcome = LeaseOutcome::kRefused;
+    return 0;
+  }
+  residency_.Lease(block);
+  ++counters_.leases_granted;
+  outcome = LeaseOutcome::kGranted;
+  return id;
+}
+
+bool Control::EndLease(LeaseId id) {
+  const std::optional<LeaseTable::Lease> lease = leases_.Remove(id);
+  if (!lease.has_value()) return false;
+  if (lease->owner == LeaseTable::kPinOwner) {
+    const auto pin = pins_.find(id);
+    pinned_bytes_[{pin->second.domain, pin->second.owner}] -= pin->second.bytes;
+    pins_.erase(pin);
+  }
+  residency_.Unlease(lease->block);
+  return true;
+}
+
+void Control::ExpireLeases(int most) {
+  const Nanos now = clock_.Now();
+  for (; most > 0; --most) {
+    const LeaseId id = leases_.Expired(now);
+    if (id == 0) return;
+    EndLease(id);
+    ++counters_.leases_expired;
+  }
+}
+
+void Control::CloseHold(HoldId hold) {
+  holds_.Close(hold, [this](PartRef part) { residency_.Unhold(part); });
+}
+
+uint32_t Control::ApplyReleases(Session& session, const ReleaseList& releases) {
+  uint32_t released = 0;
+  for (const DamageReport& report : releases.damaged) ReportDamage(session, report);
+  for (const HoldId hold : releases.holds) {
+    if (!holds_.Has(hold, session.index)) continue;
+    CloseHold(hold);
+    ++released;
+  }
+  for (const LeaseId id : releases.leases) {
+    // A lease may be used, and given back, by any session of its domain; a pin by Unpin() alone.
+    const LeaseTable::Lease* lease = leases_.Find(id);
+    if (lease == nullptr || lease->owner == LeaseTable::kPinOwner) continue;
+    const NamespaceId ns = residency_.block(lease->block).ns;
+    if (namespaces_[ns].domain == session.domain) released += EndLease(id);
+  }
+  return released;
+}
+
+// The daemon sums the bytes again before it believes the report: a client may err, or lie.
+void Control::ReportDamage(Session& session, const DamageReport& report) {
+  if (!holds_.Has(report.hold, session.index)) return;
+  for (const uint32_t position : report.extents) {
+    ++counters_.damage_reported;
+    const PartRef ref = holds_.At(report.hold, position);
+    if (ref == 0) continue;
+    const Part& part = residency_.part(ref);
+    if (part.state != static_cast<uint32_t>(PartState::kCommitted)) continue;
+    if (!residency_.Hold(ref)) continue;  // Of ours, until the sum is there.
+    const VerifyJob job{{store_.Address(part), part.length}, part.sum, ref};
+    if (!mover_.Verify(job)) residency_.Unhold(ref);
+  }
+}
+
+absl::StatusOr<uint32_t> Control::Release(std::string_view token, const ReleaseList& releases) {
+  absl::StatusOr<Session*> session = FindSession(token);
+  if (!session.ok()) return session.status();
+  if (releases.holds.size() + releases.leases.size() + releases.damaged.size() >
+      kMaxReleasesPerCall) {
+    ++counters_.calls_refused;
+    return Invalid("releases", absl::StrCat("at most ", kMaxReleasesPerCall, " a call"));
+  }
+  return ApplyReleases(**session, releases);
+}
+
+absl::Status Control::Pin(PinCall& call) {
+  call.header.keys = call.key;
+  absl::StatusOr<Chain> chain = ResolveChain(call.header, 1);
+  if (!chain.ok()) return chain.status();
+  if (call.owner.empty() || call.owner.size() > kMaxNameBytes) {
+    return Invalid("owner", "must be 1 to 256 bytes");
+  }
+  if (call.ttl_ms == 0 || call.ttl_ms > kMaxPinMs)
+    return Invalid("ttl_ms", "must be 1 ms to 7 days");
+  const BlockRef block = residency_.Find(call.header.ns, chain->keys[0]);
+  if (block == 0 || residency_.block(block).state != BlockState::kVisible) {
+    return absl::NotFoundError("key: no such block");
+  }
+  call.blocks = residency_.block(block).depth + 1;
+  call.bytes = call.blocks * chain->info->block_bytes;
+  const std::pair<DomainId, std::string> owner{chain->session->domain, std::string(call.owner)};
+  const auto pinned = pinned_bytes_.find(owner);
+  const uint64_t already = pinned == pinned_bytes_.end() ? 0 : pinned->second;
+  if (call.bytes > call.budget_bytes || already > call.budget_bytes - call.bytes) {
+    ++counters_.pins_refused;
+    return absl::ResourceExhaustedError(
+        absl::StrCat("budget_bytes: the chain has ", call.bytes, " bytes, ", already,
+                     " are pinned already, the budget is ", call.budget_bytes));
+  }
+  call.pin_id = pins_.size() < options_.max_pins
+                    ? leases_.Add(block, LeaseTable::kPinOwner,
+                                  clock_.Now() + static_cast<Nanos>(call.ttl_ms) * kMillisecond)
+                    : 0;
+  if (call.pin_id == 0) {
+    ++counters_.pins_refused;
+    return absl::ResourceExhaustedError("pins: this daemon has as many as it may");
+  }
+  residency_.Lease(block);
+  pinned_bytes_[owner] += call.bytes;
+  pins_[call.pin_id] = {owner.first, owner.second, call.bytes};
+  ++counters_.pins_granted;
+  return absl::OkStatus();
+}
+
+absl::Status Control::Unpin(std::string_view token, LeaseId pin_id) {
+  absl::StatusOr<Session*> session = FindSession(token);
+  if (!session.ok()) return session.status();
+  const auto pin = pins_.find(pin_id);
+  if (pin == pins_.end() || pin->second.domain != (*session)->domain) {
+    return absl::NotFoundError("pin_id: no such pin");
+  }
+  EndLease(pin_id);
+  return absl::OkStatus();
+}
+
+// --- the loop
+// -------------------------------------------------------------------------------------
+
+void Control::Poll() {
+  control_.AssertHeld();
+  inbox_.Drain(events_);
+  for (InboxEvent& event : events_) {
+    std::visit([this](auto& e) { OnEvent(e); }, event);
+  }
+  events_.clear();
+  const Nanos now = clock_.Now();
+  ExpireLeases(kLeasesExpiredPerPoll);
+  if (now >= next_expiry_) {
+    std::vector<uint64_t> expired;
+    next_expiry_ = INT64_MAX;
+    for (const auto& [id, reservation] : reservations_) {
+      if (reservation->closing) continue;
+      if (reservation->expires <= now) {
+        expired.push_back(id);
+      } else {
+        next_expiry_ = std::min(next_expiry_, reservation->expires);
+      }
+    }
+    for (const uint64_t id : expired) {
+      ++counters_.reservations_expired;
+      CloseReservation(id);
+    }
+  }
+  for (size_t i = 0; i < waiters_.size();) {
+    if (waiters_[i].until > now) {
+      ++i;
+      continue;
+    }
+    ready_.push_back(waiters_[i].resumable);
+    waiters_.erase(waiters_.begin() + static_cast<ptrdiff_t>(i));
+  }
+  // Every waiter has been asked; what none of them took has no producer.
+  if (!orphans_.empty() && ready_.empty()) {
+    for (const auto& [block, key] : orphans_) {
+      if (residency_.block(block).key == key) residency_.Abandon(block);
+    }
+    orphans_.clear();
+  }
+}
+
+Resumable* Control::NextReady() {
+  if (ready_.empty()) return nullptr;
+  Resumable* next = ready_.front();
+  ready_.pop_front();
+  return next;
+}
+
+Nanos Control::NextDeadline() const {
+  Nanos next = next_expiry_;
+  for (const Waiter& waiter : waiters_) next = std::min(next, waiter.until);
+  return orphans_.empty() ? next : 0;
+}
+
+void Control::EndWaits() {
+  for (Waiter& waiter : waiters_) waiter.until = 0;
+}
+
+void Control::OnEvent(SessionOpened& event) {
+  auto session = std::make_unique<Session>();
+  session->serial = event.serial;
+  session->token = event.token;
+  session->domain = event.domain;
+  session->pid = event.pid;
+  if (free_session_indexes_.empty()) {
+    session->index = session_indexes_++;
+  } else {
+    session->index = free_session_indexes_.back();
+    free_session_indexes_.pop_back();
+  }
+  // The same process says that nobody reads any more under a session of before.
+  if (event.finished != SessionToken{}) {
+    for (const auto& [serial, old] : by_serial_) {
+      if (old->token == event.finished && old->pid == event.pid && old->ended) {
+        old->exited = true;
+        DropHoldsOf(*old);
+        ForgetSessionIfOver(serial);
+        break;
+      }
+    }
+  }
+  by_token_[std::string(event.token.begin(), event.token.end())] = session.get();
+  by_serial_[event.serial] = std::move(session);
+  ++counters_.sessions_opened;
+}
+
+void Control::OnEvent(StagingOpened& event) {
+  const auto it = by_serial_.find(event.serial);
+  if (it != by_serial_.end() && !it->second->ended) it->second->staging = std::move(event.staging);
+}
+
+void Control::OnEvent(SessionEnded& event) {
+  const auto it = by_serial_.find(event.serial);
+  if (it == by_serial_.end()) return;
+  Session& session = *it->second;
+  session.ended = true;
+  session.staging.reset();
+  by_token_.erase(std::string(session.token.begin(), session.token.end()));
+  ++counters_.sessions_ended;
+  while (const LeaseId lease = leases_.AnyOf(session.index)) EndLease(lease);
+  std::vector<uint64_t> open;
+  for (const auto& [id, reservation] : reservations_) {
+    if (reservation->session == session.serial && !reservation->closing) open.push_back(id);
+  }
+  for (const uint64_t id : open) {
+    ++counters_.reservations_aborted;
+    CloseReservation(id);
+  }
+  ForgetSessionIfOver(event.serial);
+}
+
+void Control::OnEvent(ProcessExited& event) {
+  const auto it = by_serial_.find(event.serial);
+  if (it == by_serial_.end()) return;
+  it->second->exited = true;
+  DropHoldsOf(*it->second);
+  ForgetSessionIfOver(event.serial);
+}
+
+void Control::DropHoldsOf(Session& session) {
+  while (const HoldId hold = holds_.AnyOf(session.index)) CloseHold(hold);
+}
+
+// A session is over when its socket is closed and nothing is held under it: its process has ended,
+// or it held nothing.
+void Control::ForgetSessionIfOver(uint32_t serial) {
+  const auto it = by_serial_.find(serial);
+  const Session& session = *it->second;
+  if (!session.ended || holds_.AnyOf(session.index) != 0) return;
+  free_session_indexes_.push_back(session.index);
+  by_serial_.erase(it);
+  if (options_.session_over) options_.session_over(serial);
+}
+
+void Control::OnEvent(FillsDone& event) {
+  const auto it = reservations_.find(event.reservation_id);
+  if (it == reservations_.end()) return;
+  if (it->second->closing) {
+    FinishClosing(it->first, *it->second);
+    return;
+  }
+  for (size_t i = 0; i < waiters_.size(); ++i) {
+    if (waiters_[i].call != nullptr || waiters_[i].reservation_id != event.reservation_id) continue;
+    ready_.push_back(waiters_[i].resumable);
+    waiters_.erase(waiters_.begin() + static_cast<ptrdiff_t>(i));
+    return;
+  }
+}
+
+void Control::OnEvent(Verified& event) {
+  const Part& part = residency_.part(event.part);
+  if (!event.intact && part.state == static_cast<uint32_t>(PartState::kCommitted)) {
+    ++counters_.damage_confirmed;
+    residency_.MarkDamaged(event.part);  // Our hold, and others', quarantine the room.
+  }
+  residency_.Unhold(event.part);
+}
+
+void Control::OnEvent(RegionMade& event) {
+  if (event.memory.ok()) {
+    store_.arena().FinishRenewal(event.region, *std::move(event.memory));
+  } else {
+    store_.arena().CancelRenewal(event.region);
+  }
+}
+
+std::vector<std::pair<std::string, uint64_t>> Control::Counters() const {
+  const ControlCounters& c = counters_;
+  const Residency::Counts& r = residency_.counts();
+  return {{"lookups", c.lookups},
+          {"lookup_blocks", c.lookup_blocks},
+          {"lookup_hit_blocks", c.lookup_hit_blocks},
+          {"loads", c.loads},
+          {"load_blocks", c.load_blocks},
+          {"hold_budget_refusals", c.hold_budget_refusals},
+          {"reserves", c.reserves},
+          {"reserve_granted_blocks", c.reserve_granted_blocks},
+          {"reserve_present_blocks", c.reserve_present_blocks},
+          {"reserve_in_production_blocks", c.reserve_in_production_blocks},
+          {"reserve_no_room_blocks", c.reserve_no_room_blocks},
+          {"reserve_waits", c.reserve_waits},
+          {"reservations_expired", c.reservations_expired},
+          {"reservations_aborted", c.reservations_aborted},
+          {"commits", c.commits},
+          {"committed_blocks", c.committed_blocks},
+          {"parked_blocks", c.parked_blocks},
+          {"parked_blocks_dropped", r.parked_dropped},
+          {"evicted_blocks", r.evicted},
+          {"regions_emptied", store_.regions_emptied()},
+          {"leases_granted", c.leases_granted},
+          {"leases_refused", c.leases_refused},
+          {"leases_expired", c.leases_expired},
+          {"pins_granted", c.pins_granted},
+          {"pins_refused", c.pins_refused},
+          {"damage_reported", c.damage_reported},
+          {"damage_confirmed", c.damage_confirmed},
+          {"sessions_opened", c.sessions_opened},
+          {"sessions_ended", c.sessions_ended},
+          {"calls_refused", c.calls_refused}};
+}
+
+}  // namespace kvd

@@ -1,0 +1,265 @@
+// The control thread's mind: sessions, namespaces, and what every call means for index, leases,
+// holds and reservations. It decides and counts; it never touches payload, never blocks, and is
+// told the time, so it runs unchanged under a manual clock and fake movers.
+//
+// The life of a call: `service.cc` fills a struct of requests.h and calls the verb; kMore and kWait
+// ask to be called again (see there). Errors are those of kvd.proto.
+//
+// Threads: one, the control thread. Other threads post to the Inbox.
+
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "daemon/fill_board.h"
+#include "daemon/hold_table.h"
+#include "daemon/inbox.h"
+#include "daemon/lease_table.h"
+#include "daemon/mover.h"
+#include "daemon/requests.h"
+#include "daemon/store.h"
+#include "proto/types/clock.h"
+#include "proto/types/namespace_descriptor.h"
+#include "proto/types/packed.h"
+#include "proto/types/thread_role.h"
+
+namespace kvd {
+
+// Counters since start. Names on the wire are these, see Control::Counters().
+struct ControlCounters {
+  uint64_t lookups = 0;
+  uint64_t lookup_blocks = 0;
+  uint64_t lookup_hit_blocks = 0;
+  uint64_t loads = 0;
+  uint64_t load_blocks = 0;
+  uint64_t hold_budget_refusals = 0;
+  uint64_t reserves = 0;
+  uint64_t reserve_granted_blocks = 0;
+  uint64_t reserve_present_blocks = 0;
+  uint64_t reserve_in_production_blocks = 0;
+  uint64_t reserve_no_room_blocks = 0;
+  uint64_t reserve_waits = 0;
+  uint64_t reservations_expired = 0;
+  uint64_t reservations_aborted = 0;
+  uint64_t commits = 0;
+  uint64_t committed_blocks = 0;  // Made visible.
+  uint64_t parked_blocks = 0;
+  uint64_t leases_granted = 0;
+  uint64_t leases_refused = 0;
+  uint64_t leases_expired = 0;
+  uint64_t pins_granted = 0;
+  uint64_t pins_refused = 0;
+  uint64_t damage_reported = 0;
+  uint64_t damage_confirmed = 0;
+  uint64_t sessions_opened = 0;
+  uint64_t sessions_ended = 0;
+  uint64_t calls_refused = 0;  // Unknown session, bad field, a bound.
+};
+
+class Control {
+ public:
+  struct Options {
+    uint32_t max_leases = 1u << 16;
+    uint32_t session_leases = 1u << 14;
+    HoldTable::Options holds;
+    uint64_t session_hold_bytes = 0;  // 0: a quarter of the arena.
+    uint32_t max_reservations = 1024;
+    uint32_t session_reservations = 64;
+    uint32_t max_waiters = 256;
+    uint32_t max_namespaces = 1024;
+    uint32_t max_pins = 4096;
+    Nanos reservation_life = 30 * kSecond;
+    double load_bytes_per_us = 10000;  // Measured: what a client's verified copy reaches.
+    uint32_t slice_blocks = 128;       // Of one call, before others have their turn.
+    // Told when a session is over: ended, and nothing is held under it. May be empty.
+    std::function<void(uint32_t serial)> session_over;
+  };
+
+  // Collaborators must outlive this.
+  Control(Store& store, FillBoard& board, Mover& mover, Inbox& inbox, const Clock& clock,
+          const Options& options);
+
+  // --- calls (kvd.proto says what they mean) -----------------------------------------------------
+
+  struct RegisteredNamespace {
+    NamespaceId id = 0;
+    std::array<uint8_t, 16> fingerprint{};
+    bool created = false;
+  };
+  absl::StatusOr<RegisteredNamespace> RegisterNamespace(std::string_view session,
+                                                        const NamespaceDescriptor& descriptor);
+  absl::StatusOr<Step> Lookup(LookupCall& call);
+  absl::StatusOr<Step> Load(LoadCall& call);
+  absl::StatusOr<uint32_t> Release(std::string_view session, const ReleaseList& releases);
+  absl::StatusOr<Step> Reserve(ReserveCall& call);
+  absl::StatusOr<Step> Commit(CommitCall& call);
+  absl::Status Abort(std::string_view session, uint64_t reservation_id);
+  absl::Status Pin(PinCall& call);
+  absl::Status Unpin(std::string_view session, LeaseId pin_id);
+  absl::Status CheckSession(std::string_view session);
+
+  // --- the loop ----------------------------------------------------------------------------------
+
+  // Takes in what other threads posted, and ends what has had its time.
+  void Poll();
+  // The next waiting call that can go on; null: none.
+  Resumable* NextReady();
+  // Ends all waits: the calls go on and answer with what there is.
+  void EndWaits();
+  // When Poll() has something to do at the latest; INT64_MAX: nothing is due.
+  Nanos NextDeadline() const;
+
+  // --- looking -----------------------------------------------------------------------------------
+
+  const ControlCounters& counters() const { return counters_; }
+  std::vector<std::pair<std::string, uint64_t>> Counters() const;
+  const Store& store() const { return store_; }
+  uint32_t sessions() const { return static_cast<uint32_t>(by_token_.size()); }
+  uint32_t leases() const { return leases_.size() - pins(); }
+  uint32_t pins() const { return static_cast<uint32_t>(pins_.size()); }
+  const HoldTable& holds() const { return holds_; }
+  uint32_t reservations() const { return static_cast<uint32_t>(reservations_.size()); }
+
+ private:
+  struct NamespaceInfo {
+    DomainId domain = 0;
+    NamespaceDescriptor descriptor;
+    std::vector<PartId> parts;
+    std::vector<uint32_t> group_part_bytes;
+    uint64_t block_bytes = 0;
+  };
+  struct Session {
+    uint32_t serial = 0;
+    uint32_t index = 0;  // Dense; for the tables.
+    SessionToken token{};
+    DomainId domain = 0;
+    pid_t pid = 0;
+    std::shared_ptr<const Staging> staging;
+    uint32_t reservations = 0;
+    bool ended = false;
+    bool exited = false;
+  };
+  struct Reservation {
+    uint32_t session = 0;  // Serial.
+    NamespaceId ns = 0;
+    absl::InlinedVector<PartId, 4> parts;
+    std::vector<BlockRef> blocks;        // By position in the list; 0: not granted, or committed.
+    std::string states;                  // ReserveState, by position.
+    std::vector<PartRef> part_refs;      // Blocks times parts; 0: nothing to fill.
+    std::vector<FillBoard::Room> rooms;  // Of one block; scratch.
+    BlockRef anchor = 0;                 // Leased: what the next block hangs below.
+    BlockRef last = 0;                   // The block that the next one must follow.
+    bool root = false;                   // `last` 0 means: the next block is a root.
+    bool closing = false;                // Waits for copies to end.
+    Nanos expires = 0;
+  };
+  struct PinInfo {
+    DomainId domain = 0;
+    std::string owner;
+    uint64_t bytes = 0;
+  };
+  // A key list of the right shape, and what it names.
+  struct Chain {
+    KeyList keys;
+    bool has_parent = false;
+    ChainHash parent;
+    const NamespaceInfo* info = nullptr;
+    Session* session = nullptr;
+  };
+
+  absl::StatusOr<Session*> FindSession(std::string_view token);
+  absl::StatusOr<Chain> ResolveChain(const CallHeader& header, uint32_t max_blocks);
+  absl::StatusOr<absl::InlinedVector<PartId, 4>> ResolveParts(const NamespaceInfo& info,
+                                                              std::string_view parts) const;
+  uint32_t ApplyReleases(Session& session, const ReleaseList& releases);
+  void ReportDamage(Session& session, const DamageReport& report);
+  void CloseHold(HoldId hold);
+  bool EndLease(LeaseId id);
+  LeaseId AddLease(Session& session, BlockRef block, uint32_t lease_ms, LeaseOutcome& outcome);
+  Step FillExtents(const Chain& chain, ExtentCursor& cursor, std::string& extents);
+
+  absl::Status StartReservation(ReserveCall& call, const Chain& chain);
+  Step ReserveBlocks(ReserveCall& call, const Chain& chain);
+  bool GrantParts(Reservation& reservation, const NamespaceInfo& info, BlockRef block,
+                  size_t first_part);
+  ReserveState ReserveBlock(Reservation& reservation, const Chain& chain, uint32_t position);
+  void Anchor(Reservation& reservation, BlockRef block);
+  void FinishReserve(ReserveCall& call);
+  absl::StatusOr<Step> CommitReserved(CommitCall& call, Session& session);
+  absl::StatusOr<Step> CommitInline(CommitCall& call, Session& session);
+  absl::StatusOr<Step> StartInlineFills(CommitCall& call, Session& session);
+  Step CommitBlocks(CommitCall& call, uint64_t id, Reservation& reservation);
+  CommitResult CommitBlock(CommitCall& call, uint64_t id, Reservation& reservation,
+                           uint32_t position);
+  void CloseReservation(uint64_t id);
+  void FinishClosing(uint64_t id, Reservation& reservation);
+  void ProductionChanged();
+
+  void OnEvent(SessionOpened& event);
+  void OnEvent(StagingOpened& event);
+  void OnEvent(SessionEnded& event);
+  void OnEvent(ProcessExited& event);
+  void OnEvent(FillsDone& event);
+  void OnEvent(Verified& event);
+  void OnEvent(RegionMade& event);
+  void OnEvent(Task& event) { event.run(*this); }
+  void DropHoldsOf(Session& session);
+  void ForgetSessionIfOver(uint32_t serial);
+  void ExpireLeases(int most);
+
+  Store& store_;
+  Residency& residency_;
+  FillBoard& board_;
+  Mover& mover_;
+  Inbox& inbox_;
+  const Clock& clock_;
+  const Options options_;
+
+  // Control thread only.
+  ThreadRole control_;
+  LeaseTable leases_;
+  HoldTable holds_;
+  ControlCounters counters_;
+  uint64_t tick_ = 0;  // Counts uses; the policy's time.
+
+  std::vector<NamespaceInfo> namespaces_;                                  // [0] is unused.
+  std::map<std::pair<DomainId, std::string>, NamespaceId> namespace_ids_;  // By canonical form.
+  std::map<std::pair<DomainId, std::vector<uint32_t>>, EvictionPolicy::Pool> pools_;
+
+  absl::flat_hash_map<uint32_t, std::unique_ptr<Session>> by_serial_;
+  absl::flat_hash_map<std::string, Session*> by_token_;  // Living ones.
+  std::vector<uint32_t> free_session_indexes_;
+  uint32_t session_indexes_ = 0;
+
+  absl::flat_hash_map<uint64_t, std::unique_ptr<Reservation>> reservations_;
+  std::vector<std::unique_ptr<Reservation>> spare_reservations_;  // Keep their memory.
+  Nanos next_expiry_ = INT64_MAX;  // Of the reservations; may be early, never late.
+
+  struct Waiter {
+    ReserveCall* call = nullptr;  // Waits for producers; null: a commit waits for copiers.
+    uint64_t reservation_id = 0;  // That the commit waits for.
+    Resumable* resumable = nullptr;
+    Nanos until = INT64_MAX;
+  };
+  std::vector<Waiter> waiters_;
+  std::deque<Resumable*> ready_;
+  std::vector<std::pair<BlockRef, ChainHash>> orphans_;  // Producer gone, waiters not asked yet.
+
+  absl::flat_hash_map<LeaseId, PinInfo> pins_;
+  std::map<std::pair<DomainId, std::string>, uint64_t> pinned_bytes_;  // By owner.
+  std::vector<InboxEvent> events_;                                     // Scratch of Poll().
+};
+
+}  // namespace kvd

@@ -1,0 +1,459 @@
+// Storing: reserve, commit, abort. The order of a put is the order of this file.
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "daemon/control.h"
+#include "proto/types/check.h"
+#include "proto/types/packed.h"
+
+namespace kvd {
+namespace {
+
+absl::Status Invalid(absl::string_view field, absl::string_view why) {
+  return absl::InvalidArgumentError(absl::StrCat(field, ": ", why));
+}
+
+constexpr int kLeasesExpiredForRoom = 4096;
+
+}  // namespace
+
+// --- reserve
+// --------------------------------------------------------------------------------------
+
+absl::StatusOr<Step> Control::Reserve(ReserveCall& call) {
+  absl::StatusOr<Chain> chain = ResolveChain(call.header, kMaxPageBlocks);
+  if (!chain.ok()) return chain.status();
+  if (!call.started) {
+    if (absl::Status status = StartReservation(call, *chain); !status.ok()) {
+      ++counters_.calls_refused;
+      return status;
+    }
+    ApplyReleases(*chain->session, call.header.releases);
+    ++counters_.reserves;
+    ExpireLeases(kLeasesExpiredForRoom);
+  }
+  const Step step = ReserveBlocks(call, *chain);
+  if (step == Step::kDone) FinishReserve(call);
+  return step;
+}
+
+absl::Status Control::StartReservation(ReserveCall& call, const Chain& chain) {
+  auto parts = ResolveParts(*chain.info, call.header.parts);
+  if (!parts.ok()) return parts.status();
+  if (chain.keys.size() * parts->size() > kMaxPageExtents) {
+    return Invalid("keys", "blocks times parts is more than 16384");
+  }
+  if (chain.session->reservations >= options_.session_reservations) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("reservations: this session has ", options_.session_reservations, " open"));
+  }
+  call.reservation_id = board_.Open(chain.session->serial);
+  if (call.reservation_id == 0) {
+    return absl::ResourceExhaustedError("reservations: this daemon has as many open as it may");
+  }
+  std::unique_ptr<Reservation> reservation;
+  if (spare_reservations_.empty()) {
+    reservation = std::make_unique<Reservation>();
+  } else {
+    reservation = std::move(spare_reservations_.back());
+    spare_reservations_.pop_back();
+  }
+  reservation->session = chain.session->serial;
+  reservation->ns = call.header.ns;
+  reservation->parts = *std::move(parts);
+  reservation->blocks.clear();
+  reservation->states.clear();
+  reservation->part_refs.clear();
+  reservation->anchor = 0;
+  reservation->root = !chain.has_parent;
+  reservation->closing = false;
+  reservation->expires = clock_.Now() + options_.reservation_life;
+  next_expiry_ = std::min(next_expiry_, reservation->expires);
+
+  const BlockRef parent = chain.has_parent ? residency_.Find(call.header.ns, chain.parent) : 0;
+  reservation->last = parent;
+  if (parent != 0) Anchor(*reservation, parent);
+  ++chain.session->reservations;
+  reservations_[call.reservation_id] = std::move(reservation);
+  call.started = true;
+  call.wait_until = clock_.Now() + call.wait_ms * kMillisecond;
+  return absl::OkStatus();
+}
+
+Step Control::ReserveBlocks(ReserveCall& call, const Chain& chain) {
+  const auto it = reservations_.find(call.reservation_id);
+  if (it == reservations_.end()) {  // It expired while the call waited.
+    call.reservation_id = 0;
+    return Step::kDone;
+  }
+  Reservation& reservation = *it->second;
+  const uint32_t end = std::min(chain.keys.size(), call.next + options_.slice_blocks);
+  while (call.next < end) {
+    const ReserveState state = ReserveBlock(reservation, chain, call.next);
+    if (state == ReserveState::kInProduction && clock_.Now() < call.wait_until &&
+        waiters_.size() < options_.max_waiters) {
+      ++counters_.reserve_waits;
+      waiters_.push_back({.call = &call, .resumable = call.resumable, .until = call.wait_until});
+      return Step::kWait;
+    }
+    if (state != ReserveState::kGranted) {
+      reservation.blocks.push_back(0);
+      reservation.part_refs.insert(reservation.part_refs.end(), reservation.parts.size(), 0);
+      reservation.rooms.assign(reservation.parts.size(), {});
+    }
+    board_.Append(call.reservation_id, reservation.rooms);
+    reservation.states.push_back(static_cast<char>(state));
+    ++call.next;
+    switch (state) {
+      case ReserveState::kGranted:
+        ++call.granted;
+        ++counters_.reserve_granted_blocks;
+        break;
+      case ReserveState::kPresent:
+        ++counters_.reserve_present_blocks;
+        break;
+      case ReserveState::kInProduction:
+        ++counters_.reserve_in_production_blocks;
+        break;
+      case ReserveState::kNoRoom:
+      case ReserveState::kNoParent:
+        // Nothing can stand below: the rest of the list has the same answer.
+        counters_.reserve_no_room_blocks += state == ReserveState::kNoRoom;
+        reservation.states.resize(chain.keys.size(), static_cast<char>(state));
+        call.next = chain.keys.size();
+        return Step::kDone;
+    }
+  }
+  return call.next < chain.keys.size() ? Step::kMore : Step::kDone;
+}
+
+// What becomes of one block of the list. When granted, its parts are reserved with room, and
+// reservation.rooms says where.
+ReserveState Control::ReserveBlock(Reservation& reservation, const Chain& chain,
+                                   uint32_t position) {
+  const ChainHash key = chain.keys[position];
+  const bool root = position == 0 && reservation.root;
+  const BlockRef above = reservation.last;
+  if (!root && (above == 0 || residency_.block(above).state == BlockState::kStub ||
+                residency_.block(above).depth + 1 >= kMaxChainDepth)) {
+    return ReserveState::kNoParent;
+  }
+  BlockRef block = residency_.Find(reservation.ns, key);
+  const bool is_new = block == 0;
+  if (is_new) {
+    if (!store_.MakeIndexRoom()) return ReserveState::kNoRoom;
+    block = residency_.Add(reservation.ns, key, above, ++tick_);
+  } else if (residency_.block(block).parent != above) {
+    return ReserveState::kNoParent;  // The list is not a chain.
+  }
+  Anchor(reservation, block);
+
+  bool missing = false;
+  bool reserved = false;
+  for (const PartId id : reservation.parts) {
+    const PartRef part = residency_.FindPart(block, id);
+    missing |= part == 0;
+    reserved |=
+        part != 0 && residency_.part(part).state == static_cast<uint32_t>(PartState::kReserved);
+  }
+  if (missing) {
+    const size_t first_part = reservation.part_refs.size();
+    if (!GrantParts(reservation, *chain.info, block, first_part)) {
+      reservation.part_refs.resize(first_part);
+      Anchor(reservation, above);
+      residency_.Abandon(block);
+      return ReserveState::kNoRoom;
+    }
+    reservation.blocks.push_back(block);
+    reservation.last = block;
+    return ReserveState::kGranted;
+  }
+  reservation.last = block;
+  return reserved ? ReserveState::kInProduction : ReserveState::kPresent;
+}
+
+// Reserves the parts that a block lacks. False: no room for one of them, and none is reserved.
+bool Control::GrantParts(Reservation& reservation, const NamespaceInfo& info, BlockRef block,
+                         size_t first_part) {
+  reservation.rooms.clear();
+  for (const PartId id : reservation.parts) {
+    PartRef part = 0;
+    FillBoard::Room room;
+    if (residency_.FindPart(block, id) == 0) {
+      part = store_.TakePart(block, id, info.group_part_bytes[id.group]);
+      if (part == 0) {
+        for (size_t i = first_part; i < reservation.part_refs.size(); ++i) {
+          if (reservation.part_refs[i] != 0) residency_.DropReserved(reservation.part_refs[i]);
+        }
+        return false;
+      }
+      room = {store_.Address(residency_.part(part)), residency_.part(part).length};
+    }
+    reservation.part_refs.push_back(part);
+    reservation.rooms.push_back(room);
+  }
+  return true;
+}
+
+// Keeps `block` in place until the next call of this: nothing else holds what a new block is about
+// to hang below.
+void Control::Anchor(Reservation& reservation, BlockRef block) {
+  if (block != 0) residency_.Lease(block);
+  if (reservation.anchor != 0) residency_.Unlease(reservation.anchor);
+  reservation.anchor = block;
+}
+
+void Control::FinishReserve(ReserveCall& call) {
+  const auto it = reservations_.find(call.reservation_id);
+  if (it == reservations_.end()) {
+    call.states.assign(call.header.keys.size() / namespaces_[call.header.ns].descriptor.hash_bytes,
+                       static_cast<char>(ReserveState::kNoRoom));
+    call.granted = 0;
+    return;
+  }
+  call.states = it->second->states;
+  Anchor(*it->second, 0);
+  call.expires_ms =
+      static_cast<uint32_t>(std::max<Nanos>(0, it->second->expires - clock_.Now()) / kMillisecond);
+  if (call.granted > 0) return;
+  CloseReservation(call.reservation_id);
+  call.reservation_id = 0;
+}
+
+// --- commit
+// ---------------------------------------------------------------------------------------
+
+absl::StatusOr<Step> Control::Commit(CommitCall& call) {
+  absl::StatusOr<Session*> session = FindSession(call.header.session);
+  if (!session.ok()) return session.status();
+  if (call.phase == CommitCall::Phase::kStart) {
+    call.inline_put = call.reservation_id == 0;
+    if (call.header.releases.holds.size() + call.header.releases.leases.size() +
+            call.header.releases.damaged.size() >
+        kMaxReleasesPerCall) {
+      return Invalid("releases", absl::StrCat("at most ", kMaxReleasesPerCall, " a call"));
+    }
+    if (!call.inline_put) ApplyReleases(**session, call.header.releases);
+    ++counters_.commits;
+  }
+  return call.inline_put ? CommitInline(call, **session) : CommitReserved(call, **session);
+}
+
+absl::StatusOr<Step> Control::CommitReserved(CommitCall& call, Session& session) {
+  const auto it = reservations_.find(call.reservation_id);
+  if (it == reservations_.end() || it->second->session != session.serial || it->second->closing) {
+    ++counters_.calls_refused;
+    return absl::NotFoundError(
+        "reservation_id: no such reservation of this session, or it expired");
+  }
+  Reservation& reservation = *it->second;
+  if (call.phase == CommitCall::Phase::kStart) {
+    const auto size = static_cast<uint32_t>(reservation.states.size());
+    if (call.first_block >= size) return Invalid("first_block", "beyond the reservation");
+    if (call.blocks == 0) call.blocks = size - call.first_block;
+    if (call.blocks > size - call.first_block) return Invalid("blocks", "beyond the reservation");
+    call.phase = CommitCall::Phase::kCommit;
+  }
+  const Step step = CommitBlocks(call, call.reservation_id, reservation);
+  if (step != Step::kDone) return step;
+  const bool open = std::any_of(reservation.blocks.begin(), reservation.blocks.end(),
+                                [](BlockRef block) { return block != 0; });
+  if (!open) CloseReservation(call.reservation_id);
+  return Step::kDone;
+}
+
+Step Control::CommitBlocks(CommitCall& call, uint64_t id, Reservation& reservation) {
+  const uint32_t end = std::min(call.blocks, call.next + options_.slice_blocks);
+  const uint32_t stored_before = call.stored;
+  ++tick_;
+  for (; call.next < end; ++call.next) {
+    const CommitResult result = CommitBlock(call, id, reservation, call.first_block + call.next);
+    call.results.push_back(static_cast<char>(result));
+  }
+  counters_.committed_blocks += call.stored - stored_before;
+  ProductionChanged();
+  return call.next < call.blocks ? Step::kMore : Step::kDone;
+}
+
+CommitResult Control::CommitBlock(CommitCall& call, uint64_t id, Reservation& reservation,
+                                  uint32_t position) {
+  const BlockRef block = position < reservation.blocks.size() ? reservation.blocks[position] : 0;
+  if (block == 0) {
+    switch (static_cast<ReserveState>(reservation.states[position])) {
+      case ReserveState::kNoRoom:
+        return CommitResult::kNoRoom;
+      case ReserveState::kNoParent:
+        return CommitResult::kNoParent;
+      default:
+        return CommitResult::kPresent;
+    }
+  }
+  const size_t parts = reservation.parts.size();
+  const size_t first = position * parts;
+  for (size_t i = first; i < first + parts; ++i) {
+    if (reservation.part_refs[i] == 0) continue;
+    const FillBoard::Part part = board_.Get(id, static_cast<uint32_t>(i));
+    if (part.state != FillBoard::State::kFull) return CommitResult::kNotFilled;
+  }
+  for (size_t i = first; i < first + parts; ++i) {
+    const PartRef part = std::exchange(reservation.part_refs[i], 0);
+    if (part == 0) continue;
+    const uint32_t sum = board_.Get(id, static_cast<uint32_t>(i)).sum;
+    call.stored += residency_.CommitPart(part, sum, tick_);
+  }
+  reservation.blocks[position] = 0;
+  if (residency_.block(block).state != BlockState::kParked) return CommitResult::kCommitted;
+  if (residency_.block(residency_.block(block).parent).state == BlockState::kStub) {
+    residency_.DropParked(block);  // Its parent's producer gave up meanwhile.
+    return CommitResult::kNoParent;
+  }
+  ++counters_.parked_blocks;
+  return CommitResult::kParked;
+}
+
+// A put in one call: reserve, let a copier fill from staging, commit.
+absl::StatusOr<Step> Control::CommitInline(CommitCall& call, Session& session) {
+  if (call.phase == CommitCall::Phase::kStart) {
+    call.reserve.header = call.header;
+    call.reserve.wait_ms = 0;
+    call.phase = CommitCall::Phase::kReserve;
+  }
+  if (call.phase == CommitCall::Phase::kReserve) {
+    const bool first_slice = !call.reserve.started;
+    absl::StatusOr<Chain> chain = ResolveChain(call.header, kMaxPageBlocks);
+    if (!chain.ok()) return chain.status();
+    if (first_slice) {
+      auto parts = ResolveParts(*chain->info, call.header.parts);
+      if (!parts.ok()) return parts.status();
+      const size_t fills = chain->keys.size() * parts->size();
+      if (call.staged.size() != fills * sizeof(PackedStaged)) {
+        return Invalid("staged", absl::StrCat("must have 16 bytes for each of ", fills, " parts"));
+      }
+      const size_t staging = session.staging == nullptr ? 0 : session.staging->bytes().size();
+      for (size_t i = 0; i < fills; ++i) {
+        const auto staged = UnpackAt<PackedStaged>(call.staged, i);
+        const uint32_t expected = chain->info->group_part_bytes[(*parts)[i % parts->size()].group];
+        if (staged.length != expected || staged.offset > staging ||
+            staged.length > staging - staged.offset) {
+          return Invalid(absl::StrCat("staged[", i, "]"),
+                         "outside the session's staging memory, or not a part's length");
+        }
+      }
+    }
+    const absl::StatusOr<Step> step = Reserve(call.reserve);
+    if (!step.ok() || *step != Step::kDone) return step;
+    call.blocks = static_cast<uint32_t>(call.reserve.states.size());
+    if (call.reserve.reservation_id == 0) {  // Nothing to store.
+      for (const char state : call.reserve.states) {
+        const auto reserve_state = static_cast<ReserveState>(state);
+        call.results.push_back(
+            static_cast<char>(reserve_state == ReserveState::kNoRoom     ? CommitResult::kNoRoom
+                              : reserve_state == ReserveState::kNoParent ? CommitResult::kNoParent
+                                                                         : CommitResult::kPresent));
+      }
+      return Step::kDone;
+    }
+    return StartInlineFills(call, session);
+  }
+  const uint64_t id = call.reserve.reservation_id;
+  const auto it = reservations_.find(id);
+  if (it == reservations_.end() || it->second->closing) {
+    return absl::AbortedError("the reservation of this put ended before its bytes were copied");
+  }
+  call.phase = CommitCall::Phase::kCommit;
+  const Step step = CommitBlocks(call, id, *it->second);
+  if (step == Step::kDone) CloseReservation(id);
+  return step;
+}
+
+absl::StatusOr<Step> Control::StartInlineFills(CommitCall& call, Session& session) {
+  const uint64_t id = call.reserve.reservation_id;
+  const Reservation& reservation = *reservations_.find(id)->second;
+  FillJob job{.session = session.serial, .staging = session.staging, .reservation_id = id};
+  for (size_t i = 0; i < reservation.part_refs.size(); ++i) {
+    if (reservation.part_refs[i] == 0) continue;
+    const auto staged = UnpackAt<PackedStaged>(call.staged, i);
+    job.fills.push_back({.reservation_id = id,
+                         .staging_offset = staged.offset,
+                         .index = static_cast<uint32_t>(i),
+                         .length = staged.length});
+  }
+  if (!mover_.Fill(std::move(job))) {
+    CloseReservation(id);
+    return absl::ResourceExhaustedError("copiers: too many puts wait already");
+  }
+  call.phase = CommitCall::Phase::kFill;
+  waiters_.push_back({.reservation_id = id, .resumable = call.resumable});
+  return Step::kWait;
+}
+
+// --- giving up
+// ------------------------------------------------------------------------------------
+
+absl::Status Control::Abort(std::string_view token, uint64_t reservation_id) {
+  absl::StatusOr<Session*> session = FindSession(token);
+  if (!session.ok()) return session.status();
+  const auto it = reservations_.find(reservation_id);
+  if (it == reservations_.end() || it->second->session != (*session)->serial ||
+      it->second->closing) {
+    ++counters_.calls_refused;
+    return absl::NotFoundError("reservation_id: no such reservation of this session");
+  }
+  ++counters_.reservations_aborted;
+  CloseReservation(reservation_id);
+  return absl::OkStatus();
+}
+
+void Control::CloseReservation(uint64_t id) {
+  Reservation& reservation = *reservations_.find(id)->second;
+  reservation.closing = true;
+  Anchor(reservation, 0);
+  for (size_t i = 0; i < waiters_.size(); ++i) {  // An inline put that waited for copiers.
+    if (waiters_[i].call != nullptr || waiters_[i].reservation_id != id) continue;
+    ready_.push_back(waiters_[i].resumable);
+    waiters_.erase(waiters_.begin() + static_cast<ptrdiff_t>(i));
+    break;
+  }
+  FinishClosing(id, reservation);
+}
+
+// Frees what was not committed, once no copier writes there any more.
+void Control::FinishClosing(uint64_t id, Reservation& reservation) {
+  if (!board_.Close(id)) return;  // FillsDone comes when the last copy has ended.
+  for (const PartRef part : reservation.part_refs) {
+    if (part != 0) residency_.DropReserved(part);
+  }
+  // Children first, so that what is alone goes at once.
+  const bool somebody_waits = std::any_of(waiters_.begin(), waiters_.end(),
+                                          [](const Waiter& w) { return w.call != nullptr; });
+  for (auto block = reservation.blocks.rbegin(); block != reservation.blocks.rend(); ++block) {
+    if (*block == 0) continue;
+    if (somebody_waits) {
+      orphans_.emplace_back(*block, residency_.block(*block).key);
+    } else {
+      residency_.Abandon(*block);
+    }
+  }
+  const auto session = by_serial_.find(reservation.session);
+  if (session != by_serial_.end()) --session->second->reservations;
+  const auto it = reservations_.find(id);
+  if (spare_reservations_.size() < 64) spare_reservations_.push_back(std::move(it->second));
+  reservations_.erase(it);
+  ProductionChanged();
+}
+
+// Those who wait for blocks that others produce look again.
+void Control::ProductionChanged() {
+  for (size_t i = 0; i < waiters_.size();) {
+    if (waiters_[i].call == nullptr) {
+      ++i;
+      continue;
+    }
+    ready_.push_back(waiters_[i].resumable);
+    waiters_.erase(waiters_.begin() + static_cast<ptrdiff_t>(i));
+  }
+}
+
+}  // namespace kvd

@@ -1,0 +1,95 @@
+// Holds: promises to a session that the room of the extents of one answer is neither moved nor
+// reused. A hold names a list of parts, in the order in which their extents were answered, so that
+// a client can give all of them back, or call one of them damaged, by a number and a position.
+//
+// Threads: one, the control thread. All memory is set aside by the constructor.
+
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "daemon/residency.h"
+
+namespace kvd {
+
+using HoldId = uint64_t;  // Never the same twice in one run; 0: none.
+
+class HoldTable {
+ public:
+  struct Options {
+    uint32_t max_holds = 1u << 16;
+    uint32_t max_extents = 1u << 20;  // Of all holds together.
+  };
+  explicit HoldTable(const Options& options);
+
+  // An empty hold of `session`; 0 when the table is full.
+  HoldId Open(uint32_t session);
+  // Adds a part (0: an extent that is not there, only counted). False when the table is full.
+  // Requires: Has() would say so.
+  bool Append(HoldId id, PartRef part, uint32_t bytes);
+
+  // Whether `session` has this hold.
+  bool Has(HoldId id, uint32_t session) const;
+  uint64_t bytes(HoldId id) const { return holds_[Index(id)].bytes; }
+  uint32_t extents(HoldId id) const { return holds_[Index(id)].extents; }
+  // The part at `position`; 0: none there. O(position).
+  PartRef At(HoldId id, uint32_t position) const;
+
+  // Ends the hold: calls `each(PartRef)` for every part. Requires: Has() said so.
+  template <typename Each>
+  void Close(HoldId id, Each each) {
+    const uint32_t index = Index(id);
+    Hold& hold = holds_[index];
+    for (uint32_t node = hold.first; node != 0;) {
+      if (nodes_[node].part != 0) each(nodes_[node].part);
+      const uint32_t next = nodes_[node].next;
+      nodes_[node].next = free_node_;
+      free_node_ = node;
+      node = next;
+    }
+    Free(index);
+  }
+
+  // Any hold of the session; 0: none.
+  HoldId AnyOf(uint32_t session) const;
+  uint64_t held_bytes(uint32_t session) const {
+    return session < owned_.size() ? owned_[session].bytes : 0;
+  }
+  uint64_t total_extents() const { return total_extents_; }
+  uint64_t total_bytes() const { return total_bytes_; }
+
+ private:
+  struct Hold {
+    uint64_t bytes = 0;
+    uint32_t sequence = 0;
+    uint32_t session = 0;
+    uint32_t first = 0;  // Node.
+    uint32_t last = 0;
+    uint32_t extents = 0;
+    uint32_t next = 0;  // Of the same session, or of the free ones.
+    uint32_t prev = 0;
+    bool open = false;
+  };
+  struct Node {
+    PartRef part = 0;
+    uint32_t next = 0;
+  };
+  struct Owned {
+    uint32_t first = 0;
+    uint64_t bytes = 0;
+  };
+
+  static uint32_t Index(HoldId id) { return static_cast<uint32_t>(id); }
+  void Free(uint32_t index);
+
+  std::vector<Hold> holds_;   // [0] is unused.
+  std::vector<Node> nodes_;   // [0] is unused.
+  std::vector<Owned> owned_;  // By session.
+  uint32_t free_hold_ = 0;
+  uint32_t free_node_ = 0;
+  uint64_t total_extents_ = 0;
+  uint64_t total_bytes_ = 0;
+};
+
+}  // namespace kvd

@@ -1,0 +1,137 @@
+// Calls as plain structs: what `service.cc` makes of messages, and what another front end (a
+// shared-memory ring) would make of its own. Views point into the caller's message, which outlives
+// the call.
+//
+// A call that takes long is done in slices: a handler returns kMore when it has used its share of
+// the control thread, kWait when it waits for somebody; the front end runs it again then.
+
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/container/inlined_vector.h"
+#include "absl/types/span.h"
+#include "daemon/hold_table.h"
+#include "daemon/lease_table.h"
+#include "proto/types/block.h"
+#include "proto/types/clock.h"
+#include "proto/types/namespace_descriptor.h"
+
+namespace kvd {
+
+enum class Step : uint8_t { kDone, kMore, kWait };
+
+// A call that may have to wait. The control thread's queue of what can go on names these.
+class Resumable {
+ public:
+  virtual ~Resumable() = default;
+  virtual void Resume() = 0;
+};
+
+struct DamageReport {
+  HoldId hold = 0;
+  absl::Span<const uint32_t> extents;
+};
+
+struct ReleaseList {
+  absl::Span<const uint64_t> holds;
+  absl::Span<const uint64_t> leases;
+  absl::InlinedVector<DamageReport, 2> damaged;
+};
+
+enum class LeaseOutcome : uint8_t { kNone, kGranted, kRefused };
+enum class LoadOutcome : uint8_t { kComplete, kMiss, kHoldBudget };
+
+// What every call names.
+struct CallHeader {
+  std::string_view session;  // Token.
+  NamespaceId ns = 0;
+  std::string_view keys;
+  std::string_view parent;
+  std::string_view parts;  // Group and shard, a byte each; empty: all.
+  ReleaseList releases;
+};
+
+// Progress of a call that answers extents.
+struct ExtentCursor {
+  absl::InlinedVector<PartId, 4> parts;
+  uint32_t next = 0;   // Block.
+  uint32_t limit = 0;  // Blocks.
+  HoldId hold = 0;
+  LoadOutcome outcome = LoadOutcome::kComplete;
+};
+
+struct LookupCall {
+  CallHeader header;
+  uint32_t lease_ms = 0;
+  uint32_t extent_blocks = 0;
+  // Answer.
+  uint32_t hit_blocks = 0;
+  LeaseOutcome lease = LeaseOutcome::kNone;
+  LeaseId lease_id = 0;
+  uint64_t load_time_us = 0;
+  std::string extents;
+  // Progress.
+  bool found = false;
+  ExtentCursor cursor;
+};
+
+struct LoadCall {
+  CallHeader header;
+  uint32_t range_offset = 0;
+  uint32_t range_bytes = 0;
+  // Answer: cursor.next blocks.
+  std::string extents;
+  // Progress.
+  bool started = false;
+  ExtentCursor cursor;
+};
+
+struct ReserveCall {
+  CallHeader header;
+  uint32_t wait_ms = 0;
+  Resumable* resumable = nullptr;  // Requires: set when wait_ms is.
+  // Answer.
+  uint64_t reservation_id = 0;
+  std::string states;
+  uint32_t granted = 0;
+  uint32_t expires_ms = 0;
+  // Progress.
+  bool started = false;
+  Nanos wait_until = 0;
+  uint32_t next = 0;
+};
+
+struct CommitCall {
+  CallHeader header;
+  uint64_t reservation_id = 0;
+  uint32_t first_block = 0;
+  uint32_t blocks = 0;
+  std::string_view staged;
+  Resumable* resumable = nullptr;  // Required when there is no reservation_id.
+  // Answer.
+  std::string results;
+  uint32_t stored = 0;
+  // Progress.
+  enum class Phase : uint8_t { kStart, kReserve, kFill, kCommit } phase = Phase::kStart;
+  bool inline_put = false;
+  uint32_t next = 0;
+  ReserveCall reserve;  // Of a put without a reservation.
+};
+
+struct PinCall {
+  CallHeader header;
+  std::string_view key;
+  std::string_view owner;
+  uint64_t budget_bytes = 0;
+  uint64_t ttl_ms = 0;
+  // Answer.
+  LeaseId pin_id = 0;
+  uint32_t blocks = 0;
+  uint64_t bytes = 0;
+};
+
+}  // namespace kvd

@@ -1,0 +1,270 @@
+// The one index: which blocks are known, how they hang together, where their parts lie, and what
+// keeps them from leaving.
+//
+// It is a forest of blocks over a hash table. Its invariant is prefix closure: a block can be found
+// only if its parent can be found, or is a stub. Blocks enter below their parents, and only leaves
+// leave. So the longest stored prefix of n keys takes about log2 n probes, and a lease on the
+// deepest block keeps its whole chain at the cost of one count.
+//
+// It decides nothing and moves no byte: daemon/store.h finds room, daemon/control.h answers calls.
+// All memory is set aside by the constructor; no call allocates.
+//
+// Threads: one, the control thread (or the simulator).
+
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "absl/types/span.h"
+#include "policy/eviction.h"
+#include "proto/types/block.h"
+#include "proto/types/host_memory.h"
+
+namespace kvd {
+
+using BlockRef = uint32_t;  // Number of a block; 0: none. Reused after the block has gone.
+using PartRef = uint32_t;   // Number of a part; 0: none.
+
+enum class BlockState : uint8_t {
+  kFree = 0,
+  kProducing = 1,  // Some full part is not committed yet. Not found.
+  kParked = 2,     // Complete, below a parent that is not visible yet. Not found.
+  kVisible = 3,
+  kStub = 4,  // Bytes gone or never came, kept for what lies below. Not found.
+};
+
+enum class PartState : uint32_t {
+  kReserved = 0,  // Room is set aside.
+  kCommitted = 1,
+  kQuarantined = 2,  // Belongs to no block any more; its room waits for its holds to end.
+};
+
+// What the index must know of a namespace.
+struct NamespaceShape {
+  struct Window {
+    uint16_t group = 0;
+    uint32_t blocks = 0;  // That must be there before the end of a prefix.
+  };
+  DomainId domain = 0;
+  EvictionPolicy::Pool pool = 0;
+  uint16_t full_groups = 1;   // Bit g: group g is full.
+  uint16_t state_groups = 0;  // Bit g: group g is a state.
+  std::vector<Window> windows;
+  std::vector<uint16_t> shards = {1};  // By group.
+};
+
+struct Block {
+  ChainHash key;
+  NamespaceId ns = 0;
+  BlockRef parent = 0;       // 0 at the root.
+  BlockRef jump = 0;         // An ancestor further up; any ancestor takes O(log depth) steps.
+  BlockRef first_child = 0;  // Of any state.
+  BlockRef next_sibling = 0;
+  BlockRef prev_sibling = 0;
+  PartRef first_part = 0;
+  uint32_t depth = 0;            // 0 at the root.
+  uint32_t leases = 0;           // Leases, pins and reservations that end exactly here.
+  uint32_t holds = 0;            // On its parts.
+  uint16_t complete_groups = 0;  // Bit g: every shard of group g is committed.
+  uint16_t reserved_parts = 0;   // Not committed yet.
+  BlockState state = BlockState::kFree;
+  bool offered = false;  // To the policy.
+  bool gap = false;      // Was seen and is not now: visible blocks may hang below.
+};
+static_assert(sizeof(Block) == 80);
+
+struct Part {
+  BlockRef block = 0;  // 0 when quarantined.
+  PartRef next = 0;    // Of the same block.
+  uint32_t region = 0;
+  uint32_t slot = 0;  // In the region.
+  uint32_t generation = 0;
+  uint32_t sum = 0;          // CRC32C of the bytes.
+  uint32_t length : 30 = 0;  // Bytes.
+  uint32_t state : 2 = 0;    // PartState.
+  uint16_t holds = 0;
+  PartId id;
+};
+static_assert(sizeof(Part) == 32);
+
+// Takes back the room of parts that have gone.
+class RoomOwner {
+ public:
+  virtual ~RoomOwner() = default;
+  virtual void FreeRoom(const Part& part) = 0;
+};
+
+class Residency {
+ public:
+  struct Options {
+    uint32_t max_blocks = 1u << 16;
+    uint64_t max_parts = 1u << 16;
+    uint64_t secret = 0;  // Of the process: nobody can choose keys that collide.
+  };
+
+  // Collaborators must outlive this.
+  Residency(EvictionPolicy& policy, RoomOwner& room, const Options& options);
+
+  // Namespaces are numbered from 1 in the order of registration.
+  NamespaceId AddNamespace(NamespaceShape shape);
+  const NamespaceShape& shape(NamespaceId ns) const { return shapes_[ns]; }
+  uint32_t namespaces() const { return static_cast<uint32_t>(shapes_.size() - 1); }
+
+  // --- finding -----------------------------------------------------------------------------------
+
+  const Block& block(BlockRef block) const { return blocks_[block]; }
+  const Part& part(PartRef part) const { return parts_[part]; }
+
+  // In any state; 0: unknown.
+  BlockRef Find(NamespaceId ns, const ChainHash& key) const;
+
+  struct Prefix {
+    uint32_t blocks = 0;
+    BlockRef deepest = 0;  // The last of them; 0 when there are none.
+  };
+  // The longest prefix of `keys` that is stored and that every group can serve. `parent`, when not
+  // null, must be the parent of the first key. Up to kExactBlocks keys are compared one by one;
+  // longer lists are searched and confirmed by depth and by a path of ancestors that the caller
+  // cannot predict, so that a list that is not a stored chain gets no false length.
+  Prefix LongestPrefix(NamespaceId ns, const KeyList& keys, const ChainHash* parent) const;
+  static constexpr uint32_t kExactBlocks = 512;
+
+  // Like LongestPrefix() of the first found.size() keys, always key by key, and without asking what
+  // the groups can serve; names the blocks. Returns how many.
+  uint32_t Scan(NamespaceId ns, const KeyList& keys, const ChainHash* parent,
+                absl::Span<BlockRef> found) const;
+
+  // The part `id` of a block; 0: it has none.
+  PartRef FindPart(BlockRef block, PartId id) const;
+
+  // --- growing -----------------------------------------------------------------------------------
+
+  bool full() const { return free_block_ == 0; }
+
+  // A new block in state kProducing below `parent` (0: a root), without parts: reserve one or
+  // Abandon() it. Requires: !full(), unknown key, depth below kMaxChainDepth.
+  BlockRef Add(NamespaceId ns, const ChainHash& key, BlockRef parent, uint64_t tick);
+
+  // A new part, reserved. Requires: the block has no such part; !parts_full().
+  PartRef AddPart(BlockRef block, PartId id, uint32_t region, uint32_t slot, uint32_t length,
+                  uint32_t generation);
+  bool parts_full() const { return free_part_ == 0 && parts_used_ + 1 >= parts_.size(); }
+
+  // The bytes are there. Returns how many blocks became visible (with it, what was parked below).
+  uint32_t CommitPart(PartRef part, uint32_t sum, uint64_t tick);
+
+  // Gives a reserved part up. A block without any part stays in production: Abandon() it, unless
+  // somebody else will produce it.
+  void DropReserved(PartRef part);
+
+  // Gives up a block in production that has no parts: what is parked below it is dropped, and it
+  // stays as a stub only for what others produce or have stored below. Nothing happens to others.
+  void Abandon(BlockRef block);
+
+  // Gives up a parked block, and what is parked below it. Requires: state kParked.
+  void DropParked(BlockRef block);
+
+  // --- using -------------------------------------------------------------------------------------
+
+  void Use(BlockRef block, uint64_t tick) { policy_.Use(block, tick); }
+  void Lease(BlockRef block);
+  void Unlease(BlockRef block);
+  // False when the part has as many holds as can be counted.
+  bool Hold(PartRef part);
+  // A quarantined part goes with its last hold.
+  void Unhold(PartRef part);
+
+  // --- leaving -----------------------------------------------------------------------------------
+
+  // Drops a block and its room. Requires: it may leave (it is offered to the policy).
+  void Evict(BlockRef block);
+  bool evictable(BlockRef block) const { return blocks_[block].offered; }
+
+  // Evicts the block of `pool`, or of any pool, that the policy names. False: none may leave.
+  bool EvictNext(EvictionPolicy::Pool pool);
+  bool EvictNext();
+  // The policy's next of all pools; empty: none may leave.
+  std::optional<EvictionPolicy::Victim> NextVictim() const;
+
+  // The bytes of a part are damaged: its block becomes a stub (or goes, if a leaf without leases);
+  // held room is quarantined. A damaged part of a window or state only goes. Requires: committed.
+  void MarkDamaged(PartRef part);
+
+  // --- counting ----------------------------------------------------------------------------------
+
+  struct Counts {
+    uint64_t visible = 0;
+    uint64_t stubs = 0;
+    uint64_t used = 0;  // In any state.
+    uint64_t parts = 0;
+    uint64_t quarantined_parts = 0;
+    uint64_t quarantined_bytes = 0;
+    uint64_t parked_dropped = 0;  // Since start.
+    uint64_t evicted = 0;         // Blocks, since start.
+  };
+  const Counts& counts() const { return counts_; }
+  uint32_t max_blocks() const { return static_cast<uint32_t>(blocks_.size() - 1); }
+
+  // Checks the blocks numbered [from, from + n): stranded ones and counts that do not add up.
+  struct AuditResult {
+    uint64_t blocks = 0;  // Visible.
+    uint64_t stranded = 0;
+    uint64_t errors = 0;
+    const char* first_error = nullptr;
+  };
+  AuditResult Audit(uint32_t from, uint32_t n) const;
+
+ private:
+  struct Bucket {
+    uint32_t tag = 0;
+    BlockRef block = 0;
+  };
+
+  uint32_t Tag(NamespaceId ns, const ChainHash& key) const;
+  BlockRef FindTagged(uint32_t tag, NamespaceId ns, const ChainHash& key) const;
+  void InsertBucket(uint32_t tag, BlockRef block);
+  void EraseBucket(uint32_t tag, BlockRef block);
+
+  bool VisibleAt(BlockRef block, uint32_t depth) const {
+    return block != 0 && blocks_[block].state == BlockState::kVisible &&
+           blocks_[block].depth == depth;
+  }
+  Prefix Search(NamespaceId ns, const KeyList& keys, BlockRef first) const;
+  bool Confirm(const KeyList& keys, const Prefix& prefix, BlockRef first) const;
+  Prefix ExactPrefix(NamespaceId ns, const KeyList& keys, const ChainHash* parent) const;
+  Prefix WalkBackToServable(Prefix prefix) const;
+
+  void UpdateOffer(BlockRef block);
+  void Show(BlockRef block, uint64_t tick);
+  uint32_t ShowWithParked(BlockRef block, uint64_t tick);
+  void UnlinkPart(Part& part, PartRef ref);
+  void ReleasePart(PartRef ref);
+  void DropParts(BlockRef block);
+  void DropParkedBelow(BlockRef block);
+  void Remove(BlockRef block);
+  void BecomeStubOrGo(BlockRef block);
+  void SetGap(Block& block, bool gap);
+
+  EvictionPolicy& policy_;
+  RoomOwner& room_;
+  const uint64_t secret_;
+  const uint32_t bucket_mask_;
+
+  MappedArray<Block> blocks_;  // [0] is unused.
+  MappedArray<Part> parts_;    // [0] is unused; pages are touched by use.
+  MappedArray<Bucket>
+      buckets_;  // Linear probing; at most half full, so no tombstones and no growth.
+  std::vector<NamespaceShape> shapes_;
+  uint64_t gaps_ = 0;  // Blocks with `gap`: while there are any, presence is not monotone.
+  EvictionPolicy::Pool pools_ = 0;  // Pools in use count from 0.
+  BlockRef free_block_ = 0;         // Chained by next_sibling.
+  PartRef free_part_ = 0;           // Chained by next.
+  uint64_t parts_used_ = 0;         // Numbers handed out at least once.
+  mutable uint64_t path_bits_;      // Which ancestors Confirm() visits.
+  Counts counts_;
+};
+
+}  // namespace kvd

@@ -1,0 +1,95 @@
+#include "daemon/store.h"
+
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+namespace kvd {
+namespace {
+
+// Regions tried before a reservation is refused: each try walks the region's slots.
+constexpr size_t kRegionsTried = 4;
+
+}  // namespace
+
+Store::Store(EvictionPolicy& policy, Arena& arena, const Residency::Options& options, Renew renew)
+    : arena_(arena), residency_(policy, *this, options), renew_(std::move(renew)) {}
+
+bool Store::MakeIndexRoom() { return !residency_.full() || residency_.EvictNext(); }
+
+PartRef Store::TakePart(BlockRef block, PartId id, uint32_t part_bytes) {
+  if (residency_.parts_full()) return 0;
+  const NamespaceShape& shape = residency_.shape(residency_.block(block).ns);
+  const std::optional<Arena::Room> room = FindRoom(shape, Arena::SlotBytes(part_bytes));
+  if (!room.has_value()) return 0;
+  const PartRef part =
+      residency_.AddPart(block, id, room->region, room->slot, part_bytes, room->generation);
+  arena_.SetOccupant(*room, part);
+  return part;
+}
+
+std::optional<Arena::Room> Store::FindRoom(const NamespaceShape& shape, uint32_t slot_bytes) {
+  uint32_t& younger = younger_evicted_[shape.pool];
+  while (true) {
+    std::optional<Arena::Room> room = arena_.Take(shape.domain, slot_bytes);
+    if (room.has_value()) return room;
+
+    const std::optional<EvictionPolicy::Victim> oldest = residency_.NextVictim();
+    if (!oldest.has_value()) return std::nullopt;
+    const Block& block = residency_.block(oldest->block);
+    const bool ours = residency_.shape(block.ns).pool == shape.pool;
+    // Blocks of another layout leave no slot of our size. Ours leave first, but once we have thrown
+    // out a region's worth of blocks that were younger than theirs, a region of theirs is due.
+    if (!ours && younger++ >= arena_.region_bytes() / slot_bytes) {
+      younger = 0;
+      if (EmptyARegion(shape.domain, slot_bytes)) continue;
+    }
+    if (residency_.EvictNext(shape.pool)) continue;
+    if (!EmptyARegion(shape.domain, slot_bytes)) return std::nullopt;
+  }
+}
+
+// Empties the region of another domain or slot size that costs the fewest blocks. False when none
+// can be emptied, or when the emptied one needs new memory before we may have it.
+bool Store::EmptyARegion(DomainId domain, uint32_t slot_bytes) {
+  std::vector<uint32_t> candidates;
+  for (uint32_t region = 0; region < arena_.regions(); ++region) {
+    if (arena_.slot_bytes(region) == 0) continue;
+    if (arena_.domain(region) == domain && arena_.slot_bytes(region) == slot_bytes) continue;
+    candidates.push_back(region);
+  }
+  std::sort(candidates.begin(), candidates.end(), [this](uint32_t a, uint32_t b) {
+    const uint64_t bytes_a = uint64_t{arena_.used_slots(a)} * arena_.slot_bytes(a);
+    const uint64_t bytes_b = uint64_t{arena_.used_slots(b)} * arena_.slot_bytes(b);
+    return bytes_a != bytes_b ? bytes_a < bytes_b : a < b;
+  });
+  candidates.resize(std::min(candidates.size(), kRegionsTried));
+  for (const uint32_t region : candidates) {
+    if (!EmptyRegion(region)) continue;
+    ++regions_emptied_;
+    if (arena_.domain(region) == domain) return true;
+    break;
+  }
+  // A free region of somebody else's, from now or from before: it may be had after a renewal.
+  if (const std::optional<uint32_t> foreign = arena_.BeginRenewal(domain)) {
+    renew_(*foreign, arena_.region_bytes());
+  }
+  return false;
+}
+
+// Evicts what lies in a region, and what hangs below that. False when something must stay.
+bool Store::EmptyRegion(uint32_t region) {
+  for (uint32_t slot = 0; slot < arena_.slots(region); ++slot) {
+    while (const PartRef part = arena_.Occupant(region, slot)) {
+      BlockRef leaf = residency_.part(part).block;
+      if (leaf == 0) return false;  // Quarantined.
+      while (residency_.block(leaf).first_child != 0) leaf = residency_.block(leaf).first_child;
+      if (!residency_.evictable(leaf)) return false;
+      residency_.Evict(leaf);
+      if (arena_.slot_bytes(region) == 0) return true;
+    }
+  }
+  return true;
+}
+
+}  // namespace kvd

@@ -1,0 +1,59 @@
+// Blocks with room: the index and the arena together, and how room is made.
+//
+// Eviction happens here and only here, at admission, never by a timer: a reservation that finds no
+// index entry or no slot evicts what the policy names, until it has room or nothing may leave. A
+// slot size without room of its own takes the region that eviction empties cheapest.
+//
+// Threads: one, the control thread.
+
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <functional>
+
+#include "daemon/residency.h"
+#include "policy/eviction.h"
+#include "tiers/arena.h"
+
+namespace kvd {
+
+class Store final : private RoomOwner {
+ public:
+  // Asks for a new region for another domain, to replace `region`; the answer comes by
+  // arena().FinishRenewal() or CancelRenewal() later.
+  using Renew = std::function<void(uint32_t region, uint64_t bytes)>;
+
+  Store(EvictionPolicy& policy, Arena& arena, const Residency::Options& options, Renew renew);
+
+  Residency& residency() { return residency_; }
+  const Residency& residency() const { return residency_; }
+  Arena& arena() { return arena_; }
+  const Arena& arena() const { return arena_; }
+
+  // Makes sure that one block can be added. False: the index is full and nothing may leave.
+  bool MakeIndexRoom();
+
+  // Adds a reserved part to a block, with room. 0: no room, and nothing may leave now.
+  // The block itself never leaves for it: it has a part in production, or a lease.
+  PartRef TakePart(BlockRef block, PartId id, uint32_t part_bytes);
+
+  std::byte* Address(const Part& part) const { return arena_.Address(part.region, part.slot); }
+
+  uint64_t regions_emptied() const { return regions_emptied_; }
+
+ private:
+  void FreeRoom(const Part& part) override { arena_.Give(part.region, part.slot); }
+  std::optional<Arena::Room> FindRoom(const NamespaceShape& shape, uint32_t slot_bytes);
+  bool EmptyARegion(DomainId domain, uint32_t slot_bytes);
+  bool EmptyRegion(uint32_t region);
+
+  Arena& arena_;
+  Residency residency_;
+  Renew renew_;
+  uint64_t regions_emptied_ = 0;
+  // By pool: blocks evicted although another pool had an older one, since it last took a region.
+  std::array<uint32_t, EvictionPolicy::kMaxPools> younger_evicted_{};
+};
+
+}  // namespace kvd

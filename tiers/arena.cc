@@ -1,0 +1,141 @@
+#include "tiers/arena.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "proto/types/check.h"
+
+namespace kvd {
+namespace {
+
+constexpr uint64_t kHugePage = 2u << 20;
+constexpr uint64_t kPage = 4096;
+constexpr uint64_t kDefaultRegionBytes = 256u << 20;
+
+uint64_t RegionBytes(const Arena::Options& options) {
+  uint64_t bytes = options.region_bytes;
+  if (bytes == 0) bytes = std::min(kDefaultRegionBytes, options.bytes / 16);
+  // Whole huge pages where the arena is large enough for it not to matter.
+  const uint64_t unit = bytes >= kHugePage ? kHugePage : kPage;
+  return std::max(bytes / unit * unit, kPage);
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Arena>> Arena::Open(RegionDirectory& directory,
+                                                   const Options& options) {
+  const uint64_t region_bytes = RegionBytes(options);
+  const uint64_t regions = options.bytes / region_bytes;
+  if (regions == 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("an arena of ", options.bytes, " bytes has room for no region"));
+  }
+  auto arena = std::unique_ptr<Arena>(new Arena(directory, region_bytes));
+  arena->regions_.reserve(regions);
+  for (uint64_t i = 0; i < regions; ++i) {
+    absl::StatusOr<MemoryRegion> memory = MemoryRegion::Create(region_bytes, options.pages);
+    if (!memory.ok()) return memory.status();
+    arena->regions_.push_back(
+        Region{.memory = *std::move(memory), .number = arena->next_number_++});
+  }
+  arena->free_regions_ = static_cast<uint32_t>(regions);
+  return arena;
+}
+
+uint32_t Arena::SlotBytes(uint32_t part_bytes) {
+  const uint32_t unit = part_bytes <= kPage ? kMinSlotBytes : kPage;
+  return (part_bytes + unit - 1) / unit * unit;
+}
+
+std::optional<uint32_t> Arena::OpenRegion(DomainId domain, uint32_t slot_bytes) {
+  const auto usable = [&](const Region& region) {
+    return region.domain == domain && region.slot_bytes == slot_bytes && region.free_slot != kEnd;
+  };
+  if (usable(regions_[last_region_])) return last_region_;
+  std::optional<uint32_t> fresh;
+  for (uint32_t i = 0; i < regions_.size(); ++i) {
+    const Region& region = regions_[i];
+    if (usable(region)) return i;
+    const bool free_for_us = region.slot_bytes == 0 && !region.renewing &&
+                             (region.domain == domain || region.domain == kNobody);
+    // One that was ours before one that nobody had: the latter serves any domain.
+    if (free_for_us && (!fresh.has_value() || region.domain == domain)) fresh = i;
+  }
+  if (!fresh.has_value() || slot_bytes > region_bytes_) return std::nullopt;
+
+  Region& region = regions_[*fresh];
+  if (region.domain == kNobody) {
+    region.domain = domain;
+    directory_.Publish(region.number, domain, region.memory.read_only_fd(), region_bytes_);
+  }
+  region.slot_bytes = slot_bytes;
+  region.slots.resize(region_bytes_ / slot_bytes);
+  for (uint32_t slot = 0; slot < region.slots.size(); ++slot) {
+    region.slots[slot] = kFreeBit | (slot + 1 < region.slots.size() ? slot + 1 : kEnd);
+  }
+  region.free_slot = 0;
+  --free_regions_;
+  return fresh;
+}
+
+std::optional<Arena::Room> Arena::Take(DomainId domain, uint32_t slot_bytes) {
+  const std::optional<uint32_t> index = OpenRegion(domain, slot_bytes);
+  if (!index.has_value()) return std::nullopt;
+  last_region_ = *index;
+  Region& region = regions_[*index];
+  const uint32_t slot = region.free_slot;
+  region.free_slot = region.slots[slot] & ~kFreeBit;
+  region.slots[slot] = 0;
+  ++region.used;
+  reserved_bytes_ += slot_bytes;
+  return Room{.region = *index, .slot = slot, .generation = next_generation_++};
+}
+
+void Arena::Give(uint32_t index, uint32_t slot) {
+  Region& region = regions_[index];
+  KVD_CHECK((region.slots[slot] & kFreeBit) == 0) << index << " " << slot;
+  region.slots[slot] = kFreeBit | std::exchange(region.free_slot, slot);
+  reserved_bytes_ -= region.slot_bytes;
+  if (--region.used > 0) return;
+  region.slot_bytes = 0;
+  region.free_slot = kEnd;
+  region.slots.clear();
+  ++free_regions_;
+}
+
+std::optional<uint32_t> Arena::IndexOf(uint32_t number) const {
+  for (uint32_t i = 0; i < regions_.size(); ++i) {
+    if (regions_[i].number == number) return i;
+  }
+  return std::nullopt;
+}
+
+std::optional<uint32_t> Arena::BeginRenewal(DomainId wanted_by) {
+  for (uint32_t i = 0; i < regions_.size(); ++i) {
+    Region& region = regions_[i];
+    if (region.slot_bytes != 0 || region.renewing || region.domain == wanted_by) continue;
+    region.renewing = true;
+    directory_.Withdraw(region.number);
+    return i;
+  }
+  return std::nullopt;
+}
+
+void Arena::FinishRenewal(uint32_t index, MemoryRegion memory) {
+  Region& region = regions_[index];
+  KVD_CHECK(region.renewing && memory.size_bytes() == region_bytes_) << index;
+  region.memory = std::move(memory);
+  region.number = next_number_++;
+  region.domain = kNobody;
+  region.renewing = false;
+}
+
+void Arena::CancelRenewal(uint32_t index) {
+  Region& region = regions_[index];
+  KVD_CHECK(region.renewing) << index;
+  region.renewing = false;
+  directory_.Publish(region.number, region.domain, region.memory.read_only_fd(), region_bytes_);
+}
+
+}  // namespace kvd

@@ -1,0 +1,120 @@
+#include "tiers/memory_region.h"
+
+#include <fcntl.h>
+#include <linux/memfd.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cinttypes>
+#include <cstdio>
+#include <cstring>
+
+#include "absl/strings/str_cat.h"
+#include "proto/types/status.h"
+
+namespace kvd {
+namespace {
+
+constexpr uint64_t kHugePage = 2u << 20;
+
+// Whether the kernel backs the mapping at `address` with huge shmem pages, as its smaps entry says.
+bool HasHugeShmemPages(const void* address) {
+  FILE* smaps = std::fopen("/proc/self/smaps", "re");
+  if (smaps == nullptr) return false;
+  char line[512];
+  bool inside = false;
+  bool huge = false;
+  while (std::fgets(line, sizeof line, smaps) != nullptr) {
+    uint64_t from = 0;
+    uint64_t to = 0;
+    uint64_t kib = 0;
+    if (std::sscanf(line, "%" SCNx64 "-%" SCNx64 " ", &from, &to) == 2) {
+      if (inside) break;
+      inside =
+          from <= reinterpret_cast<uint64_t>(address) && reinterpret_cast<uint64_t>(address) < to;
+    } else if (inside && std::sscanf(line, "ShmemPmdMapped: %" SCNu64, &kib) == 1) {
+      huge = kib > 0;
+    }
+  }
+  std::fclose(smaps);
+  return huge;
+}
+
+// A mapped, populated, not yet sealed memfd; -1 and errno when that cannot be had.
+int CreateMapped(uint64_t size, unsigned flags, std::byte** data) {
+  const int fd = memfd_create("kvd-arena", MFD_CLOEXEC | MFD_ALLOW_SEALING | flags);
+  if (fd < 0) return -1;
+  void* memory = MAP_FAILED;
+  if (fchmod(fd, 0600) == 0 && ftruncate(fd, static_cast<off_t>(size)) == 0) {
+    memory = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+  }
+  if (memory != MAP_FAILED) {
+    madvise(memory, size, MADV_HUGEPAGE);  // Refused where shmem huge pages are off.
+    if (madvise(memory, size, MADV_POPULATE_WRITE) == 0) {
+      *data = static_cast<std::byte*>(memory);
+      return fd;
+    }
+  }
+  const int error = errno;
+  if (memory != MAP_FAILED) munmap(memory, size);
+  close(fd);
+  errno = error;
+  return -1;
+}
+
+}  // namespace
+
+std::string_view PageKindName(PageKind kind) {
+  switch (kind) {
+    case PageKind::kHugetlb:
+      return "hugetlb 2 MiB";
+    case PageKind::kShmemHuge:
+      return "shmem huge";
+    case PageKind::kSmall:
+      break;
+  }
+  return "4 KiB";
+}
+
+absl::StatusOr<MemoryRegion> MemoryRegion::Create(uint64_t size_bytes, PageKind wanted) {
+  MemoryRegion region;
+  region.size_bytes_ = size_bytes;
+  int fd = -1;
+  if (wanted == PageKind::kHugetlb && size_bytes % kHugePage == 0) {
+    fd = CreateMapped(size_bytes, MFD_HUGETLB | MFD_HUGE_2MB, &region.data_);
+    region.page_kind_ = PageKind::kHugetlb;
+  }
+  if (fd < 0) {
+    fd = CreateMapped(size_bytes, 0, &region.data_);
+    if (fd < 0) {
+      return absl::ResourceExhaustedError(
+          absl::StrCat("no memory for a region of ", size_bytes, " bytes: ", std::strerror(errno)));
+    }
+    region.page_kind_ = HasHugeShmemPages(region.data_) ? PageKind::kShmemHuge : PageKind::kSmall;
+  }
+  const int seals = F_SEAL_FUTURE_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
+  if (fcntl(fd, F_ADD_SEALS, seals) == 0) {
+    const std::string path = absl::StrCat("/proc/self/fd/", fd);
+    region.fd_ = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  }
+  const int error = errno;
+  close(fd);  // The writable descriptor ends here; the mapping stays.
+  if (region.fd_ < 0) return ErrnoStatus(error, "sealing an arena region");
+  return region;
+}
+
+MemoryRegion& MemoryRegion::operator=(MemoryRegion&& other) noexcept {
+  std::swap(data_, other.data_);
+  std::swap(size_bytes_, other.size_bytes_);
+  std::swap(fd_, other.fd_);
+  std::swap(page_kind_, other.page_kind_);
+  return *this;
+}
+
+MemoryRegion::~MemoryRegion() {
+  if (data_ != nullptr) munmap(data_, size_bytes_);
+  if (fd_ >= 0) close(fd_);
+}
+
+}  // namespace kvd
