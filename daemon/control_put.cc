@@ -87,17 +87,17 @@ absl::Status Control::StartReservation(ReserveCall& call, const Chain& chain) {
 
 Step Control::ReserveBlocks(ReserveCall& call, const Chain& chain) {
   const auto it = reservations_.find(call.reservation_id);
-  if (it == reservations_.end()) {  // It expired while the call waited.
-    call.reservation_id = 0;
-    return Step::kDone;
-  }
+  if (it == reservations_.end() || it->second->closing)
+    return Step::kDone;  // It expired meanwhile.
   Reservation& reservation = *it->second;
   const uint32_t end = std::min(chain.keys.size(), call.next + options_.slice_blocks);
   while (call.next < end) {
+    const BlockRef above = reservation.last;
     const ReserveState state = ReserveBlock(reservation, chain, call.next);
     if (state == ReserveState::kInProduction && clock_.Now() < call.wait_until &&
         waiters_.size() < options_.max_waiters) {
       ++counters_.reserve_waits;
+      reservation.last = above;  // The same block again, when there is news of it.
       waiters_.push_back({.call = &call, .resumable = call.resumable, .until = call.wait_until});
       return Step::kWait;
     }
@@ -210,7 +210,8 @@ void Control::Anchor(Reservation& reservation, BlockRef block) {
 
 void Control::FinishReserve(ReserveCall& call) {
   const auto it = reservations_.find(call.reservation_id);
-  if (it == reservations_.end()) {
+  if (it == reservations_.end() || it->second->closing) {
+    call.reservation_id = 0;
     call.states.assign(call.header.keys.size() / namespaces_[call.header.ns].descriptor.hash_bytes,
                        static_cast<char>(ReserveState::kNoRoom));
     call.granted = 0;
