@@ -304,7 +304,7 @@ class Client::Impl {
   absl::Time DeadlineOf(absl::Duration timeout) const;
   absl::StatusOr<LinkPtr> Connected(absl::Time deadline);
   LinkPtr CurrentLink();
-  void Retire(LinkPtr link) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void Retire(const LinkPtr& link) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   SessionToken FinishedSession();
 
   absl::StatusOr<const KnownNamespace*> Find(const Namespace& ns);
@@ -426,7 +426,7 @@ Client::Impl::LinkPtr Client::Impl::CurrentLink() {
   return link_;
 }
 
-void Client::Impl::Retire(LinkPtr link) {
+void Client::Impl::Retire(const LinkPtr& link) {
   link->session->End();
   releases_.EndSession(link->number);
   finished_.emplace_back(link->session->token(), link);

@@ -65,8 +65,8 @@ absl::StatusOr<UniqueFd> Connect(const std::string& path, absl::Time deadline) {
   return fd;
 }
 
-// Best effort: fills in page tables for reading, so that the copy does not fault page by page. It may
-// take a part of the call's time, not all: what is not populated faults later.
+// Best effort: fills in page tables for reading, so that the copy does not fault page by page. It
+// may take a part of the call's time, not all: what is not populated faults later.
 void Populate(const Mapping& mapping, absl::Time deadline) {
   const absl::Time start = absl::Now();
   const absl::Time enough = start + (deadline - start) / 4;

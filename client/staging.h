@@ -70,7 +70,7 @@ class Staging {
  public:
   // Bytes of staging in use at a time, unless a part is larger. Enough to keep a copier busy while
   // this side is scheduled out, few enough to stay in cache.
-  static constexpr uint64_t kWindowBytes = 8u << 20;
+  static constexpr uint64_t kWindowBytes = 6u << 20;
   // A message goes to the copier when it names so many bytes: it should start early on large parts,
   // and a message for each small one would cost more than its copy.
   static constexpr uint64_t kMessageBytes = 1u << 20;

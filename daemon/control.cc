@@ -252,6 +252,12 @@ Step Control::FillExtents(const Chain& chain, ExtentCursor& cursor, std::string&
       return Step::kDone;
     }
     extents.reserve(sizeof(PackedExtent) * cursor.limit * cursor.parts.size());
+  } else if (!holds_.Has(cursor.hold, chain.session->index)) {
+    // Given back by a caller who guessed its number: what was answered so far is held no more.
+    extents.clear();
+    cursor.outcome = LoadOutcome::kMiss;
+    cursor.next = cursor.limit = 0;
+    return Step::kDone;
   }
   const uint64_t budget = options_.session_hold_bytes > 0 ? options_.session_hold_bytes
                                                           : store_.arena().capacity_bytes() / 4;
@@ -273,8 +279,11 @@ Step Control::FillExtents(const Chain& chain, ExtentCursor& cursor, std::string&
       const bool there = ref != 0 && part.state == static_cast<uint32_t>(PartState::kCommitted);
       const bool affordable =
           !there || holds_.held_bytes(chain.session->index) + part.length <= budget;
-      const bool counted = affordable && (!there || residency_.Hold(ref)) &&
-                           holds_.Append(cursor.hold, there ? ref : 0, there ? part.length : 0);
+      bool counted = affordable && (!there || residency_.Hold(ref));
+      if (counted && !holds_.Append(cursor.hold, there ? ref : 0, there ? part.length : 0)) {
+        if (there) residency_.Unhold(ref);
+        counted = false;
+      }
       if (!counted) {
         // Parts of this block that are held already stay so until the hold ends; they are not told.
         extents.resize(before);
@@ -328,7 +337,9 @@ bool Control::EndLease(LeaseId id) {
   if (!lease.has_value()) return false;
   if (lease->owner == LeaseTable::kPinOwner) {
     const auto pin = pins_.find(id);
-    pinned_bytes_[{pin->second.domain, pin->second.owner}] -= pin->second.bytes;
+    const auto pinned = pinned_bytes_.find({pin->second.domain, pin->second.owner});
+    pinned->second -= pin->second.bytes;
+    if (pinned->second == 0) pinned_bytes_.erase(pinned);  // Owners come and go without a bound.
     pins_.erase(pin);
   }
   residency_.Unlease(lease->block);
@@ -502,7 +513,10 @@ Nanos Control::NextDeadline() const {
 }
 
 void Control::EndWaits() {
-  for (Waiter& waiter : waiters_) waiter.until = 0;
+  for (Waiter& waiter : waiters_) {
+    waiter.until = 0;
+    if (waiter.call != nullptr) waiter.call->wait_until = 0;
+  }
 }
 
 void Control::OnEvent(SessionOpened& event) {
@@ -555,6 +569,7 @@ void Control::OnEvent(SessionEnded& event) {
     ++counters_.reservations_aborted;
     CloseReservation(id);
   }
+  if (session.exited) DropHoldsOf(session);  // Taken by calls that were still under way.
   ForgetSessionIfOver(event.serial);
 }
 

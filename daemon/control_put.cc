@@ -16,6 +16,7 @@ absl::Status Invalid(absl::string_view field, absl::string_view why) {
 }
 
 constexpr int kLeasesExpiredForRoom = 4096;
+constexpr uint32_t kAnswerMs = 5;  // What an answer may take on its way back.
 
 }  // namespace
 
@@ -78,23 +79,25 @@ absl::Status Control::StartReservation(ReserveCall& call, const Chain& chain) {
   ++chain.session->reservations;
   reservations_[call.reservation_id] = std::move(reservation);
   call.started = true;
-  call.wait_until = clock_.Now() + call.wait_ms * kMillisecond;
+  // An answer after the caller's deadline would grant room to somebody who has gone.
+  const uint32_t patience_ms = call.remaining_ms - std::min(call.remaining_ms, kAnswerMs);
+  call.wait_until = clock_.Now() + std::min(call.wait_ms, patience_ms) * kMillisecond;
   return absl::OkStatus();
 }
 
 Step Control::ReserveBlocks(ReserveCall& call, const Chain& chain) {
   const auto it = reservations_.find(call.reservation_id);
-  if (it == reservations_.end()) {  // It expired while the call waited.
-    call.reservation_id = 0;
-    return Step::kDone;
-  }
+  if (it == reservations_.end() || it->second->closing)
+    return Step::kDone;  // It expired meanwhile.
   Reservation& reservation = *it->second;
   const uint32_t end = std::min(chain.keys.size(), call.next + options_.slice_blocks);
   while (call.next < end) {
+    const BlockRef above = reservation.last;
     const ReserveState state = ReserveBlock(reservation, chain, call.next);
     if (state == ReserveState::kInProduction && clock_.Now() < call.wait_until &&
         waiters_.size() < options_.max_waiters) {
       ++counters_.reserve_waits;
+      reservation.last = above;  // The same block again, when there is news of it.
       waiters_.push_back({.call = &call, .resumable = call.resumable, .until = call.wait_until});
       return Step::kWait;
     }
@@ -207,7 +210,8 @@ void Control::Anchor(Reservation& reservation, BlockRef block) {
 
 void Control::FinishReserve(ReserveCall& call) {
   const auto it = reservations_.find(call.reservation_id);
-  if (it == reservations_.end()) {
+  if (it == reservations_.end() || it->second->closing) {
+    call.reservation_id = 0;
     call.states.assign(call.header.keys.size() / namespaces_[call.header.ns].descriptor.hash_bytes,
                        static_cast<char>(ReserveState::kNoRoom));
     call.granted = 0;

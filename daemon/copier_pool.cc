@@ -68,7 +68,8 @@ void CopierPool::AddChannel(uint32_t session, int fd, std::shared_ptr<const Stag
 }
 
 bool CopierPool::Fill(FillJob job) {
-  return Enqueue(*workers_[job.session % options_.threads], std::move(job), true);
+  Worker& worker = *workers_[job.session % options_.threads];
+  return Enqueue(worker, std::move(job), true);
 }
 
 bool CopierPool::Verify(VerifyJob job) {

@@ -374,16 +374,21 @@ void Residency::ReleasePart(PartRef ref) {
   --counts_.parts;
 }
 
+// Drops what is committed. What is reserved is its producer's, who writes there and gives it back.
 void Residency::DropParts(BlockRef ref) {
   Block& block = blocks_[ref];
-  while (block.first_part != 0) {
-    const PartRef part = block.first_part;
-    block.first_part = parts_[part].next;
+  PartRef* link = &block.first_part;
+  while (*link != 0) {
+    const PartRef part = *link;
+    if (parts_[part].state == static_cast<uint32_t>(PartState::kReserved)) {
+      link = &parts_[part].next;
+      continue;
+    }
+    *link = parts_[part].next;
     block.holds -= parts_[part].holds;
     ReleasePart(part);
   }
   block.complete_groups = 0;
-  block.reserved_parts = 0;
 }
 
 // Takes a block without children out of the index, and stubs above it that nothing needs any more.
@@ -391,7 +396,9 @@ void Residency::Remove(BlockRef ref) {
   while (ref != 0) {
     DropParts(ref);
     Block& block = blocks_[ref];
-    KVD_CHECK(block.first_child == 0 && block.leases == 0 && !block.offered) << ref;
+    KVD_CHECK(block.first_child == 0 && block.leases == 0 && block.reserved_parts == 0 &&
+              !block.offered)
+        << ref;
     const BlockRef parent = block.parent;
     if (block.state == BlockState::kStub) --counts_.stubs;
     if (block.state == BlockState::kVisible) --counts_.visible;
@@ -416,17 +423,19 @@ void Residency::Remove(BlockRef ref) {
   }
 }
 
-// A block that cannot be shown: it stays only for what hangs below it or for who leases it.
+// A block that cannot be shown: it stays only for what hangs below it, for who leases it, or for
+// who still produces parts of it.
 void Residency::BecomeStubOrGo(BlockRef ref) {
   Block& block = blocks_[ref];
   if (std::exchange(block.offered, false)) policy_.Withdraw(ref);
-  if (block.first_child == 0 && block.leases == 0) {
+  if (block.first_child == 0 && block.leases == 0 && block.reserved_parts == 0) {
     Remove(ref);
     return;
   }
   if (block.state == BlockState::kVisible) --counts_.visible;
-  if (block.state != BlockState::kStub) ++counts_.stubs;
-  block.state = BlockState::kStub;
+  if (block.state == BlockState::kStub) --counts_.stubs;
+  block.state = block.reserved_parts > 0 ? BlockState::kProducing : BlockState::kStub;
+  if (block.state == BlockState::kStub) ++counts_.stubs;
   SetGap(block, true);
 }
 
@@ -613,8 +622,8 @@ Residency::AuditResult Residency::Audit(uint32_t from, uint32_t n) const {
       if (above.state == BlockState::kFree) {
         ++result.stranded;
       } else if (block.state == BlockState::kVisible && above.state != BlockState::kVisible &&
-                 above.state != BlockState::kStub && above.state != BlockState::kProducing) {
-        error("a visible block has a parent that is neither visible nor being replaced");
+                 !above.gap) {
+        error("a visible block has a parent that is neither visible nor a known gap");
       }
       if (above.depth + 1 != block.depth) error("depths do not follow each other");
     }
