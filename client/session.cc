@@ -66,9 +66,9 @@ absl::StatusOr<UniqueFd> Connect(const std::string& path, absl::Time deadline) {
   return fd;
 }
 
-// Best effort: fills in page tables (`advice` is MADV_POPULATE_READ or _WRITE), so that the copy does
-// not fault page by page. It may take a part of the call's time, not all: what is not populated
-// faults later.
+// Best effort: fills in page tables (`advice` is MADV_POPULATE_READ or _WRITE), so that the copy
+// does not fault page by page. It may take a part of the call's time, not all: what is not
+// populated faults later.
 void Populate(const Mapping& mapping, int advice, absl::Time deadline) {
   const absl::Time start = absl::Now();
   const absl::Time enough = start + (deadline - start) / 4;
