@@ -12,6 +12,8 @@ class App;
 namespace kvd {
 
 void AddConvertCommand(CLI::App& app);  // bench/convert.cc
+void AddReplayCommand(CLI::App& app);   // bench/replay.cc
+void AddSimCommand(CLI::App& app);      // bench/sim.cc
 
 // Ends a subcommand: nothing when `status` is ok; otherwise writes it to standard error and leaves
 // through CLI::RuntimeError, which main() turns into exit status 1. Called from a callback only.

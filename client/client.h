@@ -5,14 +5,16 @@
 //   kvd::PutResult put = client.Put(*ns, keys, sources, {});
 //   kvd::GetResult got = client.Get(*ns, keys, targets, {});     // copied and verified
 //   kvd::LookupResult hit = client.Lookup(*ns, keys, {.lease = absl::Seconds(30)});
-//   absl::StatusOr<kvd::Pin> pin = client.Pin(*ns, last_key, {.owner = "system-prompts"});
+//   absl::StatusOr<kvd::PinResult> pin = client.Pin(*ns, last_key, {.owner = "system-prompts"});
 //
 // It never throws and never blocks past the deadline of a call. It reconnects by itself, at most
 // once in Options::reconnect_interval and always within the deadline of some call. While the daemon
 // is away every call is a prompt miss: the answer says zero blocks, and `status` says why. A miss
 // without trouble has an OK status.
 //
-// Threads: everything is safe from any thread. Calls of one client share one session.
+// Threads: everything is safe from any thread. Calls of one client share one session; what the
+// session gave (leases, holds) ends with it, and a later call opens another. One background thread
+// gives back what is owed to the daemon when no call comes along to take it.
 // Memory: keys are packed hashes (namespace's hash_bytes each, root first); targets and sources are
 // the caller's, and are not touched after a call returned.
 
@@ -38,8 +40,8 @@ struct ClientOptions {
   std::string endpoint = "unix:/run/kvd/kvd.sock";    // As the daemon's --listen.
   absl::Duration timeout = absl::Milliseconds(1000);  // Of a call that names none.
   absl::Duration reconnect_interval = absl::Milliseconds(100);
-  uint64_t staging_bytes = 16u << 20;  // Memory for puts, at most 16 MiB.
-  std::string copy_loop;               // Empty: calibrate.
+  uint64_t staging_bytes = 16u << 20;  // Memory for puts, at most 16 MiB; no part may be larger.
+  std::string copy_loop;               // Empty: calibrate, once in a process.
 };
 
 // A namespace as this client knows it. It stays good across reconnects. A plain value.
@@ -63,8 +65,10 @@ struct LookupResult {
   absl::Duration load_time;  // The daemon's estimate.
 };
 
-// Extents of a prefix, held until this object goes. Move-only; must not outlive the client.
-// Reading them in place is as safe as copying, once Verify() said so.
+// Extents of a prefix, held until this object goes. Move-only. Reading them in place is as safe as
+// copying, once Verify() said so. The bytes stay good when the session ends, the daemon dies or the
+// client is destroyed: the memory stays mapped, and a daemon does not reuse room that a living
+// process holds.
 class LoadedChain {
  public:
   LoadedChain() = default;
@@ -74,13 +78,15 @@ class LoadedChain {
 
   uint32_t blocks() const { return blocks_; }
   uint32_t parts() const { return parts_; }
-  // The bytes of one part, in the daemon's memory, read-only. Empty: the part is not there.
+  // The bytes of one part (of its range, when one was asked for), in the daemon's memory,
+  // read-only. Empty: the part is not there.
   absl::Span<const std::byte> part(uint32_t block, uint32_t part) const;
-  // Whether the bytes are what was committed. A damaged part is reported with the release, and must
-  // be treated as a miss.
+  // Whether the bytes are what was committed; reads the whole part, also where a range was asked
+  // for, because its sum covers all of it. A damaged part is reported with the release, and must be
+  // treated as a miss.
   bool Verify(uint32_t block, uint32_t part);
-  // Copies a part and verifies it in the same pass. False: damaged, `target` holds garbage.
-  // Requires: target.size() == part(block, part).size().
+  // Copies a part and verifies it in the same pass. False: damaged, not there, or of another size
+  // than `target`, which holds garbage then.
   bool CopyTo(uint32_t block, uint32_t part, absl::Span<std::byte> target);
 
  private:
@@ -94,8 +100,9 @@ class LoadedChain {
 
 struct LoadOptions {
   absl::Duration timeout = absl::ZeroDuration();
-  std::vector<PartId> parts;                    // Empty: all of the namespace.
-  absl::Duration lease = absl::ZeroDuration();  // Get only.
+  std::vector<PartId> parts;  // Empty: all of the namespace.
+  uint32_t range_offset = 0;  // Bytes into every part; below the size of each of them.
+  uint32_t range_bytes = 0;   // From there, as far as the part goes. 0: to its end.
 };
 
 struct LoadResult {
@@ -105,15 +112,18 @@ struct LoadResult {
 
 struct GetOptions {
   absl::Duration timeout = absl::ZeroDuration();
-  std::vector<PartId> parts;
-  absl::Duration lease = absl::ZeroDuration();
+  std::vector<PartId> parts;                    // Empty: all of the namespace.
+  absl::Duration lease = absl::ZeroDuration();  // Zero: none.
+  std::string_view parent;                      // Hash before the first key, or empty.
 };
 
 struct GetResult {
   absl::Status status;
   uint32_t hit_blocks = 0;  // What the lookup found.
-  uint32_t blocks = 0;      // Copied and verified, from the start of the list.
-  uint32_t damaged = 0;     // Parts that did not verify; `blocks` ends before the first.
+  // Copied and verified, from the start of the list. What every group needs at that depth is there;
+  // a part of a window or a state that is not needed may be missing, and its target untouched.
+  uint32_t blocks = 0;
+  uint32_t damaged = 0;  // Parts that did not verify; `blocks` ends before the first that counts.
   uint64_t lease_id = 0;
 };
 
@@ -149,13 +159,16 @@ struct PinResult {
 struct ClientStats {
   uint64_t calls = 0;
   uint64_t failed_calls = 0;
-  uint64_t reconnects = 0;
-  uint64_t damaged_parts = 0;
+  uint64_t reconnects = 0;     // Sessions after the first.
+  uint64_t damaged_parts = 0;  // Did not verify, and were reported.
+  uint64_t bad_extents = 0;    // Lay outside their region, or could not be checked: misses.
+  uint64_t dropped_releases = 0;
 };
 
 class Client {
  public:
-  // Never fails and does not wait: the first call connects.
+  // Never fails and does not connect: the first call does. The first client of a process calibrates
+  // the copy loops, which takes some milliseconds.
   explicit Client(ClientOptions options);
   ~Client();
   Client(const Client&) = delete;
@@ -174,11 +187,14 @@ class Client {
   LoadResult Load(const Namespace& ns, std::string_view keys, const LoadOptions& options = {});
 
   // Lookup, copy and verify in one round trip. `targets` are block by block, in the order of the
-  // parts; a list longer than 2,048 blocks is cut there. Blocks after result.blocks hold garbage.
+  // parts. Of a longer list, the first 2,048 blocks are copied (or as many as make 16,384 parts),
+  // and only they need targets. Blocks after result.blocks hold garbage.
   GetResult Get(const Namespace& ns, std::string_view keys,
                 absl::Span<const absl::Span<std::byte>> targets, const GetOptions& options = {});
 
-  // Stores what is missing of up to 2,048 blocks; `sources` as `targets` above.
+  // Stores what is missing of up to 2,048 blocks; `sources` as `targets` above. A put of at most
+  // 256 KiB is one call; a larger one asks first, so that what is present is not copied.
+  // kInvalidArgument when a part is larger than staging memory.
   PutResult Put(const Namespace& ns, std::string_view keys,
                 absl::Span<const absl::Span<const std::byte>> sources,
                 const PutOptions& options = {});

@@ -12,6 +12,7 @@
 #include <array>
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -82,6 +83,8 @@ class Control {
     Nanos reservation_life = 30 * kSecond;
     double load_bytes_per_us = 10000;  // Measured: what a client's verified copy reaches.
     uint32_t slice_blocks = 128;       // Of one call, before others have their turn.
+    // Told when a session is over: ended, and nothing is held under it. May be empty.
+    std::function<void(uint32_t serial)> session_over;
   };
 
   // Collaborators must outlive this.

@@ -16,6 +16,7 @@ absl::Status Invalid(absl::string_view field, absl::string_view why) {
 }
 
 constexpr int kLeasesExpiredForRoom = 4096;
+constexpr uint32_t kAnswerMs = 5;  // What an answer may take on its way back.
 
 }  // namespace
 
@@ -78,7 +79,9 @@ absl::Status Control::StartReservation(ReserveCall& call, const Chain& chain) {
   ++chain.session->reservations;
   reservations_[call.reservation_id] = std::move(reservation);
   call.started = true;
-  call.wait_until = clock_.Now() + call.wait_ms * kMillisecond;
+  // An answer after the caller's deadline would grant room to somebody who has gone.
+  const uint32_t patience_ms = call.remaining_ms - std::min(call.remaining_ms, kAnswerMs);
+  call.wait_until = clock_.Now() + std::min(call.wait_ms, patience_ms) * kMillisecond;
   return absl::OkStatus();
 }
 

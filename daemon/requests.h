@@ -100,7 +100,8 @@ struct LoadCall {
 struct ReserveCall {
   CallHeader header;
   uint32_t wait_ms = 0;
-  Resumable* resumable = nullptr;  // Requires: set when wait_ms is.
+  uint32_t remaining_ms = UINT32_MAX;  // Until the caller's own deadline: no wait is longer.
+  Resumable* resumable = nullptr;      // Requires: set when wait_ms is.
   // Answer.
   uint64_t reservation_id = 0;
   std::string states;

@@ -29,6 +29,7 @@ class Store final : private RoomOwner {
   Residency& residency() { return residency_; }
   const Residency& residency() const { return residency_; }
   Arena& arena() { return arena_; }
+  const Arena& arena() const { return arena_; }
 
   // Makes sure that one block can be added. False: the index is full and nothing may leave.
   bool MakeIndexRoom();

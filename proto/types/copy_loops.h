@@ -7,7 +7,7 @@
 //
 // Names say how: nt4-fold has non-temporal stores (st: ordinary ones, sum: none), four streams a
 // page apart, and sums by carry-less folding of 512 bits (fold128: of 128 bits; crc32: by the CRC
-// instruction).
+// instruction). A number at the end is an unusual distance of the prefetch, in bytes.
 //
 // Threads: everything is safe from any thread.
 

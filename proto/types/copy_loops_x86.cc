@@ -91,14 +91,14 @@ void AppendLoops(std::vector<CopyLoop>& copies, std::vector<SumLoop>& sums) {
     sums.push_back({"sum1-fold", Sum<Fold512One<kNo, true, 1024>>});
     sums.push_back({"sum4-fold", Sum<Fold512Pages<kNo, true, 512>>});
   }
-  add("nt1-fold128", kMemory, CopySum<kNt, Fold128One<kNt, true, 512>>,
-      Copy<kNt, Fold128One<kNt, false, 512>>);
+  add("nt1-fold128", kMemory, CopySum<kNt, Fold128One<kNt, true, 2048>>,
+      Copy<kNt, Fold128One<kNt, false, 2048>>);
   add("nt4-fold128", kMemory, CopySum<kNt, Fold128Pages<kNt, true>>,
       Copy<kNt, Fold128Pages<kNt, false>>);
   add("nt1-crc32", kMemory, CopySum<kNt, CrcOne<kNt, true>>, Copy<kNt, CrcOne<kNt, false>>);
   add("nt4-crc32", kMemory, CopySum<kNt, CrcPages<kNt, true>>, Copy<kNt, CrcPages<kNt, false>>);
-  add("st1-fold128", kCache, CopySum<kSt, Fold128One<kSt, true, 512>>,
-      Copy<kSt, Fold128One<kSt, false, 512>>);
+  add("st1-fold128", kCache, CopySum<kSt, Fold128One<kSt, true, 2048>>,
+      Copy<kSt, Fold128One<kSt, false, 2048>>);
   add("st1-crc32", kCache, CopySum<kSt, CrcOne<kSt, true>>, Copy<kSt, CrcOne<kSt, false>>);
   sums.push_back({"sum1-crc32", Sum<CrcOne<kNo, true>>});
   sums.push_back({"sum1-fold128", Sum<Fold128One<kNo, true, 1024>>});

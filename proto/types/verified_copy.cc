@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstring>
 #include <limits>
 #include <numeric>
@@ -172,7 +173,7 @@ std::vector<const CopyLoop*> LoopsFor(CopyUse use) {
 std::string Describe(std::string_view loop, double gb_per_s) {
   if (gb_per_s == 0) return absl::StrCat(View(loop), " unmeasured");
   // One digit after the point is what a calibration of some milliseconds can tell.
-  const auto tenths = static_cast<int64_t>(gb_per_s * 10 + 0.5);
+  const auto tenths = std::lround(gb_per_s * 10);
   return absl::StrCat(View(loop), " ", tenths / 10, ".", tenths % 10, " GB/s");
 }
 

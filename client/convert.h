@@ -1,0 +1,27 @@
+// Between the wire's messages and our nouns, for the client. Pure.
+
+#pragma once
+
+#include <string>
+#include <string_view>
+
+#include "absl/status/status.h"
+#include "absl/types/span.h"
+#include "client/release_queue.h"
+#include "grpcpp/support/status.h"
+#include "proto/kvd.pb.h"
+#include "proto/types/block.h"
+#include "proto/types/namespace_descriptor.h"
+
+namespace kvd {
+
+v1::NamespaceDescriptor ToProto(const NamespaceDescriptor& descriptor);
+v1::Releases ToProto(const Owed& owed);
+// Group and shard, a byte each.
+std::string PackParts(absl::Span<const PartId> parts);
+// The codes of gRPC and of Abseil are the same canonical ones.
+absl::Status ToAbsl(const grpc::Status& status);
+// Debian's absl::string_view is not std::string_view.
+inline absl::string_view View(std::string_view text) { return {text.data(), text.size()}; }
+
+}  // namespace kvd

@@ -1,0 +1,187 @@
+#include "client/staging.h"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+
+namespace kvd {
+
+// ---- the ring -----------------------------------------------------------------------------------
+
+std::optional<StagingSlot> StagingRing::Allocate(uint64_t length) {
+  if (slots_.empty()) {
+    next_ = 0;
+    span_ = std::min(size_, std::max(window_, 2 * length));
+  }
+  // Used room is one run from the oldest slot to next_, perhaps around the end. A part lies in one
+  // piece, so what is left before the end may be skipped.
+  uint64_t offset = next_;
+  uint64_t limit = span_;
+  if (!slots_.empty()) {
+    const uint64_t oldest = slots_.front().offset;
+    if (next_ <= oldest) {
+      limit = oldest;
+    } else if (next_ + length > span_) {
+      offset = 0;
+      limit = oldest;
+    }
+  }
+  if (offset + length > limit) return std::nullopt;
+  slots_.push_back({offset, length, false});
+  next_ = offset + length;
+  return StagingSlot{first_number_ + slots_.size() - 1, offset};
+}
+
+void StagingRing::Free(uint64_t number) {
+  slots_[number - first_number_].freed = true;
+  while (!slots_.empty() && slots_.front().freed) {
+    slots_.pop_front();
+    ++first_number_;
+  }
+}
+
+// ---- filling ------------------------------------------------------------------------------------
+
+Staging::Staging(StagingMemory memory, const Copier& copier)
+    : memory_(std::move(memory.memory)),
+      channel_(std::move(memory.fill_channel)),
+      copier_(copier),
+      ring_(memory_.size(), kWindowBytes) {}
+
+void Staging::Free(const StagingSlot& slot) {
+  absl::MutexLock lock(&mu_);
+  ring_.Free(slot.number);
+  freed_.SignalAll();
+}
+
+absl::Status Staging::Filling::Fill(uint64_t reservation_id, uint32_t index,
+                                    absl::Span<const std::byte> source) {
+  reservation_id_ = reservation_id;
+  absl::StatusOr<StagingSlot> slot = Allocate(source.size());
+  if (!slot.ok()) return slot.status();
+  const auto length = static_cast<uint32_t>(source.size());
+  // The sum costs next to nothing in the same pass, and shows whether what the copier stored is
+  // what was staged: anybody in this process could write into staging memory in between.
+  const uint32_t sum = staging_.copier_.CopySum(
+      absl::MakeSpan(staging_.memory_.data() + slot->offset, length), source, CopyUse::kCache);
+  staging_.in_flight_.push_back({reservation_id, index, sum, slot->number});
+  pending_.push_back({reservation_id, slot->offset, index, length});
+  pending_bytes_ += length;
+  if (pending_bytes_ >= kMessageBytes || pending_.size() == kMaxFillsPerMessage) {
+    if (absl::Status status = SendPending(); !status.ok()) return status;
+    // Takes what has come, without waiting, so that slots are free in time and errors known early.
+    if (absl::Status status = ReceiveReplies(absl::InfinitePast()); !status.ok()) return status;
+  }
+  return failed_;
+}
+
+absl::Status Staging::Filling::Finish() {
+  if (absl::Status status = SendPending(); !status.ok()) return status;
+  while (!staging_.in_flight_.empty()) {
+    if (absl::Status status = ReceiveReplies(deadline_); !status.ok()) return status;
+  }
+  return failed_;
+}
+
+absl::StatusOr<StagingSlot> Staging::Filling::Stage(
+    absl::Span<const absl::Span<const std::byte>> sources, uint64_t total_bytes) {
+  absl::StatusOr<StagingSlot> slot = Allocate(total_bytes);
+  if (!slot.ok()) return slot;
+  std::byte* target = staging_.memory_.data() + slot->offset;
+  for (absl::Span<const std::byte> source : sources) {
+    staging_.copier_.Copy(absl::MakeSpan(target, source.size()), source, CopyUse::kCache);
+    target += source.size();
+  }
+  return slot;
+}
+
+absl::StatusOr<StagingSlot> Staging::Filling::Allocate(uint64_t length) {
+  while (true) {
+    if (staging_.in_flight_.size() < kMaxFillsInFlight) {
+      absl::MutexLock lock(&staging_.mu_);
+      if (std::optional<StagingSlot> slot = staging_.ring_.Allocate(length)) return *slot;
+      if (staging_.in_flight_.empty()) {
+        // Only slots that wait for somebody's Commit are in the way.
+        if (staging_.freed_.WaitWithDeadline(&staging_.mu_, deadline_)) {
+          return absl::DeadlineExceededError("staging: no room");
+        }
+        continue;
+      }
+    }
+    // Waits for the copier before it is sent more: to send at once whatever has become free would
+    // make a message of each part.
+    const bool copier_is_idle = staging_.in_flight_.size() == pending_.size();
+    absl::Status status = copier_is_idle ? SendPending() : ReceiveReplies(deadline_);
+    if (!status.ok()) return status;
+  }
+}
+
+absl::Status Staging::Filling::SendPending() {
+  if (pending_.empty()) return absl::OkStatus();
+  const size_t bytes = pending_.size() * sizeof(FillRequest);
+  absl::Status status = SendMessage(staging_.channel_.get(), pending_.data(), bytes, deadline_);
+  if (!status.ok()) {
+    if (!absl::IsDeadlineExceeded(status)) staging_.broken_.store(true, std::memory_order_relaxed);
+    DropPending();
+    return status;
+  }
+  pending_.clear();
+  pending_bytes_ = 0;
+  return absl::OkStatus();
+}
+
+// Forgets fills that the copier was never told of: it will not answer them.
+void Staging::Filling::DropPending() {
+  for (size_t i = 0; i < pending_.size(); ++i) {
+    staging_.Free({staging_.in_flight_.back().slot, 0});
+    staging_.in_flight_.pop_back();
+  }
+  pending_.clear();
+  pending_bytes_ = 0;
+}
+
+// Takes the replies of one message, if one has come by `deadline`. With a deadline in the past it
+// does not wait, and that none has come is no error.
+absl::Status Staging::Filling::ReceiveReplies(absl::Time deadline) {
+  if (staging_.in_flight_.empty()) return absl::OkStatus();
+  std::array<FillReply, kMaxFillsInFlight> replies;
+  std::vector<UniqueFd> no_fds;
+  absl::StatusOr<size_t> size =
+      ReceiveMessage(staging_.channel_.get(), replies.data(), sizeof(replies), no_fds, deadline);
+  if (!size.ok()) {
+    if (!absl::IsDeadlineExceeded(size.status())) {
+      staging_.broken_.store(true, std::memory_order_relaxed);
+      return size.status();
+    }
+    return deadline == absl::InfinitePast() ? absl::OkStatus() : size.status();
+  }
+  const size_t count = *size / sizeof(FillReply);
+  if (*size % sizeof(FillReply) != 0 || count > staging_.in_flight_.size() - pending_.size()) {
+    staging_.broken_.store(true, std::memory_order_relaxed);
+    return absl::InternalError("fill channel: not an answer");
+  }
+  for (size_t i = 0; i < count; ++i) {
+    const InFlight sent = staging_.in_flight_.front();
+    if (replies[i].index != sent.index) {
+      staging_.broken_.store(true, std::memory_order_relaxed);
+      return absl::InternalError("fill channel: an answer out of order");
+    }
+    staging_.in_flight_.pop_front();
+    staging_.Free({sent.slot, 0});
+    if (sent.reservation_id != reservation_id_ || !failed_.ok()) continue;
+    if (replies[i].status == FillStatus::kGone) {
+      failed_ = absl::AbortedError("the reservation has ended");
+    } else if (replies[i].status != FillStatus::kOk) {
+      failed_ = absl::InternalError(absl::StrCat("the copier refused part ", sent.index));
+    } else if (replies[i].sum != sent.sum) {
+      failed_ = absl::DataLossError(absl::StrCat("part ", sent.index, " changed in staging"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace kvd

@@ -1,0 +1,161 @@
+// kvd: flags, construct, serve, drain.
+
+#include <grp.h>
+#include <pthread.h>
+#include <spdlog/sinks/stdout_sinks.h>
+#include <spdlog/spdlog.h>
+#include <sys/random.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <cstdio>
+#include <thread>
+#include <variant>
+#include <vector>
+
+#include "daemon/admin.h"
+#include "daemon/config.h"
+#include "daemon/control.h"
+#include "daemon/copier_pool.h"
+#include "daemon/endpoint_lock.h"
+#include "daemon/service.h"
+#include "daemon/session_server.h"
+#include "daemon/store.h"
+#include "policy/policies.h"
+
+namespace kvd {
+namespace {
+
+int Fail(const absl::Status& status) {
+  spdlog::error("daemon.failed error=\"{}\"", std::string(status.message()));
+  return 1;
+}
+
+void RaiseDescriptorLimit() {
+  rlimit limit;
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = limit.rlim_max;
+  setrlimit(RLIMIT_NOFILE, &limit);
+}
+
+absl::Status OpenToEngines(const Config& config) {
+  for (const std::string& path : {config.path(), config.path() + ".session"}) {
+    if (!config.socket_group.empty() && chown(path.c_str(), static_cast<uid_t>(-1),
+                                              getgrnam(config.socket_group.c_str())->gr_gid) != 0) {
+      return ErrnoStatus(errno, "--socket-group: " + path);
+    }
+    if (chmod(path.c_str(), config.socket_mode) != 0) {
+      return ErrnoStatus(errno, "--socket-mode: " + path);
+    }
+  }
+  return absl::OkStatus();
+}
+
+// What a client's verified copy out of the arena reaches, bytes per microsecond: an estimate for
+// lookups, from the loop that calibration chose.
+double MeasureCopy(const Copier& copier, const Clock& clock) {
+  constexpr size_t kBytes = 8u << 20;
+  std::vector<std::byte> source(kBytes, std::byte{1});
+  std::vector<std::byte> target(kBytes);
+  const Nanos start = clock.Now();
+  copier.CopySum(absl::MakeSpan(target), source, CopyUse::kMemory);
+  return kBytes * 1e3 / static_cast<double>(std::max<Nanos>(1, clock.Now() - start));
+}
+
+int Serve(const Config& config) {
+  absl::StatusOr<EndpointLock> lock = EndpointLock::Take(config.path());
+  if (!lock.ok()) return Fail(lock.status());
+
+  SystemClock clock;
+  uint64_t secret = 0;
+  if (getrandom(&secret, sizeof secret, 0) != sizeof secret) {
+    return Fail(ErrnoStatus(errno, "getrandom"));
+  }
+  const Copier copier(Copier::Options{.loop = config.copy_loop});
+  spdlog::info("copy.calibrated {}", copier.description());
+
+  RegionDirectory regions;
+  absl::StatusOr<std::unique_ptr<Arena>> arena = Arena::Open(regions, {.bytes = config.dram_bytes});
+  if (!arena.ok()) return Fail(arena.status());
+  spdlog::info("tier.opened tier=dram capacity_bytes={} region_bytes={} pages=\"{}\"",
+               (*arena)->capacity_bytes(), (*arena)->region_bytes(),
+               PageKindName((*arena)->page_kind()));
+
+  const std::unique_ptr<EvictionPolicy> policy = MakePolicy(config.policy, config.max_blocks);
+  Inbox inbox;
+  Control::Options limits{.load_bytes_per_us = MeasureCopy(copier, clock)};
+  FillBoard board(limits.max_reservations);
+  CopierPool copiers(board, inbox, copier, {.threads = config.copiers});
+  Store store(*policy, **arena,
+              {.max_blocks = config.max_blocks,
+               .max_parts = (*arena)->capacity_bytes() / Arena::kMinSlotBytes,
+               .secret = secret},
+              [&copiers](uint32_t region, uint64_t bytes) { copiers.MakeRegion(region, bytes); });
+
+  absl::StatusOr<std::unique_ptr<SessionServer>> sessions =
+      SessionServer::Start(inbox, copiers, regions, {.path = config.path() + ".session"});
+  if (!sessions.ok()) return Fail(sessions.status());
+  limits.session_over = [&sessions](uint32_t serial) { (*sessions)->Forget(serial); };
+  Control control(store, board, copiers, inbox, clock, limits);
+
+  absl::StatusOr<std::unique_ptr<Service>> service =
+      Service::Start(control, clock, {.path = config.path()});
+  if (!service.ok()) return Fail(service.status());
+  inbox.SetWake([&service] { (*service)->Wake(); });
+  absl::StatusOr<std::unique_ptr<AdminServer>> admin =
+      AdminServer::Start(inbox, {.path = config.path() + ".admin",
+                                 .endpoint = config.listen,
+                                 .policy = config.policy,
+                                 .copy_loops = copier.description()});
+  if (!admin.ok()) return Fail(admin.status());
+  if (absl::Status status = OpenToEngines(config); !status.ok()) return Fail(status);
+
+  spdlog::info("daemon.ready listen={} pid={} blocks={} policy={} copiers={}", config.listen,
+               getpid(), config.max_blocks, config.policy, config.copiers);
+  std::printf("kvd ready listen=%s pid=%d\n", config.listen.c_str(), getpid());
+  std::fflush(stdout);
+
+  std::thread stopper([&] {
+    sigset_t signals;
+    sigemptyset(&signals);
+    sigaddset(&signals, SIGTERM);
+    sigaddset(&signals, SIGINT);
+    int signal = 0;
+    sigwait(&signals, &signal);
+    spdlog::info("daemon.draining signal={}", signal);
+    inbox.Post(Task{[](Control& draining) { draining.EndWaits(); }});
+    (*service)->Shutdown();
+  });
+  (*service)->Run();
+  stopper.join();
+  // The reverse of the construction, but for what wakes the control thread: it goes first.
+  inbox.SetWake(nullptr);
+  admin->reset();
+  sessions->reset();
+  for (const char* suffix : {"", ".admin"}) unlink((config.path() + suffix).c_str());
+  spdlog::info("daemon.stopped");
+  return 0;
+}
+
+}  // namespace
+}  // namespace kvd
+
+int main(int argc, char** argv) {
+  const std::variant<kvd::Config, int> config = kvd::ReadConfig(argc, argv);
+  if (const int* status = std::get_if<int>(&config)) return *status;
+  spdlog::set_default_logger(spdlog::stderr_logger_mt("kvd"));
+  spdlog::set_level(spdlog::level::from_str(std::get<kvd::Config>(config).log_level));
+  spdlog::flush_on(spdlog::level::info);
+
+  umask(0177);  // Sockets are ours alone until we open them to engines.
+  kvd::RaiseDescriptorLimit();
+  sigset_t signals;  // Every thread leaves these to the one that waits for them.
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGTERM);
+  sigaddset(&signals, SIGINT);
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  std::signal(SIGPIPE, SIG_IGN);
+  return kvd::Serve(std::get<kvd::Config>(config));
+}

@@ -1,0 +1,230 @@
+#include "daemon/methods.h"
+
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+
+namespace kvd {
+namespace {
+
+absl::Status Invalid(absl::string_view field, absl::string_view why) {
+  return absl::InvalidArgumentError(absl::StrCat(field, ": ", why));
+}
+
+void ReadReleases(const v1::Releases& from, ReleaseList& to) {
+  to.holds = {from.hold_ids().data(), static_cast<size_t>(from.hold_ids_size())};
+  to.leases = {from.lease_ids().data(), static_cast<size_t>(from.lease_ids_size())};
+  for (const v1::Damage& damage : from.damaged()) {
+    to.damaged.push_back(
+        {damage.hold_id(), {damage.extents().data(), static_cast<size_t>(damage.extents_size())}});
+  }
+}
+
+template <typename Request>
+void ReadHeader(const Request& from, CallHeader& to) {
+  to.session = from.session();
+  to.ns = from.namespace_id();
+  to.keys = from.keys();
+  to.parts = from.parts();
+  ReadReleases(from.releases(), to.releases);
+}
+
+// Bytes that are stored beside the payload: per block or none at all, each bounded.
+absl::Status CheckAnnounce(const google::protobuf::RepeatedPtrField<std::string>& announce,
+                           size_t key_bytes) {
+  if (announce.empty()) return absl::OkStatus();
+  for (int i = 0; i < announce.size(); ++i) {
+    if (announce[i].size() > kMaxAnnounceBytes) {
+      return Invalid(absl::StrCat("announce[", i, "]"), "more than 16 KiB");
+    }
+  }
+  if (static_cast<size_t>(announce.size()) > key_bytes / kMinHashBytes) {
+    return Invalid("announce", "more entries than keys");
+  }
+  return absl::UnimplementedError("announce: KV events are not in this version");
+}
+
+NamespaceDescriptor ReadDescriptor(const v1::NamespaceDescriptor& from) {
+  NamespaceDescriptor to{.model = from.model(),
+                         .weights_revision = from.weights_revision(),
+                         .kv_dtype = from.kv_dtype(),
+                         .quantization = from.quantization(),
+                         .page_layout = from.page_layout(),
+                         .engine_family = from.engine_family(),
+                         .draft_model = from.draft_model(),
+                         .hash_algorithm = from.hash_algorithm(),
+                         .hash_seed = from.hash_seed(),
+                         .hash_bytes = from.hash_bytes(),
+                         .tensor_parallel = from.tensor_parallel(),
+                         .pipeline_parallel = from.pipeline_parallel(),
+                         .context_parallel = from.context_parallel()};
+  for (const v1::Group& group : from.groups()) {
+    to.groups.push_back({.kind = static_cast<GroupKind>(group.kind()),
+                         .window_tokens = group.window_tokens(),
+                         .shards = group.shards(),
+                         .block_tokens = group.block_tokens(),
+                         .part_bytes = group.part_bytes()});
+  }
+  for (const auto& [key, value] : from.extra()) to.extra[key] = value;
+  return to;
+}
+
+}  // namespace
+
+absl::StatusOr<Step> OpenSessionMethod::Run(Control&, const OpenSessionMethod::Request&,
+                                            OpenSessionMethod::State&, OpenSessionMethod::Reply&) {
+  return absl::UnimplementedError("sessions without shared memory are not in this version");
+}
+
+absl::StatusOr<Step> RegisterNamespaceMethod::Run(Control& control,
+                                                  const RegisterNamespaceMethod::Request& request,
+                                                  RegisterNamespaceMethod::State&,
+                                                  RegisterNamespaceMethod::Reply& reply) {
+  const auto registered =
+      control.RegisterNamespace(request.session(), ReadDescriptor(request.describes()));
+  if (!registered.ok()) return registered.status();
+  reply.set_namespace_id(registered->id);
+  reply.set_fingerprint(registered->fingerprint.data(), registered->fingerprint.size());
+  reply.set_created(registered->created);
+  return Step::kDone;
+}
+
+absl::StatusOr<Step> LookupMethod::Run(Control& control, const LookupMethod::Request& request,
+                                       LookupMethod::State& call, LookupMethod::Reply& reply) {
+  if (!std::exchange(call.read, true)) {
+    ReadHeader(request, call.header);
+    call.header.parent = request.parent();
+    call.lease_ms = request.lease_ms();
+    call.extent_blocks = request.extent_blocks();
+  }
+  const absl::StatusOr<Step> step = control.Lookup(call);
+  if (!step.ok() || *step != Step::kDone) return step;
+  reply.set_hit_blocks(call.hit_blocks);
+  reply.set_lease(static_cast<v1::LeaseOutcome>(call.lease));
+  reply.set_lease_id(call.lease_id);
+  reply.set_load_time_us(call.load_time_us);
+  if (call.hit_blocks > 0) {
+    v1::TierShare& share = *reply.add_tiers();
+    share.set_tier(v1::TIER_DRAM);
+    share.set_blocks(call.hit_blocks);
+  }
+  reply.set_extent_blocks(call.cursor.next);
+  reply.set_extents(std::move(call.extents));
+  reply.set_hold_id(call.cursor.hold);
+  return Step::kDone;
+}
+
+absl::StatusOr<Step> LoadMethod::Run(Control& control, const LoadMethod::Request& request,
+                                     LoadMethod::State& call, LoadMethod::Reply& reply) {
+  if (!std::exchange(call.read, true)) {
+    ReadHeader(request, call.header);
+    call.range_offset = request.range_offset();
+    call.range_bytes = request.range_bytes();
+  }
+  const absl::StatusOr<Step> step = control.Load(call);
+  if (!step.ok() || *step != Step::kDone) return step;
+  reply.set_blocks(call.cursor.next);
+  reply.set_outcome(static_cast<v1::LoadOutcome>(call.cursor.outcome));
+  reply.set_extents(std::move(call.extents));
+  reply.set_hold_id(call.cursor.hold);
+  reply.set_range_offset(call.range_offset);
+  reply.set_range_bytes(call.range_bytes);
+  return Step::kDone;
+}
+
+absl::StatusOr<Step> ReleaseMethod::Run(Control& control, const ReleaseMethod::Request& request,
+                                        ReleaseMethod::State&, ReleaseMethod::Reply& reply) {
+  ReleaseList releases;
+  ReadReleases(request.releases(), releases);
+  const absl::StatusOr<uint32_t> released = control.Release(request.session(), releases);
+  if (!released.ok()) return released.status();
+  reply.set_released(*released);
+  return Step::kDone;
+}
+
+absl::StatusOr<Step> ReserveMethod::Run(Control& control, const ReserveMethod::Request& request,
+                                        ReserveMethod::State& call, ReserveMethod::Reply& reply) {
+  if (!std::exchange(call.read, true)) {
+    ReadHeader(request, call.header);
+    call.header.parent = request.parent();
+    call.wait_ms = request.wait_ms();
+    if (call.wait_ms > kMaxLeaseMs) return Invalid("wait_ms", "at most 600000");
+    if (absl::Status status = CheckAnnounce(request.announce(), request.keys().size());
+        !status.ok()) {
+      return status;
+    }
+  }
+  const absl::StatusOr<Step> step = control.Reserve(call);
+  if (!step.ok() || *step != Step::kDone) return step;
+  reply.set_reservation_id(call.reservation_id);
+  reply.set_states(std::move(call.states));
+  reply.set_granted(call.granted);
+  reply.set_expires_ms(call.expires_ms);
+  return Step::kDone;
+}
+
+absl::StatusOr<Step> CommitMethod::Run(Control& control, const CommitMethod::Request& request,
+                                       CommitMethod::State& call, CommitMethod::Reply& reply) {
+  if (!std::exchange(call.read, true)) {
+    ReadHeader(request, call.header);
+    call.header.parent = request.parent();
+    call.reservation_id = request.reservation_id();
+    call.first_block = request.first_block();
+    call.blocks = request.blocks();
+    call.staged = request.staged();
+    if (absl::Status status = CheckAnnounce(request.announce(), request.keys().size());
+        !status.ok()) {
+      return status;
+    }
+    if (call.reservation_id != 0 && !request.keys().empty()) {
+      return Invalid("keys", "a reservation has its own; name one or the other");
+    }
+  }
+  const absl::StatusOr<Step> step = control.Commit(call);
+  if (!step.ok() || *step != Step::kDone) return step;
+  reply.set_results(std::move(call.results));
+  reply.set_stored(call.stored);
+  return Step::kDone;
+}
+
+absl::StatusOr<Step> AbortMethod::Run(Control& control, const AbortMethod::Request& request,
+                                      AbortMethod::State&, AbortMethod::Reply&) {
+  const absl::Status status = control.Abort(request.session(), request.reservation_id());
+  if (!status.ok()) return status;
+  return Step::kDone;
+}
+
+absl::StatusOr<Step> PinMethod::Run(Control& control, const PinMethod::Request& request,
+                                    PinMethod::State&, PinMethod::Reply& reply) {
+  PinCall call{.key = request.key(),
+               .owner = request.owner(),
+               .budget_bytes = request.budget_bytes(),
+               .ttl_ms = request.ttl_ms()};
+  call.header.session = request.session();
+  call.header.ns = request.namespace_id();
+  const absl::Status status = control.Pin(call);
+  if (!status.ok()) return status;
+  reply.set_pin_id(call.pin_id);
+  reply.set_blocks(call.blocks);
+  reply.set_bytes(call.bytes);
+  return Step::kDone;
+}
+
+absl::StatusOr<Step> UnpinMethod::Run(Control& control, const UnpinMethod::Request& request,
+                                      UnpinMethod::State&, UnpinMethod::Reply&) {
+  const absl::Status status = control.Unpin(request.session(), request.pin_id());
+  if (!status.ok()) return status;
+  return Step::kDone;
+}
+
+absl::StatusOr<Step> HintMethod::Run(Control& control, const HintMethod::Request& request,
+                                     HintMethod::State&, HintMethod::Reply&) {
+  if (absl::Status status = control.CheckSession(request.session()); !status.ok()) return status;
+  if (request.kind() == v1::HINT_UNSPECIFIED || !v1::HintKind_IsValid(request.kind())) {
+    return Invalid("kind", absl::StrCat("unknown hint ", static_cast<int>(request.kind())));
+  }
+  return absl::UnimplementedError("hints are not in this version");
+}
+
+}  // namespace kvd

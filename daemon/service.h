@@ -1,0 +1,51 @@
+// The engine-facing service: gRPC in and out. It turns messages into the plain structs of
+// requests.h and back, checks what can be checked without state, and decides nothing.
+//
+// It owns the completion queue that the control thread sleeps in, so a request costs no hop between
+// threads. Other threads wake it by an Alarm set in the past (9 us; "now" would take 285).
+//
+// A call that asks for more time goes to the end of a queue of slices; between two slices whatever
+// has arrived meanwhile is served, so a large call does not hold up small ones.
+//
+// Threads: Run() is the control thread. Wake() and Shutdown() are safe from any thread.
+
+#pragma once
+
+#include <atomic>
+#include <deque>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "daemon/control.h"
+#include "proto/types/clock.h"
+
+namespace kvd {
+
+class Service {
+ public:
+  struct Options {
+    std::string path;           // Of the gRPC socket. The caller has made sure that it is ours.
+    uint32_t max_calls = 1024;  // Accepted and not answered; beyond it calls are refused.
+    int streams_per_connection = 128;
+  };
+
+  // Binds the socket; calls are served once Run() does. `control` must outlive this.
+  static absl::StatusOr<std::unique_ptr<Service>> Start(Control& control, const Clock& clock,
+                                                        const Options& options);
+  ~Service();
+
+  void Run();       // Until Shutdown() has drained what was accepted.
+  void Wake();      // Makes Run() look at the inbox.
+  void Shutdown();  // Stops accepting, ends waits, lets calls end (2 s at most).
+
+  class Impl;
+
+ private:
+  explicit Service(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace kvd

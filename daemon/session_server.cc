@@ -1,0 +1,364 @@
+#include "daemon/session_server.h"
+
+#include <fcntl.h>
+#include <linux/memfd.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/random.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "proto/types/check.h"
+#include "proto/types/status.h"
+
+#ifndef SO_PEERPIDFD
+#define SO_PEERPIDFD 77  // Since Linux 6.5; older headers lack it.
+#endif
+
+namespace kvd {
+namespace {
+
+// Tags of the epoll set: a kind and a serial number.
+enum class Watched : uint64_t { kListener = 1, kWake = 2, kSocket = 3, kProcess = 4 };
+
+uint64_t Tag(Watched kind, uint32_t serial = 0) {
+  return static_cast<uint64_t>(kind) << 32 | serial;
+}
+
+// A mapping of staging memory, read-only for us.
+class MappedStaging final : public Staging {
+ public:
+  MappedStaging(void* data, size_t size) : data_(data), size_(size) {}
+  ~MappedStaging() override { munmap(data_, size_); }
+  absl::Span<const std::byte> bytes() const override {
+    return {static_cast<const std::byte*>(data_), size_};
+  }
+
+ private:
+  void* data_;
+  size_t size_;
+};
+
+int OpenPidfd(int socket, pid_t pid) {
+  int pidfd = -1;
+  socklen_t size = sizeof pidfd;
+  if (getsockopt(socket, SOL_SOCKET, SO_PEERPIDFD, &pidfd, &size) == 0) return pidfd;
+  return static_cast<int>(syscall(SYS_pidfd_open, pid, 0));
+}
+
+bool Send(int socket, const void* message, size_t size, absl::Span<const int> fds) {
+  iovec io{const_cast<void*>(message), size};
+  msghdr header{};
+  header.msg_iov = &io;
+  header.msg_iovlen = 1;
+  alignas(cmsghdr) char control[CMSG_SPACE(2 * sizeof(int))] = {};
+  if (!fds.empty()) {
+    header.msg_control = control;
+    header.msg_controllen = CMSG_SPACE(fds.size() * sizeof(int));
+    cmsghdr* part = CMSG_FIRSTHDR(&header);
+    part->cmsg_level = SOL_SOCKET;
+    part->cmsg_type = SCM_RIGHTS;
+    part->cmsg_len = CMSG_LEN(fds.size() * sizeof(int));
+    std::memcpy(CMSG_DATA(part), fds.data(), fds.size() * sizeof(int));
+  }
+  // A client that does not read its answers loses the session, not our time.
+  return sendmsg(socket, &header, MSG_DONTWAIT | MSG_NOSIGNAL) == static_cast<ssize_t>(size);
+}
+
+// Receives one message and at most one descriptor; more are closed. Returns what recvmsg() does.
+ssize_t Receive(int socket, void* message, size_t size, int* fd) {
+  iovec io{message, size};
+  alignas(cmsghdr) char control[CMSG_SPACE(8 * sizeof(int))];
+  msghdr header{};
+  header.msg_iov = &io;
+  header.msg_iovlen = 1;
+  header.msg_control = control;
+  header.msg_controllen = sizeof control;
+  const ssize_t got = recvmsg(socket, &header, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+  *fd = -1;
+  if (got < 0) return got;
+  for (cmsghdr* part = CMSG_FIRSTHDR(&header); part != nullptr; part = CMSG_NXTHDR(&header, part)) {
+    if (part->cmsg_level != SOL_SOCKET || part->cmsg_type != SCM_RIGHTS) continue;
+    const size_t count = (part->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+    for (size_t i = 0; i < count; ++i) {
+      int passed;
+      std::memcpy(&passed, CMSG_DATA(part) + i * sizeof(int), sizeof passed);
+      if (*fd < 0) {
+        *fd = passed;
+      } else {
+        close(passed);
+      }
+    }
+  }
+  return (header.msg_flags & MSG_TRUNC) != 0 ? static_cast<ssize_t>(size) + 1 : got;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<SessionServer>> SessionServer::Start(Inbox& inbox,
+                                                                    CopierPool& copiers,
+                                                                    const RegionDirectory& regions,
+                                                                    const Options& options) {
+  sockaddr_un address{.sun_family = AF_UNIX};
+  if (options.path.size() >= sizeof address.sun_path) {
+    return absl::InvalidArgumentError(absl::StrCat("socket path too long: ", options.path));
+  }
+  std::memcpy(address.sun_path, options.path.c_str(), options.path.size() + 1);
+  auto server = std::unique_ptr<SessionServer>(new SessionServer(inbox, copiers, regions, options));
+  server->listener_ = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+  unlink(options.path.c_str());  // Stale: the caller has the lock of this endpoint.
+  if (server->listener_ < 0 ||
+      bind(server->listener_, reinterpret_cast<sockaddr*>(&address), sizeof address) != 0 ||
+      listen(server->listener_, 128) != 0) {
+    return ErrnoStatus(errno, absl::StrCat("listening at ", options.path));
+  }
+  server->epoll_ = epoll_create1(EPOLL_CLOEXEC);
+  server->wake_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+  if (server->epoll_ < 0 || server->wake_ < 0) return ErrnoStatus(errno, "session server");
+  server->Watch(server->listener_, Tag(Watched::kListener));
+  server->Watch(server->wake_, Tag(Watched::kWake));
+  server->thread_ = std::thread([raw = server.get()] { raw->Run(); });
+  return server;
+}
+
+SessionServer::~SessionServer() {
+  if (thread_.joinable()) {
+    {
+      absl::MutexLock lock(&mu_);
+      stop_ = true;
+    }
+    eventfd_write(wake_, 1);
+    thread_.join();
+  }
+  for (const auto& [serial, peer] : peers_) {
+    if (peer->socket >= 0) close(peer->socket);
+    if (peer->pidfd >= 0) close(peer->pidfd);
+  }
+  for (const int fd : {listener_, epoll_, wake_}) {
+    if (fd >= 0) close(fd);
+  }
+  unlink(options_.path.c_str());
+}
+
+void SessionServer::Forget(uint32_t serial) {
+  {
+    absl::MutexLock lock(&mu_);
+    over_.push_back(serial);
+  }
+  eventfd_write(wake_, 1);
+}
+
+void SessionServer::Watch(int fd, uint64_t tag) {
+  epoll_event event{.events = EPOLLIN, .data = {.u64 = tag}};
+  KVD_CHECK(epoll_ctl(epoll_, EPOLL_CTL_ADD, fd, &event) == 0) << std::strerror(errno);
+}
+
+void SessionServer::Run() {
+  epoll_event events[64];
+  while (true) {
+    const int n = epoll_wait(epoll_, events, 64, -1);
+    for (int i = 0; i < n; ++i) {
+      const auto serial = static_cast<uint32_t>(events[i].data.u64);
+      const auto peer = peers_.find(serial);
+      switch (static_cast<Watched>(events[i].data.u64 >> 32)) {
+        case Watched::kListener:
+          Accept();
+          break;
+        case Watched::kWake: {
+          eventfd_t ignored;
+          eventfd_read(wake_, &ignored);
+          std::vector<uint32_t> over;
+          {
+            absl::MutexLock lock(&mu_);
+            if (stop_) return;
+            over.swap(over_);
+          }
+          for (const uint32_t forgotten : over) Remove(forgotten);
+          break;
+        }
+        case Watched::kSocket:
+          if (peer != peers_.end() && peer->second->socket >= 0) Serve(*peer->second);
+          break;
+        case Watched::kProcess:
+          if (peer == peers_.end() || peer->second->pidfd < 0) break;
+          if (peer->second->socket >= 0) CloseSocket(*peer->second);
+          if (const auto again = peers_.find(serial); again != peers_.end()) {
+            close(again->second->pidfd);
+            again->second->pidfd = -1;
+            inbox_.Post(ProcessExited{serial});
+          }
+          break;
+      }
+    }
+  }
+}
+
+void SessionServer::Accept() {
+  const int socket = accept4(listener_, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK);
+  if (socket < 0) return;
+  ucred credentials{};
+  socklen_t size = sizeof credentials;
+  const bool known = getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &credentials, &size) == 0;
+  const int pidfd = known ? OpenPidfd(socket, credentials.pid) : -1;
+  if (peers_.size() >= options_.max_sessions || pidfd < 0) {
+    const SessionWelcome refusal{.status = pidfd < 0 && known ? SessionStatus::kInvalid
+                                                              : SessionStatus::kFull};
+    Send(socket, &refusal, sizeof refusal, {});
+    if (pidfd >= 0) close(pidfd);
+    close(socket);
+    return;
+  }
+  auto peer = std::make_unique<Peer>();
+  peer->serial = next_serial_++;
+  peer->socket = socket;
+  peer->pidfd = pidfd;
+  peer->uid = credentials.uid;
+  peer->pid = credentials.pid;
+  Watch(socket, Tag(Watched::kSocket, peer->serial));
+  Watch(pidfd, Tag(Watched::kProcess, peer->serial));
+  peers_[peer->serial] = std::move(peer);
+}
+
+void SessionServer::Serve(Peer& peer) {
+  union {
+    SessionMessage kind;
+    SessionHello hello;
+    RegionRequest region;
+    StagingRequest staging;
+    char bytes[64];
+  } message{};
+  int fd = -1;
+  const ssize_t size = Receive(peer.socket, &message, sizeof message, &fd);
+  if (size < 0 && (errno == EAGAIN || errno == EINTR)) return;
+  bool fine = false;
+  if (!peer.greeted) {
+    fine = size == sizeof message.hello && message.hello.magic == kSessionMagic &&
+           message.hello.kind == SessionMessage::kHello && Greet(peer, message.hello);
+  } else if (size == sizeof message.region && message.kind == SessionMessage::kRegionRequest) {
+    fine = GiveRegion(peer, message.region);
+  } else if (size == sizeof message.staging && message.kind == SessionMessage::kStagingRequest) {
+    fine = GiveStaging(peer, message.staging, fd);
+  }
+  if (fd >= 0) close(fd);
+  if (!fine) CloseSocket(peer);
+}
+
+bool SessionServer::Greet(Peer& peer, const SessionHello& hello) {
+  SessionWelcome welcome;
+  if (hello.version_min > kProtocolVersion || hello.version_max < kProtocolVersionMin) {
+    welcome.status = SessionStatus::kVersion;
+    welcome.version = kProtocolVersion;
+    Send(peer.socket, &welcome, sizeof welcome, {});
+    return false;
+  }
+  welcome.version = std::min(hello.version_max, kProtocolVersion);
+  if (getrandom(welcome.token.data(), welcome.token.size(), 0) !=
+      static_cast<ssize_t>(welcome.token.size())) {
+    return false;
+  }
+  peer.greeted = true;
+  // The control thread knows the session before the client can name it.
+  inbox_.Post(SessionOpened{.serial = peer.serial,
+                            .token = welcome.token,
+                            .domain = peer.uid,
+                            .pid = peer.pid,
+                            .finished = hello.finished_session});
+  return Send(peer.socket, &welcome, sizeof welcome, {});
+}
+
+bool SessionServer::GiveRegion(Peer& peer, const RegionRequest& request) {
+  RegionReply reply{.region = request.region};
+  const RegionDirectory::Entry entry = regions_.Open(request.region, peer.uid);
+  if (entry.fd < 0) {
+    reply.status = SessionStatus::kNotFound;
+    return Send(peer.socket, &reply, sizeof reply, {});
+  }
+  reply.size_bytes = entry.size_bytes;
+  const bool sent = Send(peer.socket, &reply, sizeof reply, {entry.fd});
+  close(entry.fd);
+  return sent;
+}
+
+bool SessionServer::GiveStaging(Peer& peer, const StagingRequest& request, int own_fd) {
+  StagingReply reply;
+  const auto refuse = [&](SessionStatus status) {
+    reply.status = status;
+    return Send(peer.socket, &reply, sizeof reply, {});
+  };
+  if (peer.has_staging || request.size_bytes == 0) return refuse(SessionStatus::kInvalid);
+  int fd = own_fd;
+  uint64_t size = request.size_bytes;
+  if (request.own != 0) {
+    // Memory that can shrink under us would kill a copier.
+    struct stat info;
+    const int seals = own_fd < 0 ? -1 : fcntl(own_fd, F_GET_SEALS);
+    if (seals < 0 || (seals & F_SEAL_SHRINK) == 0 || fstat(own_fd, &info) != 0 ||
+        static_cast<uint64_t>(info.st_size) < size || size > options_.max_own_staging_bytes) {
+      return refuse(SessionStatus::kInvalid);
+    }
+  } else {
+    size = std::min<uint64_t>(size, kMaxStagingBytes);
+    if (staging_bytes_ + size > options_.max_staging_bytes) return refuse(SessionStatus::kFull);
+    fd = memfd_create("kvd-staging", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    if (fd < 0 || fchmod(fd, 0600) != 0 || ftruncate(fd, static_cast<off_t>(size)) != 0 ||
+        fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) {
+      if (fd >= 0) close(fd);
+      return refuse(SessionStatus::kFull);
+    }
+  }
+  void* data = mmap(nullptr, size, PROT_READ, MAP_SHARED, fd, 0);
+  int channel[2];
+  bool sent = false;
+  if (data == MAP_FAILED) {
+    sent = refuse(SessionStatus::kFull);
+  } else if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, channel) != 0) {
+    munmap(data, size);
+    sent = refuse(SessionStatus::kFull);
+  } else {
+    const int buffer = 1 << 20;  // Room for the replies of all fills in flight.
+    setsockopt(channel[0], SOL_SOCKET, SO_SNDBUF, &buffer, sizeof buffer);
+    // Ours is small and will be used at once; what a client brings may be its whole host pool.
+    if (request.own == 0) madvise(data, size, MADV_POPULATE_READ);
+    auto staging = std::make_shared<MappedStaging>(data, size);
+    inbox_.Post(StagingOpened{peer.serial, staging});
+    copiers_.AddChannel(peer.serial, channel[0], std::move(staging));
+    reply.size_bytes = size;
+    sent = request.own != 0 ? Send(peer.socket, &reply, sizeof reply, {channel[1]})
+                            : Send(peer.socket, &reply, sizeof reply, {fd, channel[1]});
+    close(channel[1]);
+    peer.has_staging = true;
+    if (request.own == 0) staging_bytes_ += peer.staging_bytes = size;
+  }
+  if (request.own == 0) close(fd);
+  return sent;
+}
+
+void SessionServer::CloseSocket(Peer& peer) {
+  close(std::exchange(peer.socket, -1));
+  staging_bytes_ -= std::exchange(peer.staging_bytes, 0);
+  if (peer.greeted) {
+    inbox_.Post(SessionEnded{peer.serial});
+  } else {
+    Remove(peer.serial);
+  }
+}
+
+void SessionServer::Remove(uint32_t serial) {
+  const auto it = peers_.find(serial);
+  if (it == peers_.end()) return;
+  if (it->second->socket >= 0) close(it->second->socket);
+  if (it->second->pidfd >= 0) close(it->second->pidfd);
+  peers_.erase(it);
+}
+
+}  // namespace kvd

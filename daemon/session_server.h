@@ -1,0 +1,98 @@
+// The session socket: who is there, who they are, and the descriptors they get. See
+// proto/types/session_wire.h for the messages.
+//
+// The domain of a session is the user id of the peer as the kernel tells it (SO_PEERCRED); calls
+// then name the session by an unguessable token. gRPC connections are not tied to credentials:
+// their descriptors' numbers are used again while calls of the former connection are still queued,
+// so "the peer of this call" can name the wrong tenant.
+//
+// When the socket closes, the session has ended; when the pidfd of the peer fires, nobody reads
+// under its holds any more. The two are different events.
+//
+// Threads: one of its own. Forget() is safe from any thread.
+
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "daemon/copier_pool.h"
+#include "daemon/inbox.h"
+#include "proto/types/session_wire.h"
+#include "tiers/region_directory.h"
+
+namespace kvd {
+
+class SessionServer {
+ public:
+  struct Options {
+    std::string path;  // Of the socket.
+    uint32_t max_sessions = 1024;
+    uint64_t max_staging_bytes = 1u << 30;  // Of all sessions together, made by the daemon.
+    uint64_t max_own_staging_bytes = kMaxOwnStagingBytes;
+  };
+
+  // Binds the socket (replacing a stale file) and starts the thread. Collaborators must outlive
+  // this.
+  static absl::StatusOr<std::unique_ptr<SessionServer>> Start(Inbox& inbox, CopierPool& copiers,
+                                                              const RegionDirectory& regions,
+                                                              const Options& options);
+  ~SessionServer();  // Closes all sessions.
+
+  // The control thread knows that this session is over: its pidfd is not needed any more.
+  void Forget(uint32_t serial);
+
+ private:
+  struct Peer {
+    uint32_t serial = 0;
+    int socket = -1;  // -1: closed.
+    int pidfd = -1;
+    uid_t uid = 0;
+    pid_t pid = 0;
+    bool greeted = false;
+    bool has_staging = false;
+    uint64_t staging_bytes = 0;
+  };
+
+  SessionServer(Inbox& inbox, CopierPool& copiers, const RegionDirectory& regions,
+                const Options& options)
+      : inbox_(inbox), copiers_(copiers), regions_(regions), options_(options) {}
+
+  void Run();
+  void Accept();
+  void Serve(Peer& peer);
+  bool Greet(Peer& peer, const SessionHello& hello);
+  bool GiveRegion(Peer& peer, const RegionRequest& request);
+  bool GiveStaging(Peer& peer, const StagingRequest& request, int own_fd);
+  void CloseSocket(Peer& peer);
+  void Remove(uint32_t serial);
+  void Watch(int fd, uint64_t tag);
+
+  Inbox& inbox_;
+  CopierPool& copiers_;
+  const RegionDirectory& regions_;
+  const Options options_;
+  int listener_ = -1;
+  int epoll_ = -1;
+  int wake_ = -1;
+  std::thread thread_;
+
+  // The thread's own.
+  absl::flat_hash_map<uint32_t, std::unique_ptr<Peer>> peers_;
+  uint32_t next_serial_ = 1;
+  uint64_t staging_bytes_ = 0;
+
+  absl::Mutex mu_;
+  std::vector<uint32_t> over_ ABSL_GUARDED_BY(mu_);
+  bool stop_ ABSL_GUARDED_BY(mu_) = false;
+};
+
+}  // namespace kvd
