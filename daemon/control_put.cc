@@ -344,7 +344,7 @@ absl::StatusOr<Step> Control::CommitInline(CommitCall& call, Session& session) {
         }
       }
     }
-    const absl::StatusOr<Step> step = Reserve(call.reserve);
+    absl::StatusOr<Step> step = Reserve(call.reserve);
     if (!step.ok() || *step != Step::kDone) return step;
     call.blocks = static_cast<uint32_t>(call.reserve.states.size());
     if (call.reserve.reservation_id == 0) {  // Nothing to store.
