@@ -107,7 +107,7 @@ TEST(FillBoardThreadsTest, NobodyWritesAfterClose) {
       EXPECT_TRUE(board.Close(id));
     }
     const uint32_t filled_at_close = filled;
-    room.assign(kParts, std::byte{0});  // Nobody else has it: TSan watches.
+    room.assign(kParts, std::byte{0});  // Nobody else writes there now.
     for (std::thread& copier : copiers) copier.join();
     EXPECT_EQ(filled, filled_at_close);
     EXPECT_EQ(board.copying(), 0u);
