@@ -290,6 +290,7 @@ Step Control::FillExtents(const Chain& chain, ExtentCursor& cursor, std::string&
         ++counters_.hold_budget_refusals;
         cursor.outcome = LoadOutcome::kHoldBudget;
         cursor.limit = cursor.next;
+        DropEmptyHold(cursor);
         return Step::kDone;
       }
       if (there) {
@@ -308,8 +309,14 @@ Step Control::FillExtents(const Chain& chain, ExtentCursor& cursor, std::string&
   if (cursor.next < end) {
     cursor.outcome = LoadOutcome::kMiss;
     cursor.limit = cursor.next;
+    DropEmptyHold(cursor);
   }
   return cursor.next < cursor.limit ? Step::kMore : Step::kDone;
+}
+
+// A hold of nothing is not told: who asks for what is not there would use up all holds.
+void Control::DropEmptyHold(ExtentCursor& cursor) {
+  if (cursor.next == 0) CloseHold(std::exchange(cursor.hold, 0));
 }
 
 // --- leases, holds, pins

@@ -189,6 +189,7 @@ class Control {
   bool EndLease(LeaseId id);
   LeaseId AddLease(Session& session, BlockRef block, uint32_t lease_ms, LeaseOutcome& outcome);
   Step FillExtents(const Chain& chain, ExtentCursor& cursor, std::string& extents);
+  void DropEmptyHold(ExtentCursor& cursor);
 
   absl::Status StartReservation(ReserveCall& call, const Chain& chain);
   Step ReserveBlocks(ReserveCall& call, const Chain& chain);
