@@ -520,6 +520,7 @@ Nanos Control::NextDeadline() const {
 }
 
 void Control::EndWaits() {
+  waits_ended_ = true;
   for (Waiter& waiter : waiters_) {
     waiter.until = 0;
     if (waiter.call != nullptr) waiter.call->wait_until = 0;
