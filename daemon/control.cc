@@ -84,9 +84,7 @@ absl::StatusOr<Control::Chain> Control::ResolveChain(const CallHeader& header,
     chain.has_parent = true;
     chain.parent = KeyList(header.parent, hash_bytes)[0];
   }
-  if (header.releases.holds.size() + header.releases.leases.size() +
-          header.releases.damaged.size() >
-      kMaxReleasesPerCall) {
+  if (header.releases.size() > kMaxReleasesPerCall) {
     return refuse(Invalid("releases", absl::StrCat("at most ", kMaxReleasesPerCall, " a call")));
   }
   return chain;
@@ -388,23 +386,23 @@ uint32_t Control::ApplyReleases(Session& session, const ReleaseList& releases) {
 // The daemon sums the bytes again before it believes the report: a client may err, or lie.
 void Control::ReportDamage(Session& session, const DamageReport& report) {
   if (!holds_.Has(report.hold, session.index)) return;
-  for (const uint32_t position : report.extents) {
-    ++counters_.damage_reported;
-    const PartRef ref = holds_.At(report.hold, position);
-    if (ref == 0) continue;
+  counters_.damage_reported += report.extents.size();
+  std::vector<uint32_t> positions(report.extents.begin(), report.extents.end());
+  std::sort(positions.begin(), positions.end());
+  positions.erase(std::unique(positions.begin(), positions.end()), positions.end());
+  holds_.ForEachAt(report.hold, positions, [this](PartRef ref) {
     const Part& part = residency_.part(ref);
-    if (part.state != static_cast<uint32_t>(PartState::kCommitted)) continue;
-    if (!residency_.Hold(ref)) continue;  // Of ours, until the sum is there.
+    if (part.state != static_cast<uint32_t>(PartState::kCommitted)) return;
+    if (!residency_.Hold(ref)) return;  // Of ours, until the sum is there.
     const VerifyJob job{{store_.Address(part), part.length}, part.sum, ref};
     if (!mover_.Verify(job)) residency_.Unhold(ref);
-  }
+  });
 }
 
 absl::StatusOr<uint32_t> Control::Release(std::string_view token, const ReleaseList& releases) {
   absl::StatusOr<Session*> session = FindSession(token);
   if (!session.ok()) return session.status();
-  if (releases.holds.size() + releases.leases.size() + releases.damaged.size() >
-      kMaxReleasesPerCall) {
+  if (releases.size() > kMaxReleasesPerCall) {
     ++counters_.calls_refused;
     return Invalid("releases", absl::StrCat("at most ", kMaxReleasesPerCall, " a call"));
   }

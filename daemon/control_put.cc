@@ -234,9 +234,7 @@ absl::StatusOr<Step> Control::Commit(CommitCall& call) {
   if (!session.ok()) return session.status();
   if (call.phase == CommitCall::Phase::kStart) {
     call.inline_put = call.reservation_id == 0;
-    if (call.header.releases.holds.size() + call.header.releases.leases.size() +
-            call.header.releases.damaged.size() >
-        kMaxReleasesPerCall) {
+    if (call.header.releases.size() > kMaxReleasesPerCall) {
       return Invalid("releases", absl::StrCat("at most ", kMaxReleasesPerCall, " a call"));
     }
     if (!call.inline_put) ApplyReleases(**session, call.header.releases);

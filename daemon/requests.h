@@ -40,6 +40,13 @@ struct ReleaseList {
   absl::Span<const uint64_t> holds;
   absl::Span<const uint64_t> leases;
   absl::InlinedVector<DamageReport, 2> damaged;
+
+  // What the bound of a call counts: every id, and every extent that is called damaged.
+  size_t size() const {
+    size_t n = holds.size() + leases.size() + damaged.size();
+    for (const DamageReport& report : damaged) n += report.extents.size();
+    return n;
+  }
 };
 
 enum class LeaseOutcome : uint8_t { kNone, kGranted, kRefused };
