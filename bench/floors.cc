@@ -21,6 +21,8 @@ namespace kvd {
 namespace {
 
 constexpr size_t kCopiedBytes = 64u << 20;  // Far more than a core's own caches.
+constexpr size_t kMaxBlocks = 1u << 16;
+constexpr size_t kBytesPerReading = 64u << 10;  // Of the clock.
 constexpr Nanos kTimePerLoop = 30 * kMillisecond;
 constexpr double kGiB = 1024.0 * 1024 * 1024;
 
@@ -42,7 +44,8 @@ constexpr double kGiB = 1024.0 * 1024 * 1024;
 
 CopyFloor MeasureCopyFloor(size_t block_bytes) {
   KVD_CHECK(block_bytes > 0);
-  const size_t blocks = std::max<size_t>(2, kCopiedBytes / block_bytes);
+  const size_t blocks = std::clamp<size_t>(kCopiedBytes / block_bytes, 2, kMaxBlocks);
+  const size_t blocks_per_reading = std::max<size_t>(1, kBytesPerReading / block_bytes);
   MappedArray<std::byte> source(blocks * block_bytes, Touch::kNow);
   MappedArray<std::byte> target(blocks * block_bytes, Touch::kNow);
   std::vector<size_t> order(blocks);  // Random, as blocks lie in an arena that has been in use.
@@ -55,7 +58,7 @@ CopyFloor MeasureCopyFloor(size_t block_bytes) {
     Nanos now = start;
     uint64_t copied = 0;
     for (size_t at = 0; now - start < kTimePerLoop; now = clock.Now()) {
-      for (int i = 0; i < 16; ++i, at = at + 1 < blocks ? at + 1 : 0) {
+      for (size_t i = 0; i < blocks_per_reading; ++i, at = at + 1 < blocks ? at + 1 : 0) {
         const size_t offset = order[at] * block_bytes;
         loop.copy(&target[offset], &source[offset], block_bytes);
         copied += block_bytes;

@@ -510,7 +510,8 @@ absl::StatusOr<ReplayResult> Replay(const ReplayOptions& options) {
   const uint64_t limit = options.limit == 0 ? UINT64_MAX : options.limit;
   ProgressBar progress(
       clock, ProgressBar::OnStandardError(
-                 "replay", std::min((*reader)->request_count().value_or(0), limit), options.quiet));
+                 "replay", std::min((*reader)->request_count().value_or(options.limit), limit),
+                 options.quiet));
   Cursor cursor(**reader, options, clock, interrupts);
   const Nanos start = clock.Now();
   if (absl::Status status = RunClients(clients, cursor, progress); !status.ok()) return status;

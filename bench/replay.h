@@ -31,7 +31,8 @@ struct ReplayOptions {
   uint64_t limit = 0;  // Requests; 0: all.
   uint32_t clients = 1;
   uint32_t block_bytes = 4096;
-  // Every request keeps a lease on what is stored of its chain until the end, so nothing leaves.
+  // Every request keeps a lease on what is stored of its chain until the end, so nothing leaves
+  // (for as long as a lease may live: kMaxLeaseMs).
   bool hold_leases = false;
   // Requests wait for their arrival instead of following each other at once.
   bool at_trace_time = false;

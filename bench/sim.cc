@@ -127,7 +127,8 @@ absl::StatusOr<std::vector<SimResult>> Simulate(const SimOptions& options) {
   const SystemClock clock;
   ProgressBar progress(
       clock, ProgressBar::OnStandardError(
-                 "sim", std::min((*reader)->request_count().value_or(0), limit), options.quiet));
+                 "sim", std::min((*reader)->request_count().value_or(options.limit), limit),
+                 options.quiet));
   TraceRequest request;
   for (uint64_t i = 0; i < limit; ++i) {
     absl::StatusOr<bool> more = (*reader)->Next(request);

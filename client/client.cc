@@ -24,6 +24,7 @@
 #include "client/staging.h"
 #include "client/turn.h"
 #include "proto/kvd.grpc.pb.h"
+#include "proto/types/checksum.h"
 #include "proto/types/limits.h"
 #include "proto/types/verified_copy.h"
 
@@ -356,8 +357,9 @@ class Client::Impl {
 
 struct LoadedChain::Impl {
   struct Piece {
-    absl::Span<const std::byte> bytes;  // Empty: not there.
-    uint32_t sum = 0;
+    absl::Span<const std::byte> bytes;  // The whole part. Empty: not there.
+    absl::Span<const std::byte> range;  // What was asked for of it.
+    uint32_t sum = 0;                   // Of the whole part.
   };
 
   ~Impl() { client->releases().AddHold(link->number, hold_id, std::move(damaged)); }
@@ -691,6 +693,11 @@ LoadResult Client::Impl::Load(const Namespace& ns, std::string_view keys,
   if (!parts.ok()) return fail(parts.status());
   const absl::StatusOr<uint32_t> count = CountKeys(**known, keys, PageBlocks(parts->size()));
   if (!count.ok()) return fail(count.status());
+  for (const uint32_t part_bytes : parts->bytes) {
+    if (options.range_offset >= part_bytes) {
+      return fail(absl::InvalidArgumentError("range_offset: beyond a part"));
+    }
+  }
 
   const absl::StatusOr<LinkPtr> link = Connected(deadline);
   if (!link.ok()) return fail(link.status());
@@ -701,6 +708,8 @@ LoadResult Client::Impl::Load(const Namespace& ns, std::string_view keys,
   request.set_namespace_id(*id);
   request.set_keys(keys.data(), keys.size());
   request.set_parts(parts->packed);
+  request.set_range_offset(options.range_offset);
+  request.set_range_bytes(options.range_bytes);
   v1::LoadReply reply;
   absl::Status status = Call(**link, &Engine::Stub::Load, request, &reply, deadline);
   if (!status.ok()) return fail(std::move(status));
@@ -724,7 +733,12 @@ LoadResult Client::Impl::Load(const Namespace& ns, std::string_view keys,
       const size_t i = blocks * parts->size() + part;
       switch (extents.Read(i, parts->bytes[part])) {
         case ExtentReader::Outcome::kBytes:
-          chain->pieces[i] = {extents.bytes(), extents.sum()};
+          chain->pieces[i] = {
+              extents.bytes(),
+              extents.bytes().subspan(options.range_offset, reply.range_bytes() > 0
+                                                                ? reply.range_bytes()
+                                                                : absl::Span<std::byte>::npos),
+              extents.sum()};
           break;
         case ExtentReader::Outcome::kAbsent:
           whole = parts->groups[part]->kind != GroupKind::kFull;
@@ -1079,7 +1093,7 @@ LoadedChain::~LoadedChain() = default;
 
 absl::Span<const std::byte> LoadedChain::part(uint32_t block, uint32_t part) const {
   const Impl::Piece* piece = impl_ == nullptr ? nullptr : impl_->Find(block, part, parts_);
-  return piece == nullptr ? absl::Span<const std::byte>() : piece->bytes;
+  return piece == nullptr ? absl::Span<const std::byte>() : piece->range;
 }
 
 bool LoadedChain::Verify(uint32_t block, uint32_t part) {
@@ -1092,10 +1106,18 @@ bool LoadedChain::Verify(uint32_t block, uint32_t part) {
 
 bool LoadedChain::CopyTo(uint32_t block, uint32_t part, absl::Span<std::byte> target) {
   const Impl::Piece* piece = impl_ == nullptr ? nullptr : impl_->Find(block, part, parts_);
-  if (piece == nullptr || piece->bytes.empty() || target.size() != piece->bytes.size()) {
+  if (piece == nullptr || piece->bytes.empty() || target.size() != piece->range.size()) {
     return false;
   }
-  const uint32_t sum = impl_->client->copier().CopySum(target, piece->bytes, CopyUse::kMemory);
+  const Copier& copier = impl_->client->copier();
+  uint32_t sum = copier.CopySum(target, piece->range, CopyUse::kMemory);
+  if (piece->range.size() < piece->bytes.size()) {
+    // The sum covers the whole part: what is not copied is read.
+    const size_t before = static_cast<size_t>(piece->range.data() - piece->bytes.data());
+    const auto after = piece->bytes.subspan(before + piece->range.size());
+    sum = Crc32cConcat(copier.Sum(piece->bytes.first(before)), sum, piece->range.size());
+    sum = Crc32cConcat(sum, copier.Sum(after), after.size());
+  }
   if (sum == piece->sum) return true;
   impl_->Report(block * parts_ + part);
   return false;

@@ -78,10 +78,12 @@ class LoadedChain {
 
   uint32_t blocks() const { return blocks_; }
   uint32_t parts() const { return parts_; }
-  // The bytes of one part, in the daemon's memory, read-only. Empty: the part is not there.
+  // The bytes of one part (of its range, when one was asked for), in the daemon's memory,
+  // read-only. Empty: the part is not there.
   absl::Span<const std::byte> part(uint32_t block, uint32_t part) const;
-  // Whether the bytes are what was committed. A damaged part is reported with the release, and must
-  // be treated as a miss.
+  // Whether the bytes are what was committed; reads the whole part, also where a range was asked
+  // for, because its sum covers all of it. A damaged part is reported with the release, and must be
+  // treated as a miss.
   bool Verify(uint32_t block, uint32_t part);
   // Copies a part and verifies it in the same pass. False: damaged, not there, or of another size
   // than `target`, which holds garbage then.
@@ -99,6 +101,8 @@ class LoadedChain {
 struct LoadOptions {
   absl::Duration timeout = absl::ZeroDuration();
   std::vector<PartId> parts;  // Empty: all of the namespace.
+  uint32_t range_offset = 0;  // Bytes into every part; below the size of each of them.
+  uint32_t range_bytes = 0;   // From there, as far as the part goes. 0: to its end.
 };
 
 struct LoadResult {

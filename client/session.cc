@@ -18,6 +18,7 @@
 
 #ifndef MADV_POPULATE_READ
 #define MADV_POPULATE_READ 22  // Linux 5.14; glibc 2.36 has it, older headers do not.
+#define MADV_POPULATE_WRITE 23
 #endif
 
 namespace kvd {
@@ -65,14 +66,15 @@ absl::StatusOr<UniqueFd> Connect(const std::string& path, absl::Time deadline) {
   return fd;
 }
 
-// Best effort: fills in page tables for reading, so that the copy does not fault page by page. It
-// may take a part of the call's time, not all: what is not populated faults later.
-void Populate(const Mapping& mapping, absl::Time deadline) {
+// Best effort: fills in page tables (`advice` is MADV_POPULATE_READ or _WRITE), so that the copy
+// does not fault page by page. It may take a part of the call's time, not all: what is not
+// populated faults later.
+void Populate(const Mapping& mapping, int advice, absl::Time deadline) {
   const absl::Time start = absl::Now();
   const absl::Time enough = start + (deadline - start) / 4;
   for (uint64_t at = 0; at < mapping.size() && absl::Now() < enough; at += kPopulateStep) {
     const uint64_t step = std::min(kPopulateStep, mapping.size() - at);
-    if (madvise(mapping.data() + at, step, MADV_POPULATE_READ) != 0) return;
+    if (madvise(mapping.data() + at, step, advice) != 0) return;
   }
 }
 
@@ -215,7 +217,7 @@ absl::StatusOr<std::shared_ptr<const Region>> Session::GetRegion(uint32_t number
   absl::StatusOr<Mapping> mapping =
       Mapping::Map(fds[0].get(), reply->size_bytes, Mapping::Access::kRead);
   if (!mapping.ok()) return mapping.status();
-  Populate(*mapping, deadline);
+  Populate(*mapping, MADV_POPULATE_READ, deadline);
   auto region = std::make_shared<const Region>(number, *std::move(mapping));
   RememberRegion(region);
   return region;
@@ -260,6 +262,7 @@ absl::StatusOr<StagingMemory> Session::OpenStaging(uint64_t size_bytes, absl::Ti
   absl::StatusOr<Mapping> memory =
       Mapping::Map(fds[0].get(), reply->size_bytes, Mapping::Access::kReadWrite);
   if (!memory.ok()) return memory.status();
+  Populate(*memory, MADV_POPULATE_WRITE, deadline);
   return StagingMemory{*std::move(memory), std::move(fds[1])};
 }
 

@@ -9,6 +9,8 @@
 #include <cstdlib>
 #include <thread>
 
+#include "policy/policies.h"
+
 namespace kvd {
 namespace {
 
@@ -23,11 +25,16 @@ std::string DefaultListen() {
 constexpr size_t kSuffixBytes = sizeof(".session");
 
 std::string CheckListen(const std::string& listen) {
-  if (listen.rfind("unix:/", 0) != 0) return "--listen: must be unix: and an absolute path";
+  if (listen.rfind("unix:/", 0) != 0) return "must be unix: and an absolute path";
   if (listen.size() - 5 + kSuffixBytes > sizeof(sockaddr_un{}.sun_path)) {
-    return "--listen: the path is too long for a Unix socket (98 bytes at most)";
+    return "the path is too long for a Unix socket (98 bytes at most)";
   }
   return "";
+}
+
+std::string CheckPolicy(const std::string& name) {
+  if (MakePolicy(name, 1) != nullptr) return "";
+  return "no policy " + name + "; known: " + std::string(PolicyNames());
 }
 
 std::string CheckMode(const std::string& mode) {
@@ -56,7 +63,7 @@ std::variant<Config, int> ReadConfig(int argc, char** argv) {
                  "The most blocks it keeps; a full index evicts [one for each 32 KiB of --dram]")
       ->check(CLI::Range(1u, 1u << 29).description(""));
   app.add_option("--policy", config.policy, "Eviction policy")
-      ->check(CLI::IsMember({"lru"}))
+      ->check(CLI::Validator(CheckPolicy, ""))
       ->capture_default_str();
   app.add_option("--socket-mode", mode, "Mode of the engine sockets")
       ->check(CLI::Validator(CheckMode, ""))

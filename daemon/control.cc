@@ -220,14 +220,15 @@ absl::StatusOr<Step> Control::Load(LoadCall& call) {
     if (chain->keys.size() * call.cursor.parts.size() > kMaxPageExtents) {
       return Invalid("keys", "blocks times parts is more than 16384");
     }
-    if (call.range_offset > 0 || call.range_bytes > 0) {
-      for (const PartId id : call.cursor.parts) {
-        const uint32_t part_bytes = chain->info->group_part_bytes[id.group];
-        if (call.range_offset >= part_bytes) {
-          return Invalid("range_offset", absl::StrCat("parts have ", part_bytes, " bytes"));
-        }
+    uint32_t longest = 0;  // Of what the range leaves of the parts.
+    for (const PartId id : call.cursor.parts) {
+      const uint32_t part_bytes = chain->info->group_part_bytes[id.group];
+      if (call.range_offset >= part_bytes) {
+        return Invalid("range_offset", absl::StrCat("parts have ", part_bytes, " bytes"));
       }
+      longest = std::max(longest, part_bytes - call.range_offset);
     }
+    call.range_bytes = call.range_bytes == 0 ? longest : std::min(call.range_bytes, longest);
     ApplyReleases(*chain->session, call.header.releases);
     ++counters_.loads;
     call.started = true;

@@ -344,7 +344,7 @@ absl::StatusOr<Step> Control::CommitInline(CommitCall& call, Session& session) {
         }
       }
     }
-    const absl::StatusOr<Step> step = Reserve(call.reserve);
+    absl::StatusOr<Step> step = Reserve(call.reserve);
     if (!step.ok() || *step != Step::kDone) return step;
     call.blocks = static_cast<uint32_t>(call.reserve.states.size());
     if (call.reserve.reservation_id == 0) {  // Nothing to store.
@@ -373,10 +373,16 @@ absl::StatusOr<Step> Control::CommitInline(CommitCall& call, Session& session) {
 absl::StatusOr<Step> Control::StartInlineFills(CommitCall& call, Session& session) {
   const uint64_t id = call.reserve.reservation_id;
   const Reservation& reservation = *reservations_.find(id)->second;
+  const size_t staging = session.staging == nullptr ? 0 : session.staging->bytes().size();
   FillJob job{.session = session.serial, .staging = session.staging, .reservation_id = id};
   for (size_t i = 0; i < reservation.part_refs.size(); ++i) {
     if (reservation.part_refs[i] == 0) continue;
     const auto staged = UnpackAt<PackedStaged>(call.staged, i);
+    // Checked before, but against the staging of then: the session may have brought another.
+    if (staged.offset > staging || staged.length > staging - staged.offset) {
+      CloseReservation(id);
+      return Invalid(absl::StrCat("staged[", i, "]"), "outside the session's staging memory");
+    }
     job.fills.push_back({.reservation_id = id,
                          .staging_offset = staged.offset,
                          .index = static_cast<uint32_t>(i),

@@ -23,7 +23,7 @@
 #include "daemon/service.h"
 #include "daemon/session_server.h"
 #include "daemon/store.h"
-#include "policy/lru.h"
+#include "policy/policies.h"
 
 namespace kvd {
 namespace {
@@ -83,12 +83,12 @@ int Serve(const Config& config) {
                (*arena)->capacity_bytes(), (*arena)->region_bytes(),
                PageKindName((*arena)->page_kind()));
 
-  LruPolicy policy(config.max_blocks);
+  const std::unique_ptr<EvictionPolicy> policy = MakePolicy(config.policy, config.max_blocks);
   Inbox inbox;
   Control::Options limits{.load_bytes_per_us = MeasureCopy(copier, clock)};
   FillBoard board(limits.max_reservations);
   CopierPool copiers(board, inbox, copier, {.threads = config.copiers});
-  Store store(policy, **arena,
+  Store store(*policy, **arena,
               {.max_blocks = config.max_blocks,
                .max_parts = (*arena)->capacity_bytes() / Arena::kMinSlotBytes,
                .secret = secret},

@@ -41,11 +41,11 @@ struct ReleaseList {
   absl::Span<const uint64_t> leases;
   absl::InlinedVector<DamageReport, 2> damaged;
 
-  // What the bound of a call counts: every id, and every extent that is called damaged.
+  // What the bound of a call counts: everything that is named.
   size_t size() const {
-    size_t n = holds.size() + leases.size() + damaged.size();
-    for (const DamageReport& report : damaged) n += report.extents.size();
-    return n;
+    size_t named = holds.size() + leases.size() + damaged.size();
+    for (const DamageReport& report : damaged) named += report.extents.size();
+    return named;
   }
 };
 

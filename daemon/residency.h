@@ -128,7 +128,9 @@ class Residency {
   // The longest prefix of `keys` that is stored and that every group can serve. `parent`, when not
   // null, must be the parent of the first key. Up to kExactBlocks keys are compared one by one;
   // longer lists are searched and confirmed by depth and by a path of ancestors that the caller
-  // cannot predict, so that a list that is not a stored chain gets no false length.
+  // cannot predict. Of a long list that is no stored chain this promises: never less than its true
+  // prefix; and the last key claimed names a visible block, that deep below the first one. Keys
+  // between may be wrong ones that the path did not meet.
   Prefix LongestPrefix(NamespaceId ns, const KeyList& keys, const ChainHash* parent) const;
   static constexpr uint32_t kExactBlocks = 512;
 
@@ -186,7 +188,10 @@ class Residency {
   // Evicts the block of `pool`, or of any pool, that the policy names. False: none may leave.
   bool EvictNext(EvictionPolicy::Pool pool);
   bool EvictNext();
-  // The policy's next of all pools; empty: none may leave.
+  // The policy's next of one pool, or of all pools; empty: none may leave.
+  std::optional<EvictionPolicy::Victim> NextVictim(EvictionPolicy::Pool pool) const {
+    return policy_.Next(pool);
+  }
   std::optional<EvictionPolicy::Victim> NextVictim() const;
 
   // The bytes of a part are damaged: its block becomes a stub (or goes, if a leaf without leases);

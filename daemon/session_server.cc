@@ -327,6 +327,8 @@ bool SessionServer::GiveStaging(Peer& peer, const StagingRequest& request, int o
   } else {
     const int buffer = 1 << 20;  // Room for the replies of all fills in flight.
     setsockopt(channel[0], SOL_SOCKET, SO_SNDBUF, &buffer, sizeof buffer);
+    // Ours is small and will be used at once; what a client brings may be its whole host pool.
+    if (request.own == 0) madvise(data, size, MADV_POPULATE_READ);
     auto staging = std::make_shared<MappedStaging>(data, size);
     inbox_.Post(StagingOpened{peer.serial, staging});
     copiers_.AddChannel(peer.serial, channel[0], std::move(staging));

@@ -18,7 +18,9 @@ Store::Store(EvictionPolicy& policy, Arena& arena, const Residency::Options& opt
 bool Store::MakeIndexRoom() { return !residency_.full() || residency_.EvictNext(); }
 
 PartRef Store::TakePart(BlockRef block, PartId id, uint32_t part_bytes) {
-  if (residency_.parts_full()) return 0;
+  while (residency_.parts_full()) {
+    if (!residency_.EvictNext()) return 0;
+  }
   const NamespaceShape& shape = residency_.shape(residency_.block(block).ns);
   const std::optional<Arena::Room> room = FindRoom(shape, Arena::SlotBytes(part_bytes));
   if (!room.has_value()) return 0;
@@ -36,26 +38,54 @@ std::optional<Arena::Room> Store::FindRoom(const NamespaceShape& shape, uint32_t
 
     const std::optional<EvictionPolicy::Victim> oldest = residency_.NextVictim();
     if (!oldest.has_value()) return std::nullopt;
-    const Block& block = residency_.block(oldest->block);
-    const bool ours = residency_.shape(block.ns).pool == shape.pool;
+    if (Helps(oldest->block, shape.domain, slot_bytes)) {
+      residency_.Evict(oldest->block);
+      continue;
+    }
     // Blocks of another layout leave no slot of our size. Ours leave first, but once we have thrown
     // out a region's worth of blocks that were younger than theirs, a region of theirs is due.
-    if (!ours && younger++ >= arena_.region_bytes() / slot_bytes) {
+    if (younger++ >= arena_.region_bytes() / slot_bytes) {
       younger = 0;
       if (EmptyARegion(shape.domain, slot_bytes)) continue;
     }
     if (residency_.EvictNext(shape.pool)) continue;
-    if (!EmptyARegion(shape.domain, slot_bytes)) return std::nullopt;
+    if (EmptyARegion(shape.domain, slot_bytes)) continue;
+    if (!EvictNeighbour(shape.domain, slot_bytes)) return std::nullopt;
   }
+}
+
+// Whether a slot of this size comes free for `domain` when `block` leaves.
+bool Store::Helps(BlockRef block, DomainId domain, uint32_t slot_bytes) const {
+  if (residency_.shape(residency_.block(block).ns).domain != domain) return false;
+  PartRef part = residency_.block(block).first_part;
+  while (part != 0 && arena_.slot_bytes(residency_.part(part).region) != slot_bytes) {
+    part = residency_.part(part).next;
+  }
+  return part != 0;
+}
+
+// Evicts a block of another layout of this domain that has a slot of this size.
+bool Store::EvictNeighbour(DomainId domain, uint32_t slot_bytes) {
+  std::optional<EvictionPolicy::Victim> next;
+  for (EvictionPolicy::Pool pool = 0; pool < EvictionPolicy::kMaxPools; ++pool) {
+    const std::optional<EvictionPolicy::Victim> victim = residency_.NextVictim(pool);
+    if (!victim.has_value() || !Helps(victim->block, domain, slot_bytes)) continue;
+    if (!next.has_value() || victim->score < next->score) next = victim;
+  }
+  if (next.has_value()) residency_.Evict(next->block);
+  return next.has_value();
 }
 
 // Empties the region of another domain or slot size that costs the fewest blocks. False when none
 // can be emptied, or when the emptied one needs new memory before we may have it.
 bool Store::EmptyARegion(DomainId domain, uint32_t slot_bytes) {
+  // While new memory is on its way, or can be had for nothing, nothing of another domain leaves.
+  const bool renewing = arena_.renewing_regions() > 0 || RenewARegion(domain);
   std::vector<uint32_t> candidates;
   for (uint32_t region = 0; region < arena_.regions(); ++region) {
     if (arena_.slot_bytes(region) == 0) continue;
     if (arena_.domain(region) == domain && arena_.slot_bytes(region) == slot_bytes) continue;
+    if (arena_.domain(region) != domain && renewing) continue;
     candidates.push_back(region);
   }
   std::sort(candidates.begin(), candidates.end(), [this](uint32_t a, uint32_t b) {
@@ -68,21 +98,34 @@ bool Store::EmptyARegion(DomainId domain, uint32_t slot_bytes) {
     if (!EmptyRegion(region)) continue;
     ++regions_emptied_;
     if (arena_.domain(region) == domain) return true;
-    break;
-  }
-  // A free region of somebody else's, from now or from before: it may be had after a renewal.
-  if (const std::optional<uint32_t> foreign = arena_.BeginRenewal(domain)) {
-    renew_(*foreign, arena_.region_bytes());
+    RenewARegion(domain);
+    return false;
   }
   return false;
 }
 
-// Evicts what lies in a region, and what hangs below that. False when something must stay.
+// Asks for a free region of somebody else's, which may be had as new memory. False: there is none.
+bool Store::RenewARegion(DomainId domain) {
+  const std::optional<uint32_t> foreign = arena_.BeginRenewal(domain);
+  if (foreign.has_value()) renew_(*foreign, arena_.region_bytes());
+  return foreign.has_value();
+}
+
+// Evicts what lies in a region, and what hangs below that. False when something must stay: then
+// mostly nothing has left, as only what hangs below from elsewhere is not looked at first.
 bool Store::EmptyRegion(uint32_t region) {
+  for (uint32_t slot = 0; slot < arena_.slots(region); ++slot) {
+    const PartRef part = arena_.Occupant(region, slot);
+    if (part == 0) continue;
+    const BlockRef ref = residency_.part(part).block;
+    if (ref == 0) return false;  // Quarantined.
+    const Block& block = residency_.block(ref);
+    if (block.leases > 0 || block.holds > 0 || block.reserved_parts > 0) return false;
+  }
   for (uint32_t slot = 0; slot < arena_.slots(region); ++slot) {
     while (const PartRef part = arena_.Occupant(region, slot)) {
       BlockRef leaf = residency_.part(part).block;
-      if (leaf == 0) return false;  // Quarantined.
+      if (leaf == 0) return false;
       while (residency_.block(leaf).first_child != 0) leaf = residency_.block(leaf).first_child;
       if (!residency_.evictable(leaf)) return false;
       residency_.Evict(leaf);

@@ -45,7 +45,10 @@ class Store final : private RoomOwner {
  private:
   void FreeRoom(const Part& part) override { arena_.Give(part.region, part.slot); }
   std::optional<Arena::Room> FindRoom(const NamespaceShape& shape, uint32_t slot_bytes);
+  bool Helps(BlockRef block, DomainId domain, uint32_t slot_bytes) const;
+  bool EvictNeighbour(DomainId domain, uint32_t slot_bytes);
   bool EmptyARegion(DomainId domain, uint32_t slot_bytes);
+  bool RenewARegion(DomainId domain);
   bool EmptyRegion(uint32_t region);
 
   Arena& arena_;

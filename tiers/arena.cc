@@ -116,6 +116,7 @@ std::optional<uint32_t> Arena::BeginRenewal(DomainId wanted_by) {
     Region& region = regions_[i];
     if (region.slot_bytes != 0 || region.renewing || region.domain == wanted_by) continue;
     region.renewing = true;
+    ++renewing_regions_;
     directory_.Withdraw(region.number);
     return i;
   }
@@ -129,12 +130,14 @@ void Arena::FinishRenewal(uint32_t index, MemoryRegion memory) {
   region.number = next_number_++;
   region.domain = kNobody;
   region.renewing = false;
+  --renewing_regions_;
 }
 
 void Arena::CancelRenewal(uint32_t index) {
   Region& region = regions_[index];
   KVD_CHECK(region.renewing) << index;
   region.renewing = false;
+  --renewing_regions_;
   directory_.Publish(region.number, region.domain, region.memory.read_only_fd(), region_bytes_);
 }
 

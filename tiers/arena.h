@@ -90,6 +90,7 @@ class Arena {
   // for good only if there is no memory: call again with the next attempt.
   void FinishRenewal(uint32_t region, MemoryRegion memory);
   void CancelRenewal(uint32_t region);
+  uint32_t renewing_regions() const { return renewing_regions_; }  // Set apart now.
 
   // --- counting ----------------------------------------------------------------------------------
 
@@ -125,6 +126,7 @@ class Arena {
   uint32_t next_number_ = 1;
   uint32_t next_generation_ = 1;
   uint32_t free_regions_ = 0;
+  uint32_t renewing_regions_ = 0;
   uint64_t reserved_bytes_ = 0;
   uint32_t last_region_ = 0;  // Where the last slot was taken: the next is likely there too.
 };

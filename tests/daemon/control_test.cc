@@ -596,6 +596,25 @@ TEST_F(ControlTest, ACallReleasesAtMost1024) {
   EXPECT_THAT(std::string(above.status().message()), HasSubstr("releases"));
 }
 
+// Each extent called damaged is looked for in its hold: a list without a bound would keep everybody
+// else waiting.
+TEST_F(ControlTest, ACallReportsAtMost1024ExtentsDamaged) {
+  h_.Put(a_, ns_, {100});
+  const HoldId hold = h_.Load(a_, ns_, {100})->call.cursor.hold;
+  const std::vector<uint32_t> positions(kMaxReleasesPerCall, 7);
+  const absl::Span<const uint32_t> all(positions);
+  ReleaseList releases;
+  releases.damaged.push_back({hold, all.first(kMaxReleasesPerCall - 1)});
+  EXPECT_TRUE(h_.control.Release(a_.token, releases).ok());
+  releases.damaged[0].extents = all;
+  EXPECT_EQ(h_.control.Release(a_.token, releases).status().code(),
+            absl::StatusCode::kInvalidArgument);
+  auto lookup = ControlHarness::Make<LookupCall>(a_, ns_, {100});
+  lookup->call.header.releases = releases;
+  h_.Run(*lookup);
+  EXPECT_EQ(lookup->step.status().code(), absl::StatusCode::kInvalidArgument);
+}
+
 TEST_F(ControlTest, ReservationsOfASessionAreBounded) {
   ControlHarness::Options options;
   options.control.session_reservations = 2;
@@ -625,9 +644,10 @@ TEST_F(ControlTest, AMalformedCallNamesItsField) {
   call->call.header.parent = "short";
   h_.Run(*call);
   EXPECT_THAT(message(call->step.status()), HasSubstr("parent"));
-  for (const char* parts : {"\x00", "\x07\x00", "\x00\x00\x00\x00"}) {
-    const size_t size = parts[0] == 7 ? 2 : (parts[1] == 0 && parts[0] == 0 ? 4 : 1);
-    const auto reserve = h_.Reserve(a_, ns_, {100}, {}, 0, std::string(parts, parts + size));
+  // Half a pair, a group that is not there, a part named twice.
+  for (const size_t size : {1, 2, 4}) {
+    const std::string parts(size, size == 2 ? '\7' : '\0');
+    const auto reserve = h_.Reserve(a_, ns_, {100}, {}, 0, parts);
     EXPECT_THAT(message(reserve->step.status()), HasSubstr("parts"));
   }
   EXPECT_EQ(h_.counts().used, 0u);
@@ -822,6 +842,29 @@ TEST_F(InlinePutTest, RefusesStagingThatIsNotThere) {
     EXPECT_THAT(std::string(call->step.status().message()), HasSubstr("staged[0]"));
   }
   EXPECT_EQ(h_.counts().used, 0u);
+}
+
+TEST_F(InlinePutTest, RefusesStagingThatWasReplacedMeanwhileByLess) {
+  ControlHarness::Options options;
+  options.control.slice_blocks = 1;
+  ControlHarness h(options);
+  const auto session = h.Open(1);
+  const NamespaceId ns = h.Register(session, ControlHarness::Descriptor());
+  auto put = ControlHarness::Make<CommitCall>(session, ns, KeysFrom(100, 2));
+  put->staged.resize(2 * sizeof(PackedStaged));
+  for (size_t i = 0; i < 2; ++i) {
+    PackAt(put->staged, i, PackedStaged{.offset = 32u << 10, .length = kPartBytes});
+  }
+  put->call.staged = put->staged;
+  ASSERT_EQ(*h.control.Commit(put->call), Step::kMore);
+  h.inbox.Post(StagingOpened{.serial = session.serial,
+                             .staging = std::make_shared<MemoryStaging>(size_t{kPartBytes})});
+  h.control.Poll();
+  h.Run(*put);
+  EXPECT_EQ(put->step.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(h.mover.fills(), 0u);
+  EXPECT_EQ(h.control.reservations(), 0u);
+  EXPECT_EQ(h.counts().used, 0u);
 }
 
 TEST_F(InlinePutTest, IsRefusedWhenTooManyWait) {

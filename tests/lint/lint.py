@@ -44,7 +44,7 @@ ARROWS = {
 _WIRE_ENDS = r"daemon/(service|admin)[^/]*|client/.*|tests/.*|bench/.*"
 PLACES = [
     ("gRPC", r"(grpcpp|grpc)/.*|.*\.grpc\.pb\.h", _WIRE_ENDS),
-    ("protobuf", r"google/protobuf/.*|(?!.*\.grpc\.).*\.pb\.h", _WIRE_ENDS + r"|proto/[^/]*"),
+    ("protobuf", r"google/protobuf/.*|(?!.*\.grpc\.).*\.pb\.h", _WIRE_ENDS + r"|proto/[^/]*|daemon/methods.*"),
     ("io_uring", r"liburing(/.*|\.h)|linux/io_uring\.h", r"tiers/uring_device\.(h|cc)"),
     ("RocksDB", r"rocksdb/.*", r"tiers/rocks_index\.(h|cc)"),
     ("CUDA", r"cuda\.h|cuda_[a-z0-9_]*\.h|cuda_runtime.*|driver_types\.h|nvml\.h|cub/.*|thrust/.*",

@@ -152,6 +152,7 @@ class ControlHarness {
   template <typename Call>
   struct Held {
     Call call;
+    std::string token;
     std::string keys;
     std::string parent;
     std::string parts;
@@ -171,7 +172,8 @@ class ControlHarness {
     auto held = std::make_unique<Held<Call>>();
     held->keys = PackKeys(keys);
     held->parent = PackKeys(parent);
-    held->call.header.session = session.token;
+    held->token = session.token;
+    held->call.header.session = held->token;
     held->call.header.ns = ns;
     held->call.header.keys = held->keys;
     held->call.header.parent = held->parent;

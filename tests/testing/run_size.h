@@ -17,10 +17,10 @@ inline uint64_t NumberFromEnvironment(const char* name, uint64_t otherwise) {
 // `release` rounds, or a part of them where a sanitizer makes each many times slower.
 inline uint64_t RoundsForThisBuild(uint64_t release) {
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-  return release / 20 + 1;
+  return release / 40 + 1;
 #elif defined(__has_feature)
 #if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-  return release / 20 + 1;
+  return release / 40 + 1;
 #endif
 #endif
   return release;
