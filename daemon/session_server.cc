@@ -346,6 +346,8 @@ bool SessionServer::GiveStaging(Peer& peer, const StagingRequest& request, int o
 void SessionServer::CloseSocket(Peer& peer) {
   close(std::exchange(peer.socket, -1));
   staging_bytes_ -= std::exchange(peer.staging_bytes, 0);
+  // The client may keep its end of the fill channel, and with it the staging memory.
+  if (std::exchange(peer.has_staging, false)) copiers_.EndChannel(peer.serial);
   if (peer.greeted) {
     inbox_.Post(SessionEnded{peer.serial});
   } else {
