@@ -289,6 +289,7 @@ Step Control::FillExtents(const Chain& chain, ExtentCursor& cursor, std::string&
         ++counters_.hold_budget_refusals;
         cursor.outcome = LoadOutcome::kHoldBudget;
         cursor.limit = cursor.next;
+        DropEmptyHold(cursor);
         return Step::kDone;
       }
       if (there) {
@@ -307,8 +308,14 @@ Step Control::FillExtents(const Chain& chain, ExtentCursor& cursor, std::string&
   if (cursor.next < end) {
     cursor.outcome = LoadOutcome::kMiss;
     cursor.limit = cursor.next;
+    DropEmptyHold(cursor);
   }
   return cursor.next < cursor.limit ? Step::kMore : Step::kDone;
+}
+
+// A hold of nothing is not told: who asks for what is not there would use up all holds.
+void Control::DropEmptyHold(ExtentCursor& cursor) {
+  if (cursor.next == 0) CloseHold(std::exchange(cursor.hold, 0));
 }
 
 // --- leases, holds, pins
@@ -380,16 +387,17 @@ uint32_t Control::ApplyReleases(Session& session, const ReleaseList& releases) {
 // The daemon sums the bytes again before it believes the report: a client may err, or lie.
 void Control::ReportDamage(Session& session, const DamageReport& report) {
   if (!holds_.Has(report.hold, session.index)) return;
-  for (const uint32_t position : report.extents) {
-    ++counters_.damage_reported;
-    const PartRef ref = holds_.At(report.hold, position);
-    if (ref == 0) continue;
+  counters_.damage_reported += report.extents.size();
+  std::vector<uint32_t> positions(report.extents.begin(), report.extents.end());
+  std::sort(positions.begin(), positions.end());
+  positions.erase(std::unique(positions.begin(), positions.end()), positions.end());
+  holds_.ForEachAt(report.hold, positions, [this](PartRef ref) {
     const Part& part = residency_.part(ref);
-    if (part.state != static_cast<uint32_t>(PartState::kCommitted)) continue;
-    if (!residency_.Hold(ref)) continue;  // Of ours, until the sum is there.
+    if (part.state != static_cast<uint32_t>(PartState::kCommitted)) return;
+    if (!residency_.Hold(ref)) return;  // Of ours, until the sum is there.
     const VerifyJob job{{store_.Address(part), part.length}, part.sum, ref};
     if (!mover_.Verify(job)) residency_.Unhold(ref);
-  }
+  });
 }
 
 absl::StatusOr<uint32_t> Control::Release(std::string_view token, const ReleaseList& releases) {
@@ -511,6 +519,7 @@ Nanos Control::NextDeadline() const {
 }
 
 void Control::EndWaits() {
+  waits_ended_ = true;
   for (Waiter& waiter : waiters_) {
     waiter.until = 0;
     if (waiter.call != nullptr) waiter.call->wait_until = 0;

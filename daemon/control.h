@@ -116,7 +116,7 @@ class Control {
   void Poll();
   // The next waiting call that can go on; null: none.
   Resumable* NextReady();
-  // Ends all waits: the calls go on and answer with what there is.
+  // Ends all waits, and those of calls to come: they answer with what there is.
   void EndWaits();
   // When Poll() has something to do at the latest; INT64_MAX: nothing is due.
   Nanos NextDeadline() const;
@@ -189,6 +189,7 @@ class Control {
   bool EndLease(LeaseId id);
   LeaseId AddLease(Session& session, BlockRef block, uint32_t lease_ms, LeaseOutcome& outcome);
   Step FillExtents(const Chain& chain, ExtentCursor& cursor, std::string& extents);
+  void DropEmptyHold(ExtentCursor& cursor);
 
   absl::Status StartReservation(ReserveCall& call, const Chain& chain);
   Step ReserveBlocks(ReserveCall& call, const Chain& chain);
@@ -254,6 +255,7 @@ class Control {
     Nanos until = INT64_MAX;
   };
   std::vector<Waiter> waiters_;
+  bool waits_ended_ = false;
   std::deque<Resumable*> ready_;
   std::vector<std::pair<BlockRef, ChainHash>> orphans_;  // Producer gone, waiters not asked yet.
 

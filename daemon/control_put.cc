@@ -94,7 +94,7 @@ Step Control::ReserveBlocks(ReserveCall& call, const Chain& chain) {
   while (call.next < end) {
     const BlockRef above = reservation.last;
     const ReserveState state = ReserveBlock(reservation, chain, call.next);
-    if (state == ReserveState::kInProduction && clock_.Now() < call.wait_until &&
+    if (state == ReserveState::kInProduction && !waits_ended_ && clock_.Now() < call.wait_until &&
         waiters_.size() < options_.max_waiters) {
       ++counters_.reserve_waits;
       reservation.last = above;  // The same block again, when there is news of it.

@@ -38,8 +38,12 @@ class CopierPool final : public Mover {
   CopierPool(FillBoard& board, Inbox& inbox, const Copier& copier, const Options& options);
   ~CopierPool() override;  // Ends the threads; jobs that wait are dropped.
 
-  // Serves fills that arrive on `fd` (which becomes the pool's) until the other end closes.
+  // Serves fills that arrive on `fd` (which becomes the pool's) until the other end closes, or
+  // EndChannel().
   void AddChannel(uint32_t session, int fd, std::shared_ptr<const Staging> staging);
+
+  // Hangs up on the channel of `session`, if it has one. Soon, not now.
+  void EndChannel(uint32_t session);
 
   bool Fill(FillJob job) override;
   bool Verify(VerifyJob job) override;
@@ -58,7 +62,10 @@ class CopierPool final : public Mover {
     uint32_t region = 0;
     uint64_t bytes = 0;
   };
-  using Job = std::variant<FillJob, VerifyJob, MakeRegionJob, Channel>;
+  struct EndChannelJob {
+    uint32_t session = 0;
+  };
+  using Job = std::variant<FillJob, VerifyJob, MakeRegionJob, Channel, EndChannelJob>;
 
   struct Worker {
     int epoll = -1;

@@ -36,6 +36,19 @@ class HoldTable {
   // The part at `position`; 0: none there. O(position).
   PartRef At(HoldId id, uint32_t position) const;
 
+  // Calls `each(PartRef)` for the parts at `positions`, which ascend; positions beyond the last and
+  // extents that are not there are left out. One walk, however many there are.
+  template <typename Positions, typename Each>
+  void ForEachAt(HoldId id, const Positions& positions, Each each) const {
+    uint32_t node = holds_[Index(id)].first;
+    uint32_t at = 0;
+    for (const uint32_t position : positions) {
+      for (; node != 0 && at < position; ++at) node = nodes_[node].next;
+      if (node == 0) return;
+      if (nodes_[node].part != 0) each(nodes_[node].part);
+    }
+  }
+
   // Ends the hold: calls `each(PartRef)` for every part. Requires: Has() said so.
   template <typename Each>
   void Close(HoldId id, Each each) {

@@ -60,7 +60,9 @@ NamespaceDescriptor ReadDescriptor(const v1::NamespaceDescriptor& from) {
                          .pipeline_parallel = from.pipeline_parallel(),
                          .context_parallel = from.context_parallel()};
   for (const v1::Group& group : from.groups()) {
-    to.groups.push_back({.kind = static_cast<GroupKind>(group.kind()),
+    // An enum of the wire is any int32, ours is a byte: 257 must not become 1.
+    const int kind = v1::GroupKind_IsValid(group.kind()) ? group.kind() : 0;
+    to.groups.push_back({.kind = static_cast<GroupKind>(kind),
                          .window_tokens = group.window_tokens(),
                          .shards = group.shards(),
                          .block_tokens = group.block_tokens(),

@@ -1,6 +1,7 @@
 #include "daemon/session_server.h"
 
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <linux/memfd.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
@@ -10,6 +11,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/un.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -54,6 +56,23 @@ int OpenPidfd(int socket, pid_t pid) {
   socklen_t size = sizeof pidfd;
   if (getsockopt(socket, SOL_SOCKET, SO_PEERPIDFD, &pidfd, &size) == 0) return pidfd;
   return static_cast<int>(syscall(SYS_pidfd_open, pid, 0));
+}
+
+// Whether `size` bytes of `fd` can be read without the client being able to kill a copier by it:
+// memory that shrinks is a SIGBUS, and so is a hole that is punched into huge pages when there are
+// no others left. Holes in small pages read as zeros.
+bool CanBeStaging(int fd, uint64_t size) {
+  const int seals = fd < 0 ? -1 : fcntl(fd, F_GET_SEALS);
+  struct stat info;
+  struct statfs system;
+  if (seals < 0 || (seals & F_SEAL_SHRINK) == 0 || fstat(fd, &info) != 0 ||
+      fstatfs(fd, &system) != 0 || static_cast<uint64_t>(info.st_size) < size) {
+    return false;
+  }
+  if (system.f_type != HUGETLBFS_MAGIC) return true;
+  // munmap() takes whole huge pages only.
+  return (seals & (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE)) != 0 &&
+         size % static_cast<uint64_t>(info.st_blksize) == 0;
 }
 
 bool Send(int socket, const void* message, size_t size, absl::Span<const int> fds) {
@@ -299,11 +318,7 @@ bool SessionServer::GiveStaging(Peer& peer, const StagingRequest& request, int o
   int fd = own_fd;
   uint64_t size = request.size_bytes;
   if (request.own != 0) {
-    // Memory that can shrink under us would kill a copier.
-    struct stat info;
-    const int seals = own_fd < 0 ? -1 : fcntl(own_fd, F_GET_SEALS);
-    if (seals < 0 || (seals & F_SEAL_SHRINK) == 0 || fstat(own_fd, &info) != 0 ||
-        static_cast<uint64_t>(info.st_size) < size || size > options_.max_own_staging_bytes) {
+    if (!CanBeStaging(own_fd, size) || size > options_.max_own_staging_bytes) {
       return refuse(SessionStatus::kInvalid);
     }
   } else {
@@ -346,6 +361,8 @@ bool SessionServer::GiveStaging(Peer& peer, const StagingRequest& request, int o
 void SessionServer::CloseSocket(Peer& peer) {
   close(std::exchange(peer.socket, -1));
   staging_bytes_ -= std::exchange(peer.staging_bytes, 0);
+  // The client may keep its end of the fill channel, and with it the staging memory.
+  if (std::exchange(peer.has_staging, false)) copiers_.EndChannel(peer.serial);
   if (peer.greeted) {
     inbox_.Post(SessionEnded{peer.serial});
   } else {

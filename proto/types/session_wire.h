@@ -76,7 +76,8 @@ struct RegionReply {
 struct StagingRequest {
   SessionMessage kind = SessionMessage::kStagingRequest;
   uint32_t own = 0;         // 1: the memfd that comes with this message; it must be sealed
-                            // against shrinking.
+                            // against shrinking, and if it has huge pages also against new
+                            // writable mappings, and taken whole.
   uint64_t size_bytes = 0;  // At most kMaxStagingBytes unless own.
 };
 

@@ -1,0 +1,207 @@
+// The session socket with real clients; what hostile messages do is in tests/fuzz/ and tests/e2e/.
+
+#include "daemon/session_server.h"
+
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <optional>
+
+#include "absl/time/clock.h"
+#include "client/session.h"
+
+namespace kvd {
+namespace {
+
+constexpr absl::Duration kPatience = absl::Seconds(20);
+
+class SessionServerTest : public testing::Test {
+ protected:
+  SessionServerTest() {
+    char name[] = "/tmp/kvd-session-XXXXXX";
+    folder_ = mkdtemp(name);
+    inbox_.SetWake([this] {
+      absl::MutexLock lock(&mu_);
+      woken_ = true;
+    });
+  }
+  ~SessionServerTest() override {
+    server_.reset();
+    std::filesystem::remove_all(folder_);
+  }
+  void Start(SessionServer::Options options = {}) {
+    options.path = folder_ + "/session";
+    auto server = SessionServer::Start(inbox_, copiers_, regions_, options);
+    ASSERT_TRUE(server.ok()) << server.status();
+    server_ = *std::move(server);
+  }
+  absl::StatusOr<std::unique_ptr<Session>> Open(const SessionToken& finished = {}) {
+    return Session::Open(folder_ + "/session", finished, absl::Now() + kPatience);
+  }
+  // The next event of type `Event`; others are dropped.
+  template <typename Event>
+  std::optional<Event> Next() {
+    const absl::Time deadline = absl::Now() + kPatience;
+    while (absl::Now() < deadline) {
+      while (!events_.empty()) {
+        InboxEvent event = std::move(events_.front());
+        events_.erase(events_.begin());
+        if (auto* wanted = std::get_if<Event>(&event)) return std::move(*wanted);
+      }
+      {
+        absl::MutexLock lock(&mu_);
+        mu_.AwaitWithTimeout(absl::Condition(&woken_), kPatience);
+        woken_ = false;
+      }
+      inbox_.Drain(events_);
+    }
+    return std::nullopt;
+  }
+
+  std::string folder_;
+  absl::Mutex mu_;
+  bool woken_ = false;
+  std::vector<InboxEvent> events_;
+  Inbox inbox_;
+  FillBoard board_{4};
+  Copier copier_{{.loop = "plain"}};
+  CopierPool copiers_{board_, inbox_, copier_, {.threads = 1, .pages = PageKind::kSmall}};
+  RegionDirectory regions_;
+  std::unique_ptr<SessionServer> server_;
+};
+
+TEST_F(SessionServerTest, TellsWhoCameAndWhenTheyLeft) {
+  Start();
+  auto session = Open();
+  ASSERT_TRUE(session.ok()) << session.status();
+  const auto opened = Next<SessionOpened>();
+  ASSERT_TRUE(opened.has_value());
+  EXPECT_EQ(opened->token, (*session)->token());
+  EXPECT_EQ(opened->domain, geteuid());
+  EXPECT_EQ(opened->pid, getpid());
+  session->reset();
+  const auto ended = Next<SessionEnded>();
+  ASSERT_TRUE(ended.has_value());
+  EXPECT_EQ(ended->serial, opened->serial);
+}
+
+TEST_F(SessionServerTest, TokensAndSerialNumbersAreNeverTheSame) {
+  Start();
+  const auto a = Open();
+  const auto b = Open();
+  ASSERT_TRUE(a.ok() && b.ok());
+  EXPECT_NE((*a)->token(), (*b)->token());
+  EXPECT_NE(Next<SessionOpened>()->serial, Next<SessionOpened>()->serial);
+}
+
+TEST_F(SessionServerTest, PassesOnWhichSessionIsFinished) {
+  Start();
+  SessionToken finished{};
+  {
+    const auto before = Open();
+    ASSERT_TRUE(before.ok());
+    finished = (*before)->token();
+  }
+  const auto after = Open(finished);
+  ASSERT_TRUE(after.ok());
+  EXPECT_EQ(Next<SessionOpened>()->finished, SessionToken{});
+  EXPECT_EQ(Next<SessionOpened>()->finished, finished);
+}
+
+TEST_F(SessionServerTest, TheEndOfAProcessIsTwoEvents) {
+  Start();
+  int hold[2];
+  ASSERT_EQ(pipe(hold), 0);
+  const pid_t child = fork();
+  if (child == 0) {
+    const auto session = Open();
+    char byte;
+    close(hold[1]);
+    (void)!read(hold[0], &byte, 1);  // Until the parent closes its end.
+    _exit(0);
+  }
+  close(hold[0]);
+  const auto opened = Next<SessionOpened>();
+  ASSERT_TRUE(opened.has_value());
+  EXPECT_EQ(opened->pid, child);
+  close(hold[1]);
+  EXPECT_EQ(Next<SessionEnded>()->serial, opened->serial);
+  EXPECT_EQ(Next<ProcessExited>()->serial, opened->serial);
+  waitpid(child, nullptr, 0);
+}
+
+TEST_F(SessionServerTest, HasABoundOnSessionsAndForgetsThoseThatAreOver) {
+  Start({.max_sessions = 2});
+  auto a = Open();
+  const auto b = Open();
+  ASSERT_TRUE(a.ok() && b.ok());
+  EXPECT_EQ(Open().status().code(), absl::StatusCode::kResourceExhausted);
+  a->reset();
+  const auto ended = Next<SessionEnded>();
+  ASSERT_TRUE(ended.has_value());
+  // Not before the control thread says that nothing is held under it.
+  EXPECT_EQ(Open().status().code(), absl::StatusCode::kResourceExhausted);
+  server_->Forget(ended->serial);
+  const absl::Time deadline = absl::Now() + kPatience;
+  auto c = Open();
+  while (!c.ok() && absl::Now() < deadline) c = Open();
+  EXPECT_TRUE(c.ok()) << c.status();
+}
+
+TEST_F(SessionServerTest, GivesRegionsToTheirDomainAndNobodyElse) {
+  auto region = MemoryRegion::Create(64 << 10, PageKind::kSmall);
+  ASSERT_TRUE(region.ok());
+  std::memset(region->data(), 0x5a, region->size_bytes());
+  regions_.Publish(1, geteuid(), region->read_only_fd(), region->size_bytes());
+  regions_.Publish(2, geteuid() + 1, region->read_only_fd(), region->size_bytes());
+  Start();
+  const auto session = Open();
+  ASSERT_TRUE(session.ok());
+  const absl::Time deadline = absl::Now() + kPatience;
+  const auto mine = (*session)->GetRegion(1, deadline);
+  ASSERT_TRUE(mine.ok()) << mine.status();
+  EXPECT_EQ((*mine)->size(), 64u << 10);
+  const PackedExtent first{.stored_length = 1};
+  EXPECT_EQ((*mine)->Bytes(first)[0], std::byte{0x5a});
+  for (const uint32_t number : {0u, 2u, 3u, UINT32_MAX}) {
+    EXPECT_EQ((*session)->GetRegion(number, deadline).status().code(), absl::StatusCode::kNotFound)
+        << number;
+  }
+}
+
+TEST_F(SessionServerTest, StagingIsBoundedAndComesBackWithTheSession) {
+  Start({.max_staging_bytes = 3 << 20});
+  const absl::Time deadline = absl::Now() + kPatience;
+  auto a = Open();
+  const auto b = Open();
+  ASSERT_TRUE(a.ok() && b.ok());
+  EXPECT_TRUE((*a)->OpenStaging(2 << 20, deadline).ok());
+  const auto told = Next<StagingOpened>();
+  ASSERT_TRUE(told.has_value());
+  EXPECT_EQ(told->staging->bytes().size(), 2u << 20);
+  EXPECT_FALSE((*b)->OpenStaging(2 << 20, deadline).ok());
+  a->reset();
+  ASSERT_TRUE(Next<SessionEnded>().has_value());
+  const auto c = Open();
+  ASSERT_TRUE(c.ok());
+  EXPECT_TRUE((*c)->OpenStaging(2 << 20, deadline).ok());
+}
+
+TEST_F(SessionServerTest, ReplacesAStaleFileAndTakesItsOwnAway) {
+  {
+    std::filesystem::path stale(folder_ + "/session");
+    close(creat(stale.c_str(), 0600));
+  }
+  Start();
+  EXPECT_TRUE(Open().ok());
+  server_.reset();
+  EXPECT_FALSE(std::filesystem::exists(folder_ + "/session"));
+  EXPECT_EQ(Open().status().code(), absl::StatusCode::kUnavailable);
+}
+
+}  // namespace
+}  // namespace kvd

@@ -1,0 +1,129 @@
+// Hostile messages on the fill channel: a real copier, a real socket pair. A message is one byte
+// that says what to put right, one of length, and the bytes. Each well-formed message gets one
+// reply for each of its fills, any other ends the channel, and no byte moves outside the parts of
+// the session's own reservations.
+
+#include <sys/socket.h>
+#include <sys/time.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#include "daemon/copier_pool.h"
+#include "proto/types/check.h"
+#include "proto/types/checksum.h"
+
+namespace kvd {
+namespace {
+
+constexpr uint32_t kSession = 5;
+constexpr uint32_t kPart = 64;
+constexpr uint32_t kParts = 8;
+constexpr std::byte kGuard{0xee};
+
+class MemoryStaging final : public Staging {
+ public:
+  MemoryStaging() : memory_(1000) {
+    for (size_t i = 0; i < memory_.size(); ++i) memory_[i] = static_cast<std::byte>(i * 7);
+  }
+  absl::Span<const std::byte> bytes() const override { return memory_; }
+
+ private:
+  std::vector<std::byte> memory_;
+};
+
+void RunOneChannel(const uint8_t* data, size_t size) {
+  static Inbox inbox;
+  static Copier copier({.loop = "plain"});
+  static FillBoard board(8);
+  static CopierPool copiers(board, inbox, copier, {.threads = 1, .pages = PageKind::kSmall});
+  static std::vector<InboxEvent> events;
+
+  // Every second slot is a guard.
+  std::vector<std::byte> arena(2 * kPart * kParts, kGuard);
+  std::vector<FillBoard::Room> rooms;
+  for (uint32_t i = 0; i < kParts; ++i) rooms.push_back({&arena[2 * i * kPart], kPart});
+  const uint64_t mine = board.Open(kSession);
+  board.Append(mine, rooms);
+  std::vector<std::byte> other(kPart, kGuard);
+  const uint64_t theirs = board.Open(kSession + 1);
+  board.Append(theirs, {{other.data(), kPart}});
+
+  int channel[2];
+  KVD_CHECK(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, channel) == 0);
+  const timeval patience{.tv_sec = 8};
+  setsockopt(channel[1], SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+  auto staging = std::make_shared<MemoryStaging>();
+  copiers.AddChannel(kSession, channel[0], staging);
+
+  bool open = true;
+  std::vector<bool> full(kParts);
+  while (open && size >= 2) {
+    std::vector<uint8_t> message(std::min<size_t>(data[1] * 4, size - 2));
+    std::copy(data + 2, data + 2 + message.size(), message.begin());
+    for (size_t at = 0; at + sizeof(FillRequest) <= message.size(); at += sizeof(FillRequest)) {
+      FillRequest request;
+      std::memcpy(&request, &message[at], sizeof request);
+      if ((data[0] & 1) != 0) request.reservation_id = (data[0] & 2) != 0 ? theirs : mine;
+      if ((data[0] & 4) != 0) request.length = kPart;
+      if ((data[0] & 8) != 0) request.index %= kParts;
+      if ((data[0] & 16) != 0) request.staging_offset %= 1024;
+      std::memcpy(&message[at], &request, sizeof request);
+    }
+    data += 2 + message.size();
+    size -= 2 + message.size();
+    if (send(channel[1], message.data(), message.size(), MSG_NOSIGNAL) < 0) break;
+    const size_t fills = message.size() / sizeof(FillRequest);
+    const bool fine = !message.empty() && message.size() % sizeof(FillRequest) == 0 &&
+                      fills <= kMaxFillsPerMessage;
+    size_t answered = 0;
+    while (answered < fills || !fine) {
+      FillReply replies[kMaxFillsPerMessage];
+      const ssize_t got = recv(channel[1], replies, sizeof replies, 0);
+      KVD_CHECK(got >= 0 || errno == ECONNRESET) << "no answer: " << std::strerror(errno);
+      if (got <= 0) {
+        KVD_CHECK(!fine) << "it hung up on a well-formed message";
+        open = false;
+        break;
+      }
+      KVD_CHECK(fine) << "an answer to nonsense";
+      for (size_t i = 0; i < static_cast<size_t>(got) / sizeof(FillReply); ++i, ++answered) {
+        FillRequest request;
+        std::memcpy(&request, &message[answered * sizeof request], sizeof request);
+        const FillReply& reply = replies[i];
+        KVD_CHECK(reply.index == request.index);
+        const bool right = request.reservation_id == mine && request.index < kParts &&
+                           !full[request.index] && request.length == kPart &&
+                           request.staging_offset <= staging->bytes().size() - kPart;
+        KVD_CHECK((reply.status == FillStatus::kOk) == right);
+        if (!right) continue;
+        full[request.index] = true;
+        const auto source = staging->bytes().subspan(request.staging_offset, kPart);
+        KVD_CHECK(reply.sum == Crc32c(source));
+        KVD_CHECK(std::memcmp(rooms[request.index].address, source.data(), kPart) == 0);
+      }
+    }
+  }
+  close(channel[1]);
+  for (uint32_t i = 0; i < kParts; ++i) {
+    for (uint32_t j = 0; j < 2 * kPart; ++j) {
+      if (j < kPart && full[i]) continue;
+      KVD_CHECK(arena[2 * i * kPart + j] == kGuard) << i << " " << j;
+    }
+  }
+  for (const std::byte byte : other) KVD_CHECK(byte == kGuard);
+  KVD_CHECK(board.copying() == 0);
+  KVD_CHECK(board.Close(mine) && board.Close(theirs));
+  inbox.Drain(events);
+}
+
+}  // namespace
+}  // namespace kvd
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  kvd::RunOneChannel(data, size);
+  return 0;
+}
