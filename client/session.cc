@@ -147,13 +147,18 @@ absl::StatusOr<std::unique_ptr<Session>> Session::Open(const std::string& path,
   hello.version_min = kProtocolVersionMin;
   hello.version_max = kProtocolVersion;
   hello.finished_session = finished;
-  absl::Status sent = SendMessage(socket->get(), &hello, sizeof(hello), deadline);
-  if (!sent.ok()) return sent;
+  const absl::Status sent = SendMessage(socket->get(), &hello, sizeof(hello), deadline);
+  if (!sent.ok() && !absl::IsUnavailable(sent)) return sent;
 
+  // A daemon that is full says so and hangs up, maybe before it got our hello. The hang-up is then
+  // reported first, once, and what it said after that.
   SessionWelcome welcome;
   std::vector<UniqueFd> fds;
   absl::StatusOr<size_t> size =
       ReceiveMessage(socket->get(), &welcome, sizeof(welcome), fds, deadline);
+  if (absl::IsUnavailable(size.status())) {
+    size = ReceiveMessage(socket->get(), &welcome, sizeof(welcome), fds, deadline);
+  }
   if (!size.ok()) return size.status();
   if (*size != sizeof(welcome) || welcome.kind != SessionMessage::kWelcome) {
     return absl::InternalError("session: not a welcome");

@@ -123,6 +123,7 @@ class MethodsHarness::Impl {
     std::string name() const { return std::string(token.begin(), token.end()); }
   };
   struct Layout {
+    DomainId domain = 0;
     uint32_t hash_bytes = 0;
     std::vector<PartId> parts;
     std::vector<uint32_t> bytes;  // Of each part.
@@ -176,7 +177,14 @@ class MethodsHarness::Impl {
     return list.empty() ? typename List::value_type{} : list[which % list.size()];
   }
   std::string KeyOf(uint32_t hash_bytes, int chain, int depth) const;
-  const Client* Living(uint8_t which) const;
+  // One that lives, if there is any, and sometimes one that does not.
+  Client PickClient(uint8_t which) const {
+    std::vector<Client> living;
+    for (const Client& client : clients_) {
+      if (!client.ended) living.push_back(client);
+    }
+    return which == 255 || living.empty() ? Pick(clients_, which / 8) : Pick(living, which);
+  }
 
   ManualClock clock_;
   RegionDirectory directory_;
@@ -294,8 +302,15 @@ MethodsHarness::Impl::Impl()
 
 void MethodsHarness::Impl::Run(const uint8_t* data, size_t size) {
   while (size >= 7) {
-    const Operation op{
-        static_cast<uint8_t>(data[0] % kMethods), data[1], data[2], data[3], data[4], data[5]};
+    // What stores comes more often than the rest.
+    constexpr uint8_t kOften[] = {kReserve, kFill, kCommit, kFill, kCommit, kLookup, kLoad, kPoll};
+    const int choice = data[0] % (kMethods + 8);
+    const Operation op{choice < kMethods ? static_cast<uint8_t>(choice) : kOften[choice - kMethods],
+                       data[1],
+                       data[2],
+                       data[3],
+                       data[4],
+                       data[5]};
     const size_t length = std::min<size_t>(data[6], size - 7);
     Execute(op, data + 7, length);
     data += 7 + length;
@@ -352,6 +367,7 @@ void MethodsHarness::Impl::Execute(const Operation& op, const uint8_t* payload, 
       return;
     case kEndSession:
     case kExit: {
+      if (op.d >= 48) return;  // Rarely, or no session would live to see anything.
       Client& client = clients_[op.a % clients_.size()];
       if (!std::exchange(client.ended, true)) inbox_.Post(SessionEnded{client.serial});
       if (op.method == kExit && !std::exchange(client.exited, true)) {
@@ -424,8 +440,12 @@ void MethodsHarness::Impl::Resume() {
 
 template <typename Request>
 void MethodsHarness::Impl::Substitute(const Operation& op, Request& request) {
-  const Client client = Pick(clients_, op.a);
-  uint32_t ns = Pick(namespaces_, op.a >> 4);
+  const Client client = PickClient(op.a);
+  std::vector<uint32_t> its;  // Or sometimes anybody's.
+  for (const uint32_t known : namespaces_) {
+    if (op.a >= 240 || layouts_.at(known).domain == client.domain) its.push_back(known);
+  }
+  uint32_t ns = Pick(its, op.a / 8);
   if constexpr (requires { request.set_session(""); }) {
     if (op.has(kSession)) request.set_session(client.name());
   }
@@ -692,6 +712,9 @@ void MethodsHarness::Impl::Learn(const v1::RegisterNamespaceRequest& request,
                                  const v1::RegisterNamespaceReply& reply) {
   KVD_CHECK(reply.namespace_id() != 0 && reply.fingerprint().size() == 16);
   Layout layout{.hash_bytes = request.describes().hash_bytes()};
+  for (const Client& client : clients_) {
+    if (client.name() == request.session()) layout.domain = client.domain;
+  }
   for (int g = 0; g < request.describes().groups_size(); ++g) {
     const v1::Group& group = request.describes().groups(g);
     KVD_CHECK(v1::GroupKind_IsValid(group.kind()));
