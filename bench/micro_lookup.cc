@@ -304,7 +304,8 @@ absl::Status MeasureBesideHog(MicroRun& run, Million& million) {
 }  // namespace
 
 absl::Status MeasureLookups(MicroRun& run) {
-  if (!run.WantedAny({"lookup_lease_256_one_cpu", "lookup_lease_256_two_cpus", "lookup_lease_32768",
+  if (!run.WantedAny({"lookup_lease_256_one_cpu", "lookup_lease_256_two_cpus",
+                      "lookup_lease_256_two_cpus_grpc", "lookup_lease_32768",
                       "lookup_p99_beside_hog", "redis_exists_256",
                       "memory_beyond_arena_1m_blocks"})) {
     return absl::OkStatus();
