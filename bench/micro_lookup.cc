@@ -194,6 +194,13 @@ absl::Status Measure256(MicroRun& run, Million& million, GrpcEcho& grpc, Seqpack
     if (!rounds.ok()) return rounds.status();
     run.Add("lookup_lease_256_two_cpus", *rounds, 0, 1, "seqpacket echo of the same bytes");
   }
+  if (run.Wanted("lookup_lease_256_two_cpus_grpc")) {
+    run.Place(Placement::kTwoCpus);
+    const absl::StatusOr<Rounds> rounds =
+        run.Take([&] { return Alternate(lookup, grpc_echo, kCallsPerRound, kCallsPerTurn); });
+    if (!rounds.ok()) return rounds.status();
+    run.Add("lookup_lease_256_two_cpus_grpc", *rounds, 0, 1, "gRPC echo of the same bytes");
+  }
   return absl::OkStatus();
 }
 
@@ -297,7 +304,8 @@ absl::Status MeasureBesideHog(MicroRun& run, Million& million) {
 }  // namespace
 
 absl::Status MeasureLookups(MicroRun& run) {
-  if (!run.WantedAny({"lookup_lease_256_one_cpu", "lookup_lease_256_two_cpus", "lookup_lease_32768",
+  if (!run.WantedAny({"lookup_lease_256_one_cpu", "lookup_lease_256_two_cpus",
+                      "lookup_lease_256_two_cpus_grpc", "lookup_lease_32768",
                       "lookup_p99_beside_hog", "redis_exists_256",
                       "memory_beyond_arena_1m_blocks"})) {
     return absl::OkStatus();

@@ -18,6 +18,7 @@
 #include "proto/types/check.h"
 #include "proto/types/copy_loops.h"
 #include "proto/types/host_memory.h"
+#include "tiers/memory_region.h"
 
 namespace kvd {
 namespace {
@@ -56,6 +57,14 @@ std::vector<const CopyLoop*> BareLoops() {
 // last one.
 size_t Scattered(size_t i, size_t blocks) { return i * (blocks / 2 + 1) % blocks; }
 
+Targets SplitBatch(std::byte* base) {
+  Targets targets;
+  for (uint32_t i = 0; i < kBatchBlocks; ++i) {
+    targets.push_back({base + size_t{i} * kBlockBytes, kBlockBytes});
+  }
+  return targets;
+}
+
 class PayloadBench {
  public:
   static absl::StatusOr<std::unique_ptr<PayloadBench>> Start(MicroRun& run);
@@ -78,22 +87,19 @@ class PayloadBench {
   absl::Status Fill();
   absl::StatusOr<LoadedChain> Load(const Namespace& ns, std::string_view keys, uint32_t blocks);
 
-  Targets NextBuffer() {
-    const size_t base = next_buffer_++ % kBuffers * kBatchBytes;
-    Targets targets;
-    for (uint32_t i = 0; i < kBatchBlocks; ++i) {
-      targets.push_back({&memory_[base + size_t{i} * kBlockBytes], kBlockBytes});
-    }
-    return targets;
-  }
+  Targets NextBuffer() { return SplitBatch(&memory_[next_buffer_++ % kBuffers * kBatchBytes]); }
   const std::string& NextChain() { return chains_[next_chain_++ % kChains]; }
 
   // GB/s over some batches on end: an engine has more than one, and after the loops between two
   // samples nothing of the call would be in cache.
   absl::StatusOr<double> Get();
   absl::StatusOr<double> Put();
-  // GB/s of each bare loop, one batch each, between what `from` and `to` name anew for each.
-  std::vector<double> RunLoops(const std::function<Sources()>& from,
+  // GB/s of each bare loop, one batch each, which `next` names anew for each.
+  struct Batch {
+    Sources sources;
+    Targets targets;
+  };
+  std::vector<double> RunLoops(const std::function<Batch()>& next,
                                std::vector<double>* cpu_us_per_mb);
 
   MicroRun& run_;
@@ -153,12 +159,11 @@ absl::StatusOr<LoadedChain> PayloadBench::Load(const Namespace& ns, std::string_
   return std::move(load.chain);
 }
 
-std::vector<double> PayloadBench::RunLoops(const std::function<Sources()>& from,
+std::vector<double> PayloadBench::RunLoops(const std::function<Batch()>& next,
                                            std::vector<double>* cpu_us_per_mb) {
   std::vector<double> rates;
   for (const CopyLoop* loop : loops_) {
-    const Sources sources = from();
-    const Targets targets = NextBuffer();
+    const auto [sources, targets] = next();
     const double cpu = CpuSecondsOfThisThread();
     const Nanos start = clock_.Now();
     for (size_t i = 0; i < sources.size(); ++i) {
@@ -220,14 +225,14 @@ absl::Status PayloadBench::MeasureGetCopy() {
       held.push_back(*std::move(chain));
     }
     uint32_t next_held = 0;
-    const auto sources = [&] {
+    const auto next = [&] {
       const LoadedChain& chain = held[next_held++ % kHeldChains];
-      Sources spans;
-      for (uint32_t i = 0; i < kBatchBlocks; ++i) spans.push_back(chain.part(i, 0));
-      return spans;
+      Batch batch{{}, NextBuffer()};
+      for (uint32_t i = 0; i < kBatchBlocks; ++i) batch.sources.push_back(chain.part(i, 0));
+      return batch;
     };
     std::vector<double> floor_cpu;
-    const std::vector<double> floors = RunLoops(sources, &floor_cpu);
+    const std::vector<double> floors = RunLoops(next, &floor_cpu);
     const double cpu = CpuSecondsOfThisThread() + CpuSecondsOf(daemon_->pid());
     const absl::StatusOr<double> rate = Get();
     if (!rate.ok()) return rate.status();
@@ -338,13 +343,19 @@ absl::Status PayloadBench::MeasureSmallGet(GrpcEcho& echo) {
 absl::Status PayloadBench::MeasurePut(std::string_view row, Placement placement) {
   if (!run_.Wanted(row)) return absl::OkStatus();
   run_.Place(placement);
+  // The floor writes to memory of the same kind as the arena: its pages may be small.
+  const absl::StatusOr<MemoryRegion> arena =
+      MemoryRegion::Create(kBuffers * kBatchBytes, PageKind::kHugetlb);
+  if (!arena.ok()) return arena.status();
+  uint64_t next = 0;
   const absl::StatusOr<Rounds> rounds = run_.Take([&]() -> absl::StatusOr<std::vector<double>> {
     const absl::StatusOr<double> rate = Put();
     if (!rate.ok()) return rate.status();
     const std::vector<double> floors = RunLoops(
-        [this] {
-          const Targets buffer = NextBuffer();
-          return Sources(buffer.begin(), buffer.end());
+        [&] {
+          const Targets from = NextBuffer();
+          return Batch{Sources(from.begin(), from.end()),
+                       SplitBatch(arena->data() + next++ % kBuffers * kBatchBytes)};
         },
         nullptr);
     std::vector<double> figures = {*rate};

@@ -25,6 +25,7 @@ constexpr MicroBar ValueAtMost(double limit) {
 constexpr MicroRowSpec kSpecs[] = {
     {"lookup_lease_256_one_cpu", "us", AtMost(1.6)},
     {"lookup_lease_256_two_cpus", "us", AtMost(1.3)},
+    {"lookup_lease_256_two_cpus_grpc", "us", std::nullopt},
     {"lookup_lease_32768", "us", AtMost(1.3)},
     {"index_lookup_lease_32768", "us", ValueAtMost(10)},
     {"lookup_p99_beside_hog", "us", AtMost(3)},
