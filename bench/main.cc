@@ -7,6 +7,8 @@ int main(int argc, char** argv) {
   CLI::App app("Replays recorded traces, simulates policies and measures kvd.", "kvd-bench");
   app.require_subcommand(1);
   kvd::AddConvertCommand(app);
+  kvd::AddMicroCommand(app);
+  kvd::AddMicroPeerCommand(app);
   kvd::AddReplayCommand(app);
   kvd::AddSimCommand(app);
   CLI11_PARSE(app, argc, argv);

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cstring>
 #include <utility>
 
 #include "proto/types/check.h"
@@ -14,6 +15,21 @@ namespace {
 
 // How many keys are under way at once in Scan(): enough to hide the latency of memory.
 constexpr uint32_t kScanBatch = 16;
+constexpr uint32_t kStretch = 1024;  // Of a list longer than kExactBlocks.
+constexpr uint32_t kScanPage = 512;  // Blocks that ExactPrefix() names at a time.
+
+// Two halves of a 128-bit product, folded: what wyhash and its kin call mum.
+uint64_t FoldedProduct(uint64_t a, uint64_t b) {
+  const auto product = static_cast<unsigned __int128>(a) * b;
+  return static_cast<uint64_t>(product) ^ static_cast<uint64_t>(product >> 64);
+}
+
+uint64_t SplitMix(uint64_t& state) {
+  uint64_t z = (state += 0x9e3779b97f4a7c15u);
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+  return z ^ (z >> 31);
+}
 
 uint32_t BucketCount(uint32_t max_blocks) { return std::bit_ceil(2 * max_blocks + 2); }
 
@@ -29,6 +45,8 @@ Residency::Residency(EvictionPolicy& policy, RoomOwner& room, const Options& opt
       buckets_(BucketCount(options.max_blocks), Touch::kNow),
       shapes_(1),
       path_bits_(options.secret * 0x9e3779b97f4a7c15u + 1) {
+  uint64_t state = options.secret;
+  for (uint64_t& word : digest_secret_) word = SplitMix(state);
   KVD_CHECK(options.max_blocks > 0 && options.max_blocks < (1u << 30)) << options.max_blocks;
   for (BlockRef block = options.max_blocks; block > 0; --block) {
     blocks_[block].next_sibling = std::exchange(free_block_, block);
@@ -47,6 +65,15 @@ uint32_t Residency::Tag(NamespaceId ns, const ChainHash& key) const {
   // The whole key and a secret: with only a word of it, 32,768 chosen keys share one bucket.
   return static_cast<uint32_t>(XXH3_64bits_withSeed(key.bytes.data(), key.bytes.size(),
                                                     secret_ ^ (ns * 0x9e3779b97f4a7c15u)));
+}
+
+// Order counts: the digest of a chain is a polynomial in its keys' hashes.
+uint64_t Residency::Digest(uint64_t above, const ChainHash& key) const {
+  uint64_t words[4];
+  std::memcpy(words, key.bytes.data(), sizeof words);
+  const uint64_t hash = FoldedProduct(words[0] ^ digest_secret_[0], words[1] ^ digest_secret_[1]) ^
+                        FoldedProduct(words[2] ^ digest_secret_[2], words[3] ^ digest_secret_[3]);
+  return above * 0x9fb21c651e98df25u + hash;
 }
 
 BlockRef Residency::FindTagged(uint32_t tag, NamespaceId ns, const ChainHash& key) const {
@@ -104,11 +131,11 @@ uint32_t Residency::Scan(NamespaceId ns, const KeyList& keys, const ChainHash* p
 Residency::Prefix Residency::ExactPrefix(NamespaceId ns, const KeyList& keys,
                                          const ChainHash* parent) const {
   // In pages, because the list may be long and the stack is not.
-  BlockRef page[kExactBlocks];
+  BlockRef page[kScanPage];
   Prefix prefix;
   ChainHash above;
-  for (uint32_t from = 0; from < keys.size(); from += kExactBlocks) {
-    const uint32_t n = std::min(kExactBlocks, keys.size() - from);
+  for (uint32_t from = 0; from < keys.size(); from += kScanPage) {
+    const uint32_t n = std::min(kScanPage, keys.size() - from);
     const uint32_t found =
         Scan(ns, keys.Suffix(from), from == 0 ? parent : &above, absl::MakeSpan(page, n));
     if (found == 0) break;
@@ -122,9 +149,8 @@ Residency::Prefix Residency::ExactPrefix(NamespaceId ns, const KeyList& keys,
 Residency::Prefix Residency::LongestPrefix(NamespaceId ns, const KeyList& keys,
                                            const ChainHash* parent) const {
   if (keys.empty()) return {};
-  if (keys.size() <= kExactBlocks || gaps_ > 0) {
-    return WalkBackToServable(ExactPrefix(ns, keys, parent));
-  }
+  // Below a stub blocks are resident that must not be found, so presence is not monotone then.
+  if (gaps_ > 0) return WalkBackToServable(ExactPrefix(ns, keys, parent));
   const BlockRef first = Find(ns, keys[0]);
   if (first == 0 || blocks_[first].state != BlockState::kVisible) return {};
   if (parent != nullptr &&
@@ -165,21 +191,42 @@ Residency::Prefix Residency::Search(NamespaceId ns, const KeyList& keys, BlockRe
   return {low + 1, deepest};
 }
 
-// Walks from the deepest block to the first and compares every ancestor on the way with the list.
-// Which ones are met depends on a secret, so a list that leaves the chain is not met by luck twice.
+// Whether the list is the chain from `first` to prefix.deepest, as far as LongestPrefix() promises.
 bool Residency::Confirm(const KeyList& keys, const Prefix& prefix, BlockRef first) const {
   const uint32_t base = blocks_[first].depth;
-  BlockRef at = prefix.deepest;
-  while (at != first) {
+  if (prefix.blocks <= kExactBlocks) return ConfirmStretch(keys, base, first, prefix.deepest);
+
+  // Where the stretch lies depends on a secret: a wrong list is not passed by luck twice.
+  path_bits_ = path_bits_ * 6364136223846793005u + 1442695040888963407u;
+  const auto start = base + static_cast<uint32_t>((path_bits_ >> 32) % (prefix.blocks - kStretch));
+  const BlockRef end_of_stretch = Climb(keys, base, prefix.deepest, start + kStretch);
+  const BlockRef start_of_stretch = Climb(keys, base, end_of_stretch, start);
+  return start_of_stretch != 0 && ConfirmStretch(keys, base, start_of_stretch, end_of_stretch) &&
+         Climb(keys, base, start_of_stretch, base) == first;
+}
+
+// The ancestor of `from` at `depth`, by jumps; 0 when one of those met on the way is not where the
+// list has it. Requires: from is 0, or at least that deep.
+BlockRef Residency::Climb(const KeyList& keys, uint32_t base, BlockRef from, uint32_t depth) const {
+  BlockRef at = from;
+  while (at != 0 && blocks_[at].depth > depth) {
     const Block& block = blocks_[at];
-    if (block.depth <= base || !keys.Equals(block.depth - base, block.key)) return false;
-    path_bits_ = path_bits_ * 6364136223846793005u + 1442695040888963407u;
-    const bool short_step = (path_bits_ >> 62) == 0;
-    const bool may_jump = blocks_[block.jump].depth >= base && block.jump != 0;
-    at = may_jump && !short_step ? block.jump : block.parent;
-    if (at == 0) return false;
+    at = block.jump != 0 && blocks_[block.jump].depth >= depth ? block.jump : block.parent;
+    if (at != 0 && !keys.Equals(blocks_[at].depth - base, blocks_[at].key)) return 0;
   }
-  return true;
+  return at;
+}
+
+// Whether the keys below `from`, down to `to`, have the digest of the stored chain. Requires:
+// `from` is the ancestor of `to` at its depth, if the list is a chain at all.
+bool Residency::ConfirmStretch(const KeyList& keys, uint32_t base, BlockRef from,
+                               BlockRef to) const {
+  const uint32_t end = blocks_[to].depth - base;
+  uint64_t digest = blocks_[from].digest;
+  for (uint32_t i = blocks_[from].depth - base + 1; i <= end; ++i) {
+    digest = Digest(digest, keys[i]);
+  }
+  return digest == blocks_[to].digest;
 }
 
 Residency::Prefix Residency::WalkBackToServable(Prefix prefix) const {
@@ -246,6 +293,7 @@ BlockRef Residency::Add(NamespaceId ns, const ChainHash& key, BlockRef parent, u
   if (parent != 0) {
     Block& above = blocks_[parent];
     block.depth = above.depth + 1;
+    block.digest = above.digest;
     // A jump as long as the two before it together, where those two are equally long.
     const Block& jump = blocks_[above.jump];
     const bool merge = above.jump != 0 && jump.jump != 0 &&
@@ -256,6 +304,7 @@ BlockRef Residency::Add(NamespaceId ns, const ChainHash& key, BlockRef parent, u
     above.first_child = ref;
     UpdateOffer(parent);
   }
+  block.digest = Digest(block.digest, key);
   InsertBucket(Tag(ns, key), ref);
   policy_.Insert(ref, shapes_[ns].pool);
   policy_.Use(ref, tick);

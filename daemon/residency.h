@@ -13,6 +13,7 @@
 
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -66,6 +67,7 @@ struct Block {
   BlockRef prev_sibling = 0;
   PartRef first_part = 0;
   uint32_t depth = 0;            // 0 at the root.
+  uint64_t digest = 0;           // Of the keys from the root to here, under a secret.
   uint32_t leases = 0;           // Leases, pins and reservations that end exactly here.
   uint32_t holds = 0;            // On its parts.
   uint16_t complete_groups = 0;  // Bit g: every shard of group g is committed.
@@ -74,7 +76,7 @@ struct Block {
   bool offered = false;  // To the policy.
   bool gap = false;      // Was seen and is not now: visible blocks may hang below.
 };
-static_assert(sizeof(Block) == 80);
+static_assert(sizeof(Block) == 88);
 
 struct Part {
   BlockRef block = 0;  // 0 when quarantined.
@@ -126,13 +128,15 @@ class Residency {
     BlockRef deepest = 0;  // The last of them; 0 when there are none.
   };
   // The longest prefix of `keys` that is stored and that every group can serve. `parent`, when not
-  // null, must be the parent of the first key. Up to kExactBlocks keys are compared one by one;
-  // longer lists are searched and confirmed by depth and by a path of ancestors that the caller
-  // cannot predict. Of a long list that is no stored chain this promises: never less than its true
-  // prefix; and the last key claimed names a visible block, that deep below the first one. Keys
-  // between may be wrong ones that the path did not meet.
+  // null, must be the parent of the first key.
+  //
+  // The length is searched, then confirmed by a keyed digest that every block carries of its whole
+  // chain. Up to kExactBlocks keys the digest covers all of them: a list that is not a stored chain
+  // gets the length up to where it leaves one. Of a longer list it covers a stretch of 1,024 that
+  // the caller cannot predict, and a path of ancestors above and below it; a list that fails there
+  // is compared key by key. Loading is exact in any case.
   Prefix LongestPrefix(NamespaceId ns, const KeyList& keys, const ChainHash* parent) const;
-  static constexpr uint32_t kExactBlocks = 512;
+  static constexpr uint32_t kExactBlocks = 4096;
 
   // Like LongestPrefix() of the first found.size() keys, always key by key, and without asking what
   // the groups can serve; names the blocks. Returns how many.
@@ -229,6 +233,7 @@ class Residency {
   };
 
   uint32_t Tag(NamespaceId ns, const ChainHash& key) const;
+  uint64_t Digest(uint64_t above, const ChainHash& key) const;
   BlockRef FindTagged(uint32_t tag, NamespaceId ns, const ChainHash& key) const;
   void InsertBucket(uint32_t tag, BlockRef block);
   void EraseBucket(uint32_t tag, BlockRef block);
@@ -239,6 +244,8 @@ class Residency {
   }
   Prefix Search(NamespaceId ns, const KeyList& keys, BlockRef first) const;
   bool Confirm(const KeyList& keys, const Prefix& prefix, BlockRef first) const;
+  BlockRef Climb(const KeyList& keys, uint32_t base, BlockRef from, uint32_t depth) const;
+  bool ConfirmStretch(const KeyList& keys, uint32_t base, BlockRef from, BlockRef to) const;
   Prefix ExactPrefix(NamespaceId ns, const KeyList& keys, const ChainHash* parent) const;
   Prefix WalkBackToServable(Prefix prefix) const;
 
@@ -256,6 +263,7 @@ class Residency {
   EvictionPolicy& policy_;
   RoomOwner& room_;
   const uint64_t secret_;
+  std::array<uint64_t, 4> digest_secret_;
   const uint32_t bucket_mask_;
 
   MappedArray<Block> blocks_;  // [0] is unused.
