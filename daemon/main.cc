@@ -163,8 +163,9 @@ int main(int argc, char** argv) {
   spdlog::set_level(spdlog::level::from_str(std::get<kvd::Config>(config).log_level));
   spdlog::flush_on(spdlog::level::info);
 
-  // Engines often run under our user id, and seals do not keep a process of the same id from writing
-  // through /proc/PID/mem or ptrace. It costs the core file, which would hold everybody's blocks.
+  // Engines often run under our user id, and seals do not keep a process of the same id from
+  // writing through /proc/PID/mem or ptrace. It costs the core file, which would hold everybody's
+  // blocks.
   prctl(PR_SET_DUMPABLE, 0);
   umask(0177);  // Sockets are ours alone until we open them to engines.
   kvd::RaiseDescriptorLimit();

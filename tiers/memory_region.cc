@@ -42,7 +42,7 @@ bool HasHugeShmemPages(const void* address) {
 }
 
 // A mapped, populated, not yet sealed memfd; -1 and errno when that cannot be had.
-int CreateMapped(uint64_t size, unsigned flags, std::byte** data) {
+int CreateMapped(uint64_t size, PageKind wanted, unsigned flags, std::byte** data) {
   const int fd = memfd_create("kvd-arena", MFD_CLOEXEC | MFD_ALLOW_SEALING | flags);
   if (fd < 0) return -1;
   void* memory = MAP_FAILED;
@@ -50,7 +50,9 @@ int CreateMapped(uint64_t size, unsigned flags, std::byte** data) {
     memory = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
   }
   if (memory != MAP_FAILED) {
-    madvise(memory, size, MADV_HUGEPAGE);  // Refused where shmem huge pages are off.
+    if (wanted != PageKind::kSmall) {
+      madvise(memory, size, MADV_HUGEPAGE);  // Refused where shmem huge pages are off.
+    }
     if (madvise(memory, size, MADV_POPULATE_WRITE) == 0) {
       *data = static_cast<std::byte*>(memory);
       return fd;
@@ -82,16 +84,19 @@ absl::StatusOr<MemoryRegion> MemoryRegion::Create(uint64_t size_bytes, PageKind 
   region.size_bytes_ = size_bytes;
   int fd = -1;
   if (wanted == PageKind::kHugetlb && size_bytes % kHugePage == 0) {
-    fd = CreateMapped(size_bytes, MFD_HUGETLB | MFD_HUGE_2MB, &region.data_);
+    fd = CreateMapped(size_bytes, wanted, MFD_HUGETLB | MFD_HUGE_2MB, &region.data_);
     region.page_kind_ = PageKind::kHugetlb;
   }
   if (fd < 0) {
-    fd = CreateMapped(size_bytes, 0, &region.data_);
+    fd = CreateMapped(size_bytes, wanted, 0, &region.data_);
     if (fd < 0) {
       return absl::ResourceExhaustedError(
           absl::StrCat("no memory for a region of ", size_bytes, " bytes: ", std::strerror(errno)));
     }
-    region.page_kind_ = HasHugeShmemPages(region.data_) ? PageKind::kShmemHuge : PageKind::kSmall;
+    // Looking takes the kernel a walk over all our memory: not for who does not want to know.
+    region.page_kind_ = wanted != PageKind::kSmall && HasHugeShmemPages(region.data_)
+                            ? PageKind::kShmemHuge
+                            : PageKind::kSmall;
   }
   const int seals = F_SEAL_FUTURE_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
   if (fcntl(fd, F_ADD_SEALS, seals) == 0) {

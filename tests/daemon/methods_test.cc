@@ -39,7 +39,7 @@ std::string Program(uint32_t seed, int operations) {
 
 TEST(MethodsTest, ArbitraryMessagesBreakNoPromise) {
   MethodsHarness::Reached reached;
-  for (uint32_t seed = 1; seed <= 60; ++seed) {
+  for (uint32_t seed = 1; seed <= 120; ++seed) {
     SCOPED_TRACE(seed);
     MethodsHarness harness;
     const std::string program = Program(seed, 1500);

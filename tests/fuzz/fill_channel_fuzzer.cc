@@ -82,7 +82,10 @@ void RunOneChannel(const uint8_t* data, size_t size) {
     size_t answered = 0;
     while (answered < fills || !fine) {
       FillReply replies[kMaxFillsPerMessage];
-      const ssize_t got = recv(channel[1], replies, sizeof replies, 0);
+      ssize_t got;
+      do {
+        got = recv(channel[1], replies, sizeof replies, 0);
+      } while (got < 0 && errno == EINTR);  // libFuzzer's own clock.
       KVD_CHECK(got >= 0 || errno == ECONNRESET) << "no answer: " << std::strerror(errno);
       if (got <= 0) {
         KVD_CHECK(!fine) << "it hung up on a well-formed message";

@@ -104,7 +104,10 @@ bool Server::Exchange(int socket, const uint8_t* data, size_t size, uint8_t with
   io = {answer, sizeof answer};
   header.msg_control = control;
   header.msg_controllen = sizeof control;
-  const ssize_t got = recvmsg(socket, &header, MSG_CMSG_CLOEXEC);
+  ssize_t got;
+  do {
+    got = recvmsg(socket, &header, MSG_CMSG_CLOEXEC);
+  } while (got < 0 && errno == EINTR);  // libFuzzer's own clock.
   KVD_CHECK(got >= 0 || errno == ECONNRESET) << "no answer: " << std::strerror(errno);
   for (cmsghdr* part = CMSG_FIRSTHDR(&header); got > 0 && part != nullptr;
        part = CMSG_NXTHDR(&header, part)) {
