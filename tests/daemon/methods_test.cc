@@ -62,5 +62,21 @@ TEST(MethodsTest, ArbitraryMessagesBreakNoPromise) {
   EXPECT_GT(reached.damaged, 50u);
 }
 
+// A client fills a reservation whose number it guessed, and lets it expire meanwhile.
+TEST(MethodsTest, AReservationThatEndsWhileItGrowsLeavesNothing) {
+  constexpr uint8_t kProgram[] = {
+      4,  0x2b, 0,  0, 0, 7, 0,  // Reserve eight blocks; the first slice of them.
+      14, 0x04, 0,  0, 0, 0, 0,  // A copy begins.
+      16, 0,    36, 0, 0, 0, 0,  // More than a minute.
+      17, 0,    1,  0, 0, 0, 0,  // It expires; the second slice.
+      15, 0,    0,  0, 0, 0, 0,  // The copy ends.
+      17, 0,    1,  0, 0, 0, 0,  // The third slice.
+  };
+  MethodsHarness harness;
+  harness.Run(kProgram, sizeof kProgram);
+  harness.Finish();
+  EXPECT_EQ(harness.reached().fills, 1u);
+}
+
 }  // namespace
 }  // namespace kvd

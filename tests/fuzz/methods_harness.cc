@@ -163,6 +163,13 @@ class MethodsHarness::Impl {
   void Learn(const v1::CommitRequest& request, const v1::CommitReply& reply);
   void Learn(const v1::PinRequest&, const v1::PinReply& reply) { pins_.push_back(reply.pin_id()); }
 
+  uint32_t SerialOf(const std::string& session) const {
+    uint32_t serial = 0;
+    for (const Client& client : clients_) {
+      if (client.name() == session) serial = client.serial;
+    }
+    return serial;
+  }
   std::vector<uint32_t> PartsOf(const Layout& layout, const std::string& parts) const;
   void CheckExtents(uint32_t ns, const std::string& keys, const std::string& parts,
                     const std::string& extents, uint32_t blocks);
@@ -357,6 +364,12 @@ void MethodsHarness::Impl::Execute(const Operation& op, const uint8_t* payload, 
       return clock_.Advance(Nanos{1} << (op.a % 44));  // Up to five hours.
     case kPoll:
       control_.Poll();
+      if (op.a % 4 == 1) {  // One slice of a long call, so that others come between.
+        if (slices_.empty()) return;
+        Resumable* slice = slices_.front();
+        slices_.pop_front();
+        return slice->Resume();
+      }
       Resume();
       return CheckHolds();
     case kMove:
@@ -611,8 +624,20 @@ void MethodsHarness::Impl::Fill(const Operation& op) {
 
 // A copy that takes its time.
 void MethodsHarness::Impl::BeginCopy(const Operation& op) {
-  if (reservations_.empty() || copies_.size() >= 4) return;
-  const Reserved& reserved = reservations_[op.b % reservations_.size()];
+  if (copies_.size() >= 4) return;
+  std::deque<Reserved> candidates = reservations_;
+  if (op.has(kIds)) {  // Or one whose number was not told yet: it can be guessed.
+    for (const auto& pending : calls_) {
+      const auto* call = dynamic_cast<const Call<ReserveMethod>*>(pending.get());
+      if (call == nullptr || !call->state.started || call->state.reservation_id == 0) continue;
+      candidates.push_front(
+          {call->state.reservation_id, SerialOf(call->request.session()),
+           call->request.namespace_id(), call->request.keys(),
+           PartsOf(layouts_.at(call->request.namespace_id()), call->request.parts())});
+    }
+  }
+  if (candidates.empty()) return;
+  const Reserved& reserved = candidates[op.has(kIds) ? 0 : op.b % candidates.size()];
   const Layout& layout = layouts_[reserved.ns];
   const auto blocks = static_cast<uint32_t>(reserved.keys.size() / layout.hash_bytes);
   const auto parts = static_cast<uint32_t>(reserved.parts.size());
@@ -754,11 +779,8 @@ void MethodsHarness::Impl::Learn(const v1::ReserveRequest& request, const v1::Re
                                   static_cast<char>(ReserveState::kGranted));
   if (reply.reservation_id() == 0) return;
   KVD_CHECK(granted > 0 && granted == reply.granted());
-  uint32_t serial = 0;
-  for (const Client& client : clients_) {
-    if (client.name() == request.session()) serial = client.serial;
-  }
-  reservations_.push_back({reply.reservation_id(), serial, request.namespace_id(), request.keys(),
+  reservations_.push_back({reply.reservation_id(), SerialOf(request.session()),
+                           request.namespace_id(), request.keys(),
                            PartsOf(layout, request.parts())});
   if (reservations_.size() > 6) reservations_.pop_front();
 }
