@@ -50,7 +50,7 @@ uint32_t Arena::SlotBytes(uint32_t part_bytes) {
 
 std::optional<uint32_t> Arena::OpenRegion(DomainId domain, uint32_t slot_bytes) {
   const auto usable = [&](const Region& region) {
-    return region.domain == domain && region.slot_bytes == slot_bytes && region.free_slot != kEnd;
+    return region.domain == domain && region.slot_bytes == slot_bytes && region.used < region.slot_count;
   };
   if (usable(regions_[last_region_])) return last_region_;
   std::optional<uint32_t> fresh;
@@ -70,11 +70,8 @@ std::optional<uint32_t> Arena::OpenRegion(DomainId domain, uint32_t slot_bytes) 
     directory_.Publish(region.number, domain, region.memory.read_only_fd(), region_bytes_);
   }
   region.slot_bytes = slot_bytes;
-  region.slots.resize(region_bytes_ / slot_bytes);
-  for (uint32_t slot = 0; slot < region.slots.size(); ++slot) {
-    region.slots[slot] = kFreeBit | (slot + 1 < region.slots.size() ? slot + 1 : kEnd);
-  }
-  region.free_slot = 0;
+  region.slot_count = static_cast<uint32_t>(region_bytes_ / slot_bytes);
+  region.slots.reserve(region.slot_count);  // Address space: to touch it here would take milliseconds.
   --free_regions_;
   return fresh;
 }
@@ -84,9 +81,14 @@ std::optional<Arena::Room> Arena::Take(DomainId domain, uint32_t slot_bytes) {
   if (!index.has_value()) return std::nullopt;
   last_region_ = *index;
   Region& region = regions_[*index];
-  const uint32_t slot = region.free_slot;
-  region.free_slot = region.slots[slot] & ~kFreeBit;
-  region.slots[slot] = 0;
+  uint32_t slot = region.free_slot;
+  if (slot != kEnd) {
+    region.free_slot = region.slots[slot] & ~kFreeBit;
+    region.slots[slot] = 0;
+  } else {
+    slot = static_cast<uint32_t>(region.slots.size());
+    region.slots.push_back(0);
+  }
   ++region.used;
   reserved_bytes_ += slot_bytes;
   return Room{.region = *index, .slot = slot, .generation = next_generation_++};

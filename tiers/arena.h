@@ -71,6 +71,7 @@ class Arena {
 
   uint32_t regions() const { return static_cast<uint32_t>(regions_.size()); }
   uint32_t used_slots(uint32_t region) const { return regions_[region].used; }
+  // Slots that were handed out since the region was opened: the occupied ones are among them.
   uint32_t slots(uint32_t region) const {
     return static_cast<uint32_t>(regions_[region].slots.size());
   }
@@ -113,7 +114,9 @@ class Arena {
     uint32_t used = 0;
     uint32_t free_slot = kEnd;
     bool renewing = false;
-    std::vector<uint32_t> slots;  // Occupant, or kFreeBit and the next free slot.
+    uint32_t slot_count = 0;
+    // Those handed out at least once: the occupant, or kFreeBit and the next free slot.
+    std::vector<uint32_t> slots;
   };
 
   Arena(RegionDirectory& directory, uint64_t region_bytes)
