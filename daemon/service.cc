@@ -2,6 +2,7 @@
 
 #include <grpcpp/alarm.h>
 #include <grpcpp/grpcpp.h>
+#include <sched.h>
 
 #include <chrono>
 #include <utility>
@@ -228,6 +229,7 @@ void Service::Impl::Run() {
         if (next != grpc::CompletionQueue::GOT_EVENT) break;
         HandleEvent(tag, ok);
       }
+      sched_yield();  // To those whose calls would be served first, had they a CPU to make them on.
       Resumable* slice = slices_.front();
       slices_.pop_front();
       slice->Resume();
