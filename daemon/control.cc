@@ -138,8 +138,7 @@ absl::StatusOr<Control::RegisteredNamespace> Control::RegisterNamespace(
     if (group.kind == GroupKind::kFull) shape.full_groups |= bit;
     if (group.kind == GroupKind::kState) shape.state_groups |= bit;
     if (group.kind == GroupKind::kWindow) {
-      const uint32_t blocks = (group.window_tokens + group.block_tokens - 1) / group.block_tokens;
-      shape.windows.push_back({static_cast<uint16_t>(g), blocks});
+      shape.windows.push_back({static_cast<uint16_t>(g), group.window_blocks()});
     }
     shape.shards.push_back(static_cast<uint16_t>(group.shards));
     info.group_part_bytes.push_back(group.part_bytes);
