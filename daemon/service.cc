@@ -94,6 +94,9 @@ class Service::Impl::Call final : public Tag, public Resumable {
   void OnEvent(bool ok) override {
     if (answered_) {
       --impl_.calls_;
+      if constexpr (requires { Method::Unheard(impl_.control_, request_, state_); }) {
+        if (!ok) Method::Unheard(impl_.control_, request_, state_);
+      }
       delete this;
       return;
     }
