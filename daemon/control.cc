@@ -20,6 +20,8 @@ absl::string_view View(std::string_view view) { return {view.data(), view.size()
 
 // Leases ended by one call on the side; more are ended only when room is needed.
 constexpr int kLeasesExpiredPerPoll = 64;
+// Extents whose holds end in one turn, some hundred microseconds; a session may have a million.
+constexpr uint32_t kExtentsPerTurn = 4096;
 
 }  // namespace
 
@@ -238,6 +240,12 @@ absl::StatusOr<Step> Control::Load(LoadCall& call) {
   return step;
 }
 
+// Blocks of one slice. A block of many parts is searched for each of them.
+uint32_t Control::SliceBlocks(size_t parts) const {
+  const auto blocks = static_cast<uint32_t>(options_.slice_extents / parts);
+  return std::clamp(blocks, 1u, options_.slice_blocks);
+}
+
 // Takes holds and writes extents for the blocks from cursor.next on, as far as they are there.
 Step Control::FillExtents(const Chain& chain, ExtentCursor& cursor, std::string& extents) {
   if (cursor.limit == 0) return Step::kDone;
@@ -259,7 +267,7 @@ Step Control::FillExtents(const Chain& chain, ExtentCursor& cursor, std::string&
   }
   const uint64_t budget = options_.session_hold_bytes > 0 ? options_.session_hold_bytes
                                                           : store_.arena().capacity_bytes() / 4;
-  const uint32_t end = std::min(cursor.limit, cursor.next + options_.slice_blocks);
+  const uint32_t end = std::min(cursor.limit, cursor.next + SliceBlocks(cursor.parts.size()));
   BlockRef found[kMaxPageBlocks];
   const ChainHash above = cursor.next > 0 ? chain.keys[cursor.next - 1] : chain.parent;
   const bool check_above = cursor.next > 0 || chain.has_parent;
@@ -314,7 +322,9 @@ Step Control::FillExtents(const Chain& chain, ExtentCursor& cursor, std::string&
 
 // A hold of nothing is not told: who asks for what is not there would use up all holds.
 void Control::DropEmptyHold(ExtentCursor& cursor) {
-  if (cursor.next == 0) CloseHold(std::exchange(cursor.hold, 0));
+  if (cursor.next > 0) return;
+  holds_.Close(std::exchange(cursor.hold, 0));
+  DrainHolds();
 }
 
 // --- leases, holds, pins
@@ -361,8 +371,8 @@ void Control::ExpireLeases(int most) {
   }
 }
 
-void Control::CloseHold(HoldId hold) {
-  holds_.Close(hold, [this](PartRef part) { residency_.Unhold(part); });
+void Control::DrainHolds() {
+  holds_.Drain(kExtentsPerTurn, [this](PartRef part) { residency_.Unhold(part); });
 }
 
 uint32_t Control::ApplyReleases(Session& session, const ReleaseList& releases) {
@@ -370,9 +380,10 @@ uint32_t Control::ApplyReleases(Session& session, const ReleaseList& releases) {
   for (const DamageReport& report : releases.damaged) ReportDamage(session, report);
   for (const HoldId hold : releases.holds) {
     if (!holds_.Has(hold, session.index)) continue;
-    CloseHold(hold);
+    holds_.Close(hold);
     ++released;
   }
+  DrainHolds();
   for (const LeaseId id : releases.leases) {
     // A lease may be used, and given back, by any session of its domain; a pin by Unpin() alone.
     const LeaseTable::Lease* lease = leases_.Find(id);
@@ -471,6 +482,7 @@ void Control::Poll() {
   events_.clear();
   const Nanos now = clock_.Now();
   ExpireLeases(kLeasesExpiredPerPoll);
+  DrainHolds();
   if (now >= next_expiry_) {
     std::vector<uint64_t> expired;
     next_expiry_ = INT64_MAX;
@@ -514,7 +526,7 @@ Resumable* Control::NextReady() {
 Nanos Control::NextDeadline() const {
   Nanos next = next_expiry_;
   for (const Waiter& waiter : waiters_) next = std::min(next, waiter.until);
-  return orphans_.empty() ? next : 0;
+  return orphans_.empty() && holds_.drained() ? next : 0;
 }
 
 void Control::EndWaits() {
@@ -588,7 +600,8 @@ void Control::OnEvent(ProcessExited& event) {
 }
 
 void Control::DropHoldsOf(Session& session) {
-  while (const HoldId hold = holds_.AnyOf(session.index)) CloseHold(hold);
+  while (const HoldId hold = holds_.AnyOf(session.index)) holds_.Close(hold);
+  DrainHolds();
 }
 
 // A session is over when its socket is closed and nothing is held under it: its process has ended,

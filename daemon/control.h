@@ -82,7 +82,8 @@ class Control {
     uint32_t max_pins = 4096;
     Nanos reservation_life = 30 * kSecond;
     double load_bytes_per_us = 10000;  // Measured: what a client's verified copy reaches.
-    uint32_t slice_blocks = 128;       // Of one call, before others have their turn.
+    uint32_t slice_blocks = 128;       // Of one call, before others have their turn, ...
+    uint32_t slice_extents = 512;      // ... or fewer, to name no more than so many parts.
     // Told when a session is over: ended, and nothing is held under it. May be empty.
     std::function<void(uint32_t serial)> session_over;
   };
@@ -185,7 +186,8 @@ class Control {
                                                               std::string_view parts) const;
   uint32_t ApplyReleases(Session& session, const ReleaseList& releases);
   void ReportDamage(Session& session, const DamageReport& report);
-  void CloseHold(HoldId hold);
+  void DrainHolds();
+  uint32_t SliceBlocks(size_t parts) const;
   bool EndLease(LeaseId id);
   LeaseId AddLease(Session& session, BlockRef block, uint32_t lease_ms, LeaseOutcome& outcome);
   Step FillExtents(const Chain& chain, ExtentCursor& cursor, std::string& extents);

@@ -90,7 +90,8 @@ Step Control::ReserveBlocks(ReserveCall& call, const Chain& chain) {
   if (it == reservations_.end() || it->second->closing)
     return Step::kDone;  // It expired meanwhile.
   Reservation& reservation = *it->second;
-  const uint32_t end = std::min(chain.keys.size(), call.next + options_.slice_blocks);
+  const uint32_t end =
+      std::min(chain.keys.size(), call.next + SliceBlocks(reservation.parts.size()));
   while (call.next < end) {
     const BlockRef above = reservation.last;
     const ReserveState state = ReserveBlock(reservation, chain, call.next);
@@ -267,7 +268,7 @@ absl::StatusOr<Step> Control::CommitReserved(CommitCall& call, Session& session)
 }
 
 Step Control::CommitBlocks(CommitCall& call, uint64_t id, Reservation& reservation) {
-  const uint32_t end = std::min(call.blocks, call.next + options_.slice_blocks);
+  const uint32_t end = std::min(call.blocks, call.next + SliceBlocks(reservation.parts.size()));
   const uint32_t stored_before = call.stored;
   ++tick_;
   for (; call.next < end; ++call.next) {

@@ -470,6 +470,57 @@ TEST_F(ControlTest, AFullHoldTableLeavesNoHoldBehind) {
   for (uint64_t key = 100; key < 105; ++key) EXPECT_EQ(h.FindBlock(ns, key)->holds, 0u) << key;
 }
 
+// However much one call gives back, the next caller waits for a part of it only.
+TEST_F(ControlTest, ManyExtentsAreGivenBackInTurns) {
+  ControlHarness::Options options{.arena_bytes = 2u << 20};
+  options.control.session_hold_bytes = 4u << 20;
+  ControlHarness h(options);
+  const auto session = h.Open(1);
+  const NamespaceId ns = h.Register(
+      session, ControlHarness::Descriptor("m", {{.block_tokens = 16, .part_bytes = 512}}));
+  const Keys keys = KeysFrom(100, 1500);
+  const auto reserve = h.Reserve(session, ns, keys);
+  h.FillGranted(session, reserve->call, keys, 512);
+  h.Commit(session, reserve->call.reservation_id);
+  std::vector<uint64_t> holds;
+  for (const auto& [first, blocks] : {std::pair{0u, 500u}, {500u, 500u}}) {
+    for (int i = 0; i < 5; ++i) {
+      const auto load = h.Load(session, ns, KeysFrom(100 + first, blocks));
+      EXPECT_EQ(load->call.cursor.next, blocks);
+      holds.push_back(load->call.cursor.hold);
+      if (load->call.cursor.outcome != LoadOutcome::kComplete) break;
+    }
+  }
+  ASSERT_EQ(h.control.holds().total_extents(), 5000u);
+  EXPECT_GT(h.control.NextDeadline(), 0);
+
+  const auto released = h.control.Release(session.token, {.holds = holds});
+  ASSERT_TRUE(released.ok());
+  EXPECT_EQ(*released, 10u);
+  EXPECT_EQ(h.control.holds().held_bytes(0), 0u);  // The budget is back at once ...
+  EXPECT_GT(h.FindBlock(ns, 1099)->holds, 0u);     // ... the room a little later.
+  EXPECT_EQ(h.control.NextDeadline(), 0);
+  h.control.Poll();
+  EXPECT_EQ(h.FindBlock(ns, 1099)->holds, 0u);
+  EXPECT_GT(h.control.NextDeadline(), 0);
+  h.Audit();
+}
+
+TEST_F(ControlTest, ASliceOfManyPartsHasFewBlocks) {
+  ControlHarness::Options options;
+  options.control.slice_extents = 128;
+  ControlHarness h(options);
+  const auto session = h.Open(1);
+  const NamespaceId ns = h.Register(
+      session,
+      ControlHarness::Descriptor("m", {{.shards = 64, .block_tokens = 16, .part_bytes = 512}}));
+  auto reserve = ControlHarness::Make<ReserveCall>(session, ns, KeysFrom(100, 5));
+  reserve->step = h.Dispatch(reserve->call);
+  ASSERT_TRUE(reserve->step.ok());
+  EXPECT_EQ(*reserve->step, Step::kMore);
+  EXPECT_EQ(reserve->call.next, 2u);
+}
+
 TEST_F(ControlTest, AHoldReleasedWhileItsLoadIsUnderWayEndsTheLoad) {
   ControlHarness::Options options;
   options.control.slice_blocks = 2;
