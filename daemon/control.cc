@@ -160,11 +160,19 @@ absl::StatusOr<Control::RegisteredNamespace> Control::RegisterNamespace(
   std::sort(slots.begin(), slots.end());
   slots.erase(std::unique(slots.begin(), slots.end()), slots.end());
   const bool new_pool = !pools_.contains({domain, slots});
+  DomainUse& use = *(*session)->use;
   if (namespaces_.size() > options_.max_namespaces ||
       (new_pool && pools_.size() >= EvictionPolicy::kMaxPools)) {
     namespace_ids_.erase(it);
     return refuse(absl::ResourceExhaustedError("namespaces: this daemon has as many as it may"));
   }
+  if (use.namespaces >= options_.domain_namespaces ||
+      (new_pool && use.layouts >= options_.domain_layouts)) {
+    namespace_ids_.erase(it);
+    return refuse(absl::ResourceExhaustedError("namespaces: this user has as many as it may"));
+  }
+  ++use.namespaces;
+  use.layouts += new_pool;
   shape.pool = pools_.try_emplace({domain, slots}, static_cast<EvictionPolicy::Pool>(pools_.size()))
                    .first->second;
   it->second = residency_.AddNamespace(std::move(shape));
@@ -250,13 +258,16 @@ uint32_t Control::SliceBlocks(size_t parts) const {
 Step Control::FillExtents(const Chain& chain, ExtentCursor& cursor, std::string& extents) {
   if (cursor.limit == 0) return Step::kDone;
   if (cursor.hold == 0) {
-    cursor.hold = holds_.Open(chain.session->index);
+    if (chain.session->use->holds < options_.domain_holds) {
+      cursor.hold = holds_.Open(chain.session->index);
+    }
     if (cursor.hold == 0) {
       ++counters_.hold_budget_refusals;
       cursor.outcome = LoadOutcome::kHoldBudget;
       cursor.limit = 0;
       return Step::kDone;
     }
+    ++chain.session->use->holds;
     extents.reserve(sizeof(PackedExtent) * cursor.limit * cursor.parts.size());
   } else if (!holds_.Has(cursor.hold, chain.session->index)) {
     // Given back by a caller who guessed its number: what was answered so far is held no more.
@@ -285,7 +296,8 @@ Step Control::FillExtents(const Chain& chain, ExtentCursor& cursor, std::string&
       const bool there = ref != 0 && part.state == static_cast<uint32_t>(PartState::kCommitted);
       const bool affordable =
           !there || holds_.held_bytes(chain.session->index) + part.length <= budget;
-      bool counted = affordable && (!there || residency_.Hold(ref));
+      bool counted = affordable && chain.session->use->extents < options_.domain_extents &&
+                     (!there || residency_.Hold(ref));
       if (counted && !holds_.Append(cursor.hold, there ? ref : 0, there ? part.length : 0)) {
         if (there) residency_.Unhold(ref);
         counted = false;
@@ -296,9 +308,10 @@ Step Control::FillExtents(const Chain& chain, ExtentCursor& cursor, std::string&
         ++counters_.hold_budget_refusals;
         cursor.outcome = LoadOutcome::kHoldBudget;
         cursor.limit = cursor.next;
-        DropEmptyHold(cursor);
+        DropEmptyHold(chain, cursor);
         return Step::kDone;
       }
+      ++chain.session->use->extents;
       if (there) {
         extent.region = store_.arena().Number(part.region);
         extent.generation = part.generation;
@@ -315,15 +328,15 @@ Step Control::FillExtents(const Chain& chain, ExtentCursor& cursor, std::string&
   if (cursor.next < end) {
     cursor.outcome = LoadOutcome::kMiss;
     cursor.limit = cursor.next;
-    DropEmptyHold(cursor);
+    DropEmptyHold(chain, cursor);
   }
   return cursor.next < cursor.limit ? Step::kMore : Step::kDone;
 }
 
 // A hold of nothing is not told: who asks for what is not there would use up all holds.
-void Control::DropEmptyHold(ExtentCursor& cursor) {
+void Control::DropEmptyHold(const Chain& chain, ExtentCursor& cursor) {
   if (cursor.next > 0) return;
-  holds_.Close(std::exchange(cursor.hold, 0));
+  CloseHold(*chain.session, std::exchange(cursor.hold, 0));
   DrainHolds();
 }
 
@@ -333,7 +346,8 @@ void Control::DropEmptyHold(ExtentCursor& cursor) {
 LeaseId Control::AddLease(Session& session, BlockRef block, uint32_t lease_ms,
                           LeaseOutcome& outcome) {
   LeaseId id = 0;
-  if (leases_.CountOf(session.index) < options_.session_leases) {
+  if (leases_.CountOf(session.index) < options_.session_leases &&
+      session.use->leases < options_.domain_leases) {
     id = leases_.Add(block, session.index, clock_.Now() + lease_ms * kMillisecond);
   }
   if (id == 0) {
@@ -342,6 +356,7 @@ LeaseId Control::AddLease(Session& session, BlockRef block, uint32_t lease_ms,
     return 0;
   }
   residency_.Lease(block);
+  ++session.use->leases;
   ++counters_.leases_granted;
   outcome = LeaseOutcome::kGranted;
   return id;
@@ -350,6 +365,8 @@ LeaseId Control::AddLease(Session& session, BlockRef block, uint32_t lease_ms,
 bool Control::EndLease(LeaseId id) {
   const std::optional<LeaseTable::Lease> lease = leases_.Remove(id);
   if (!lease.has_value()) return false;
+  DomainUse& use = uses_[namespaces_[residency_.block(lease->block).ns].domain];
+  --(lease->owner == LeaseTable::kPinOwner ? use.pins : use.leases);
   if (lease->owner == LeaseTable::kPinOwner) {
     const auto pin = pins_.find(id);
     const auto pinned = pinned_bytes_.find({pin->second.domain, pin->second.owner});
@@ -371,6 +388,12 @@ void Control::ExpireLeases(int most) {
   }
 }
 
+void Control::CloseHold(Session& session, HoldId hold) {
+  --session.use->holds;
+  session.use->extents -= holds_.extents(hold);
+  holds_.Close(hold);
+}
+
 void Control::DrainHolds() {
   holds_.Drain(kExtentsPerTurn, [this](PartRef part) { residency_.Unhold(part); });
 }
@@ -380,7 +403,7 @@ uint32_t Control::ApplyReleases(Session& session, const ReleaseList& releases) {
   for (const DamageReport& report : releases.damaged) ReportDamage(session, report);
   for (const HoldId hold : releases.holds) {
     if (!holds_.Has(hold, session.index)) continue;
-    holds_.Close(hold);
+    CloseHold(session, hold);
     ++released;
   }
   DrainHolds();
@@ -444,7 +467,7 @@ absl::Status Control::Pin(PinCall& call) {
         absl::StrCat("budget_bytes: the chain has ", call.bytes, " bytes, ", already,
                      " are pinned already, the budget is ", call.budget_bytes));
   }
-  call.pin_id = pins_.size() < options_.max_pins
+  call.pin_id = pins_.size() < options_.max_pins && chain->session->use->pins < options_.domain_pins
                     ? leases_.Add(block, LeaseTable::kPinOwner,
                                   clock_.Now() + static_cast<Nanos>(call.ttl_ms) * kMillisecond)
                     : 0;
@@ -455,6 +478,7 @@ absl::Status Control::Pin(PinCall& call) {
   residency_.Lease(block);
   pinned_bytes_[owner] += call.bytes;
   pins_[call.pin_id] = {owner.first, owner.second, call.bytes};
+  ++chain->session->use->pins;
   ++counters_.pins_granted;
   return absl::OkStatus();
 }
@@ -542,6 +566,7 @@ void Control::OnEvent(SessionOpened& event) {
   session->serial = event.serial;
   session->token = event.token;
   session->domain = event.domain;
+  session->use = &uses_[event.domain];
   session->pid = event.pid;
   if (free_session_indexes_.empty()) {
     session->index = session_indexes_++;
@@ -600,7 +625,7 @@ void Control::OnEvent(ProcessExited& event) {
 }
 
 void Control::DropHoldsOf(Session& session) {
-  while (const HoldId hold = holds_.AnyOf(session.index)) holds_.Close(hold);
+  while (const HoldId hold = holds_.AnyOf(session.index)) CloseHold(session, hold);
   DrainHolds();
 }
 

@@ -558,6 +558,85 @@ TEST_F(ControlTest, LeasesOfASessionAreBounded) {
   EXPECT_EQ(h.Lookup(session, ns, {100}, 1000)->call.lease, LeaseOutcome::kGranted);
 }
 
+// Whatever a tenant uses up, all of it in as many sessions as it likes, the others go on.
+TEST_F(ControlTest, ADomainLeavesSomethingToTheOthers) {
+  ControlHarness::Options options;
+  options.control.domain_leases = 2;
+  options.control.domain_holds = 2;
+  options.control.domain_extents = 5;
+  options.control.domain_reservations = 2;
+  options.control.domain_waiters = 1;
+  options.control.domain_namespaces = 2;
+  options.control.domain_layouts = 1;
+  options.control.domain_pins = 1;
+  ControlHarness h(options);
+  const ControlHarness::Session mine[] = {h.Open(1), h.Open(1), h.Open(1)};
+  const auto other = h.Open(2);
+  const auto descriptor = [](std::string model, uint32_t part_bytes = kPartBytes) {
+    return ControlHarness::Descriptor(std::move(model),
+                                      {{.block_tokens = 16, .part_bytes = part_bytes}});
+  };
+  const auto refused = [](const absl::Status& status) {
+    return status.code() == absl::StatusCode::kResourceExhausted;
+  };
+  const NamespaceId ns = h.Register(mine[0], descriptor("a"));
+  EXPECT_TRUE(refused(
+      h.control.RegisterNamespace(mine[1].token, descriptor("b", 512)).status()));  // Layouts.
+  h.Register(mine[1], descriptor("b"));
+  EXPECT_TRUE(refused(h.control.RegisterNamespace(mine[2].token, descriptor("c")).status()));
+  const NamespaceId others = h.Register(other, descriptor("c", 512));
+
+  // Twice: what was given back counts no more.
+  for (uint64_t key = 100; key < 300; key += 100) {
+    SCOPED_TRACE(key);
+    const Keys keys = KeysFrom(key, 3);
+    h.Put(mine[0], ns, keys);
+    std::vector<LeaseId> leases;
+    for (const auto& session : mine) {
+      leases.push_back(h.Lookup(session, ns, keys, 1000)->call.lease_id);
+    }
+    EXPECT_TRUE(leases[0] != 0 && leases[1] != 0 && leases[2] == 0);
+    for (const LeaseId lease : leases) h.ReleaseLease(mine[2], lease);
+
+    const auto first = h.Load(mine[0], ns, keys);
+    const auto second = h.Load(mine[1], ns, keys);
+    EXPECT_EQ(first->call.cursor.next, 3u);
+    EXPECT_EQ(second->call.cursor.next, 2u);  // Extents are used up ...
+    EXPECT_TRUE(h.ReleaseHold(mine[0], first->call.cursor.hold));
+    const auto third = h.Load(mine[0], ns, {key});
+    EXPECT_EQ(h.Load(mine[2], ns, {key})->call.cursor.next, 0u);  // ... and now holds.
+    EXPECT_TRUE(h.ReleaseHold(mine[0], third->call.cursor.hold));
+    EXPECT_TRUE(h.ReleaseHold(mine[1], second->call.cursor.hold));
+
+    const auto a = h.Reserve(mine[0], ns, {key + 10});
+    const auto b = h.Reserve(mine[1], ns, {key + 10}, {}, 1000);
+    EXPECT_TRUE(b->waits());
+    EXPECT_TRUE(refused(h.Reserve(mine[2], ns, {key + 10}, {}, 1000)->step.status()));
+    EXPECT_EQ(h.Reserve(other, others, {key})->call.granted, 1u);
+    EXPECT_TRUE(h.control.Abort(mine[0].token, a->call.reservation_id).ok());
+    h.PollAndResume(*b);
+    EXPECT_TRUE(h.control.Abort(mine[1].token, b->call.reservation_id).ok());
+    const auto c = h.Reserve(mine[0], ns, {key + 10});
+    EXPECT_EQ(c->call.granted, 1u);
+    EXPECT_TRUE(h.control.Abort(mine[0].token, c->call.reservation_id).ok());
+
+    const auto pin = [&] {
+      auto call = ControlHarness::Make<PinCall>(mine[0], ns, {});
+      const std::string packed = PackKeys({key});
+      call->call.key = packed;
+      call->call.owner = "me";
+      call->call.ttl_ms = 1000;
+      call->call.budget_bytes = UINT64_MAX;
+      return std::pair{h.control.Pin(call->call), call->call.pin_id};
+    };
+    const auto pinned = pin();
+    EXPECT_TRUE(pinned.first.ok()) << pinned.first;
+    EXPECT_TRUE(refused(pin().first));
+    EXPECT_TRUE(h.control.Unpin(mine[1].token, pinned.second).ok());
+  }
+  h.Audit();
+}
+
 TEST_F(ControlTest, PinsHaveAnOwnerABudgetAndATimeToLive) {
   h_.Put(a_, ns_, KeysFrom(100, 3));
   const auto pin = [&](uint64_t key, const char* owner, uint64_t budget_blocks) {
