@@ -176,7 +176,7 @@ uint32_t ServableBlocks(const Selection& parts, const std::vector<bool>& usable,
       uint32_t needed = 1;
       if (group.kind == GroupKind::kFull) needed = block + 1;
       if (group.kind == GroupKind::kWindow) {
-        needed = std::min(block + 1, (group.window_tokens - 1) / group.block_tokens + 1);
+        needed = std::min(block + 1, group.window_blocks());
       }
       all &= run[part] >= needed;
     }
@@ -896,8 +896,8 @@ PutResult Client::Impl::PutReserved(Link& link, Staging& staging, uint32_t names
   request.set_keys(put.keys.data(), put.keys.size());
   request.set_parent(put.options.parent.data(), put.options.parent.size());
   request.set_parts(put.parts.packed);
-  const absl::Duration wait =
-      std::clamp(put.options.wait, absl::ZeroDuration(), put.deadline - absl::Now());
+  const absl::Duration left = std::max(put.deadline - absl::Now(), absl::ZeroDuration());
+  const absl::Duration wait = std::clamp(put.options.wait, absl::ZeroDuration(), left);
   request.set_wait_ms(static_cast<uint32_t>(absl::ToInt64Milliseconds(wait)));
   for (const std::string& announce : put.options.announce) request.add_announce(announce);
   v1::ReserveReply reserved;

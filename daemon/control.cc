@@ -20,6 +20,8 @@ absl::string_view View(std::string_view view) { return {view.data(), view.size()
 
 // Leases ended by one call on the side; more are ended only when room is needed.
 constexpr int kLeasesExpiredPerPoll = 64;
+// Extents whose holds end in one turn, some hundred microseconds; a session may have a million.
+constexpr uint32_t kExtentsPerTurn = 4096;
 
 }  // namespace
 
@@ -138,8 +140,7 @@ absl::StatusOr<Control::RegisteredNamespace> Control::RegisterNamespace(
     if (group.kind == GroupKind::kFull) shape.full_groups |= bit;
     if (group.kind == GroupKind::kState) shape.state_groups |= bit;
     if (group.kind == GroupKind::kWindow) {
-      const uint32_t blocks = (group.window_tokens + group.block_tokens - 1) / group.block_tokens;
-      shape.windows.push_back({static_cast<uint16_t>(g), blocks});
+      shape.windows.push_back({static_cast<uint16_t>(g), group.window_blocks()});
     }
     shape.shards.push_back(static_cast<uint16_t>(group.shards));
     info.group_part_bytes.push_back(group.part_bytes);
@@ -159,11 +160,19 @@ absl::StatusOr<Control::RegisteredNamespace> Control::RegisterNamespace(
   std::sort(slots.begin(), slots.end());
   slots.erase(std::unique(slots.begin(), slots.end()), slots.end());
   const bool new_pool = !pools_.contains({domain, slots});
+  DomainUse& use = *(*session)->use;
   if (namespaces_.size() > options_.max_namespaces ||
       (new_pool && pools_.size() >= EvictionPolicy::kMaxPools)) {
     namespace_ids_.erase(it);
     return refuse(absl::ResourceExhaustedError("namespaces: this daemon has as many as it may"));
   }
+  if (use.namespaces >= options_.domain_namespaces ||
+      (new_pool && use.layouts >= options_.domain_layouts)) {
+    namespace_ids_.erase(it);
+    return refuse(absl::ResourceExhaustedError("namespaces: this user has as many as it may"));
+  }
+  ++use.namespaces;
+  use.layouts += new_pool;
   shape.pool = pools_.try_emplace({domain, slots}, static_cast<EvictionPolicy::Pool>(pools_.size()))
                    .first->second;
   it->second = residency_.AddNamespace(std::move(shape));
@@ -239,17 +248,26 @@ absl::StatusOr<Step> Control::Load(LoadCall& call) {
   return step;
 }
 
+// Blocks of one slice. A block of many parts is searched for each of them.
+uint32_t Control::SliceBlocks(size_t parts) const {
+  const auto blocks = static_cast<uint32_t>(options_.slice_extents / parts);
+  return std::clamp(blocks, 1u, options_.slice_blocks);
+}
+
 // Takes holds and writes extents for the blocks from cursor.next on, as far as they are there.
 Step Control::FillExtents(const Chain& chain, ExtentCursor& cursor, std::string& extents) {
   if (cursor.limit == 0) return Step::kDone;
   if (cursor.hold == 0) {
-    cursor.hold = holds_.Open(chain.session->index);
+    if (chain.session->use->holds < options_.domain_holds) {
+      cursor.hold = holds_.Open(chain.session->index);
+    }
     if (cursor.hold == 0) {
       ++counters_.hold_budget_refusals;
       cursor.outcome = LoadOutcome::kHoldBudget;
       cursor.limit = 0;
       return Step::kDone;
     }
+    ++chain.session->use->holds;
     extents.reserve(sizeof(PackedExtent) * cursor.limit * cursor.parts.size());
   } else if (!holds_.Has(cursor.hold, chain.session->index)) {
     // Given back by a caller who guessed its number: what was answered so far is held no more.
@@ -260,7 +278,7 @@ Step Control::FillExtents(const Chain& chain, ExtentCursor& cursor, std::string&
   }
   const uint64_t budget = options_.session_hold_bytes > 0 ? options_.session_hold_bytes
                                                           : store_.arena().capacity_bytes() / 4;
-  const uint32_t end = std::min(cursor.limit, cursor.next + options_.slice_blocks);
+  const uint32_t end = std::min(cursor.limit, cursor.next + SliceBlocks(cursor.parts.size()));
   BlockRef found[kMaxPageBlocks];
   const ChainHash above = cursor.next > 0 ? chain.keys[cursor.next - 1] : chain.parent;
   const bool check_above = cursor.next > 0 || chain.has_parent;
@@ -278,7 +296,8 @@ Step Control::FillExtents(const Chain& chain, ExtentCursor& cursor, std::string&
       const bool there = ref != 0 && part.state == static_cast<uint32_t>(PartState::kCommitted);
       const bool affordable =
           !there || holds_.held_bytes(chain.session->index) + part.length <= budget;
-      bool counted = affordable && (!there || residency_.Hold(ref));
+      bool counted = affordable && chain.session->use->extents < options_.domain_extents &&
+                     (!there || residency_.Hold(ref));
       if (counted && !holds_.Append(cursor.hold, there ? ref : 0, there ? part.length : 0)) {
         if (there) residency_.Unhold(ref);
         counted = false;
@@ -289,9 +308,10 @@ Step Control::FillExtents(const Chain& chain, ExtentCursor& cursor, std::string&
         ++counters_.hold_budget_refusals;
         cursor.outcome = LoadOutcome::kHoldBudget;
         cursor.limit = cursor.next;
-        DropEmptyHold(cursor);
+        DropEmptyHold(chain, cursor);
         return Step::kDone;
       }
+      ++chain.session->use->extents;
       if (there) {
         extent.region = store_.arena().Number(part.region);
         extent.generation = part.generation;
@@ -308,14 +328,16 @@ Step Control::FillExtents(const Chain& chain, ExtentCursor& cursor, std::string&
   if (cursor.next < end) {
     cursor.outcome = LoadOutcome::kMiss;
     cursor.limit = cursor.next;
-    DropEmptyHold(cursor);
+    DropEmptyHold(chain, cursor);
   }
   return cursor.next < cursor.limit ? Step::kMore : Step::kDone;
 }
 
 // A hold of nothing is not told: who asks for what is not there would use up all holds.
-void Control::DropEmptyHold(ExtentCursor& cursor) {
-  if (cursor.next == 0) CloseHold(std::exchange(cursor.hold, 0));
+void Control::DropEmptyHold(const Chain& chain, ExtentCursor& cursor) {
+  if (cursor.next > 0) return;
+  CloseHold(*chain.session, std::exchange(cursor.hold, 0));
+  DrainHolds();
 }
 
 // --- leases, holds, pins
@@ -324,7 +346,8 @@ void Control::DropEmptyHold(ExtentCursor& cursor) {
 LeaseId Control::AddLease(Session& session, BlockRef block, uint32_t lease_ms,
                           LeaseOutcome& outcome) {
   LeaseId id = 0;
-  if (leases_.CountOf(session.index) < options_.session_leases) {
+  if (leases_.CountOf(session.index) < options_.session_leases &&
+      session.use->leases < options_.domain_leases) {
     id = leases_.Add(block, session.index, clock_.Now() + lease_ms * kMillisecond);
   }
   if (id == 0) {
@@ -333,6 +356,7 @@ LeaseId Control::AddLease(Session& session, BlockRef block, uint32_t lease_ms,
     return 0;
   }
   residency_.Lease(block);
+  ++session.use->leases;
   ++counters_.leases_granted;
   outcome = LeaseOutcome::kGranted;
   return id;
@@ -341,6 +365,8 @@ LeaseId Control::AddLease(Session& session, BlockRef block, uint32_t lease_ms,
 bool Control::EndLease(LeaseId id) {
   const std::optional<LeaseTable::Lease> lease = leases_.Remove(id);
   if (!lease.has_value()) return false;
+  DomainUse& use = uses_[namespaces_[residency_.block(lease->block).ns].domain];
+  --(lease->owner == LeaseTable::kPinOwner ? use.pins : use.leases);
   if (lease->owner == LeaseTable::kPinOwner) {
     const auto pin = pins_.find(id);
     const auto pinned = pinned_bytes_.find({pin->second.domain, pin->second.owner});
@@ -362,8 +388,14 @@ void Control::ExpireLeases(int most) {
   }
 }
 
-void Control::CloseHold(HoldId hold) {
-  holds_.Close(hold, [this](PartRef part) { residency_.Unhold(part); });
+void Control::CloseHold(Session& session, HoldId hold) {
+  --session.use->holds;
+  session.use->extents -= holds_.extents(hold);
+  holds_.Close(hold);
+}
+
+void Control::DrainHolds() {
+  holds_.Drain(kExtentsPerTurn, [this](PartRef part) { residency_.Unhold(part); });
 }
 
 uint32_t Control::ApplyReleases(Session& session, const ReleaseList& releases) {
@@ -371,9 +403,10 @@ uint32_t Control::ApplyReleases(Session& session, const ReleaseList& releases) {
   for (const DamageReport& report : releases.damaged) ReportDamage(session, report);
   for (const HoldId hold : releases.holds) {
     if (!holds_.Has(hold, session.index)) continue;
-    CloseHold(hold);
+    CloseHold(session, hold);
     ++released;
   }
+  DrainHolds();
   for (const LeaseId id : releases.leases) {
     // A lease may be used, and given back, by any session of its domain; a pin by Unpin() alone.
     const LeaseTable::Lease* lease = leases_.Find(id);
@@ -434,7 +467,7 @@ absl::Status Control::Pin(PinCall& call) {
         absl::StrCat("budget_bytes: the chain has ", call.bytes, " bytes, ", already,
                      " are pinned already, the budget is ", call.budget_bytes));
   }
-  call.pin_id = pins_.size() < options_.max_pins
+  call.pin_id = pins_.size() < options_.max_pins && chain->session->use->pins < options_.domain_pins
                     ? leases_.Add(block, LeaseTable::kPinOwner,
                                   clock_.Now() + static_cast<Nanos>(call.ttl_ms) * kMillisecond)
                     : 0;
@@ -445,6 +478,7 @@ absl::Status Control::Pin(PinCall& call) {
   residency_.Lease(block);
   pinned_bytes_[owner] += call.bytes;
   pins_[call.pin_id] = {owner.first, owner.second, call.bytes};
+  ++chain->session->use->pins;
   ++counters_.pins_granted;
   return absl::OkStatus();
 }
@@ -472,6 +506,7 @@ void Control::Poll() {
   events_.clear();
   const Nanos now = clock_.Now();
   ExpireLeases(kLeasesExpiredPerPoll);
+  DrainHolds();
   if (now >= next_expiry_) {
     std::vector<uint64_t> expired;
     next_expiry_ = INT64_MAX;
@@ -515,7 +550,7 @@ Resumable* Control::NextReady() {
 Nanos Control::NextDeadline() const {
   Nanos next = next_expiry_;
   for (const Waiter& waiter : waiters_) next = std::min(next, waiter.until);
-  return orphans_.empty() ? next : 0;
+  return orphans_.empty() && holds_.drained() ? next : 0;
 }
 
 void Control::EndWaits() {
@@ -531,6 +566,7 @@ void Control::OnEvent(SessionOpened& event) {
   session->serial = event.serial;
   session->token = event.token;
   session->domain = event.domain;
+  session->use = &uses_[event.domain];
   session->pid = event.pid;
   if (free_session_indexes_.empty()) {
     session->index = session_indexes_++;
@@ -589,7 +625,8 @@ void Control::OnEvent(ProcessExited& event) {
 }
 
 void Control::DropHoldsOf(Session& session) {
-  while (const HoldId hold = holds_.AnyOf(session.index)) CloseHold(hold);
+  while (const HoldId hold = holds_.AnyOf(session.index)) CloseHold(session, hold);
+  DrainHolds();
 }
 
 // A session is over when its socket is closed and nothing is held under it: its process has ended,

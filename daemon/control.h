@@ -80,9 +80,19 @@ class Control {
     uint32_t max_waiters = 256;
     uint32_t max_namespaces = 1024;
     uint32_t max_pins = 4096;
+    // Of one domain, so that a tenant who uses up what it may leaves something to the others.
+    uint32_t domain_leases = 1u << 15;
+    uint32_t domain_holds = 1u << 15;
+    uint32_t domain_extents = 1u << 19;  // Under holds.
+    uint32_t domain_reservations = 512;
+    uint32_t domain_waiters = 128;
+    uint32_t domain_namespaces = 512;
+    uint32_t domain_layouts = EvictionPolicy::kMaxPools / 2;
+    uint32_t domain_pins = 2048;
     Nanos reservation_life = 30 * kSecond;
     double load_bytes_per_us = 10000;  // Measured: what a client's verified copy reaches.
-    uint32_t slice_blocks = 128;       // Of one call, before others have their turn.
+    uint32_t slice_blocks = 128;       // Of one call, before others have their turn, ...
+    uint32_t slice_extents = 512;      // ... or fewer, to name no more than so many parts.
     // Told when a session is over: ended, and nothing is held under it. May be empty.
     std::function<void(uint32_t serial)> session_over;
   };
@@ -140,7 +150,18 @@ class Control {
     std::vector<uint32_t> group_part_bytes;
     uint64_t block_bytes = 0;
   };
+  // What the sessions of one domain have together.
+  struct DomainUse {
+    uint32_t leases = 0;
+    uint32_t holds = 0;
+    uint32_t extents = 0;
+    uint32_t reservations = 0;
+    uint32_t namespaces = 0;
+    uint32_t layouts = 0;
+    uint32_t pins = 0;
+  };
   struct Session {
+    DomainUse* use = nullptr;
     uint32_t serial = 0;
     uint32_t index = 0;  // Dense; for the tables.
     SessionToken token{};
@@ -185,11 +206,14 @@ class Control {
                                                               std::string_view parts) const;
   uint32_t ApplyReleases(Session& session, const ReleaseList& releases);
   void ReportDamage(Session& session, const DamageReport& report);
-  void CloseHold(HoldId hold);
+  void CloseHold(Session& session, HoldId hold);
+  void DrainHolds();
+  uint32_t WaitersOf(DomainId domain) const;
+  uint32_t SliceBlocks(size_t parts) const;
   bool EndLease(LeaseId id);
   LeaseId AddLease(Session& session, BlockRef block, uint32_t lease_ms, LeaseOutcome& outcome);
   Step FillExtents(const Chain& chain, ExtentCursor& cursor, std::string& extents);
-  void DropEmptyHold(ExtentCursor& cursor);
+  void DropEmptyHold(const Chain& chain, ExtentCursor& cursor);
 
   absl::Status StartReservation(ReserveCall& call, const Chain& chain);
   Step ReserveBlocks(ReserveCall& call, const Chain& chain);
@@ -239,6 +263,7 @@ class Control {
   std::map<std::pair<DomainId, std::string>, NamespaceId> namespace_ids_;  // By canonical form.
   std::map<std::pair<DomainId, std::vector<uint32_t>>, EvictionPolicy::Pool> pools_;
 
+  std::map<DomainId, DomainUse> uses_;  // Of every domain that ever came; they never move.
   absl::flat_hash_map<uint32_t, std::unique_ptr<Session>> by_serial_;
   absl::flat_hash_map<std::string, Session*> by_token_;  // Living ones.
   std::vector<uint32_t> free_session_indexes_;

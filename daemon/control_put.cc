@@ -50,6 +50,10 @@ absl::Status Control::StartReservation(ReserveCall& call, const Chain& chain) {
     return absl::ResourceExhaustedError(
         absl::StrCat("reservations: this session has ", options_.session_reservations, " open"));
   }
+  if (chain.session->use->reservations >= options_.domain_reservations) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "reservations: the sessions of this user have ", options_.domain_reservations, " open"));
+  }
   call.reservation_id = board_.Open(chain.session->serial);
   if (call.reservation_id == 0) {
     return absl::ResourceExhaustedError("reservations: this daemon has as many open as it may");
@@ -77,6 +81,7 @@ absl::Status Control::StartReservation(ReserveCall& call, const Chain& chain) {
   reservation->last = parent;
   if (parent != 0) Anchor(*reservation, parent);
   ++chain.session->reservations;
+  ++chain.session->use->reservations;
   reservations_[call.reservation_id] = std::move(reservation);
   call.started = true;
   // An answer after the caller's deadline would grant room to somebody who has gone.
@@ -90,12 +95,14 @@ Step Control::ReserveBlocks(ReserveCall& call, const Chain& chain) {
   if (it == reservations_.end() || it->second->closing)
     return Step::kDone;  // It expired meanwhile.
   Reservation& reservation = *it->second;
-  const uint32_t end = std::min(chain.keys.size(), call.next + options_.slice_blocks);
+  const uint32_t end =
+      std::min(chain.keys.size(), call.next + SliceBlocks(reservation.parts.size()));
   while (call.next < end) {
     const BlockRef above = reservation.last;
     const ReserveState state = ReserveBlock(reservation, chain, call.next);
     if (state == ReserveState::kInProduction && !waits_ended_ && clock_.Now() < call.wait_until &&
-        waiters_.size() < options_.max_waiters) {
+        waiters_.size() < options_.max_waiters &&
+        WaitersOf(chain.session->domain) < options_.domain_waiters) {
       ++counters_.reserve_waits;
       reservation.last = above;  // The same block again, when there is news of it.
       waiters_.push_back({.call = &call, .resumable = call.resumable, .until = call.wait_until});
@@ -267,7 +274,7 @@ absl::StatusOr<Step> Control::CommitReserved(CommitCall& call, Session& session)
 }
 
 Step Control::CommitBlocks(CommitCall& call, uint64_t id, Reservation& reservation) {
-  const uint32_t end = std::min(call.blocks, call.next + options_.slice_blocks);
+  const uint32_t end = std::min(call.blocks, call.next + SliceBlocks(reservation.parts.size()));
   const uint32_t stored_before = call.stored;
   ++tick_;
   for (; call.next < end; ++call.next) {
@@ -444,12 +451,20 @@ void Control::FinishClosing(uint64_t id, Reservation& reservation) {
       residency_.Abandon(*block);
     }
   }
+  --uses_[namespaces_[reservation.ns].domain].reservations;
   const auto session = by_serial_.find(reservation.session);
   if (session != by_serial_.end()) --session->second->reservations;
   const auto it = reservations_.find(id);
   if (spare_reservations_.size() < 64) spare_reservations_.push_back(std::move(it->second));
   reservations_.erase(it);
   ProductionChanged();
+}
+
+uint32_t Control::WaitersOf(DomainId domain) const {
+  return static_cast<uint32_t>(
+      std::count_if(waiters_.begin(), waiters_.end(), [this, domain](const Waiter& waiter) {
+        return waiter.call != nullptr && namespaces_[waiter.call->header.ns].domain == domain;
+      }));
 }
 
 // Those who wait for blocks that others produce look again.

@@ -59,8 +59,13 @@ HoldId HoldTable::AnyOf(uint32_t session) const {
   return uint64_t{holds_[index].sequence} << 32 | index;
 }
 
-void HoldTable::Free(uint32_t index) {
+void HoldTable::Close(HoldId id) {
+  const uint32_t index = Index(id);
   Hold& hold = holds_[index];
+  if (hold.first != 0) {
+    (drain_first_ != 0 ? nodes_[drain_last_].next : drain_first_) = hold.first;
+    drain_last_ = hold.last;
+  }
   Owned& owned = owned_[hold.session];
   owned.bytes -= hold.bytes;
   total_bytes_ -= hold.bytes;

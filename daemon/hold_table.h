@@ -49,20 +49,23 @@ class HoldTable {
     }
   }
 
-  // Ends the hold: calls `each(PartRef)` for every part. Requires: Has() said so.
+  // Ends the hold, at once however long it is; Drain() then gives its parts back.
+  // Requires: Has() said so.
+  void Close(HoldId id);
+
+  // Calls `each(PartRef)` for the parts of ended holds, oldest first: at most `most` extents.
   template <typename Each>
-  void Close(HoldId id, Each each) {
-    const uint32_t index = Index(id);
-    Hold& hold = holds_[index];
-    for (uint32_t node = hold.first; node != 0;) {
-      if (nodes_[node].part != 0) each(nodes_[node].part);
-      const uint32_t next = nodes_[node].next;
+  void Drain(uint32_t most, Each each) {
+    for (; most > 0 && drain_first_ != 0; --most) {
+      const uint32_t node = drain_first_;
+      drain_first_ = nodes_[node].next;
+      const PartRef part = nodes_[node].part;
       nodes_[node].next = free_node_;
       free_node_ = node;
-      node = next;
+      if (part != 0) each(part);
     }
-    Free(index);
   }
+  bool drained() const { return drain_first_ == 0; }
 
   // Any hold of the session; 0: none.
   HoldId AnyOf(uint32_t session) const;
@@ -94,13 +97,13 @@ class HoldTable {
   };
 
   static uint32_t Index(HoldId id) { return static_cast<uint32_t>(id); }
-  void Free(uint32_t index);
-
   std::vector<Hold> holds_;   // [0] is unused.
   std::vector<Node> nodes_;   // [0] is unused.
   std::vector<Owned> owned_;  // By session.
   uint32_t free_hold_ = 0;
   uint32_t free_node_ = 0;
+  uint32_t drain_first_ = 0;  // Nodes of ended holds, chained by next.
+  uint32_t drain_last_ = 0;   // Requires: drain_first_ is not 0.
   uint64_t total_extents_ = 0;
   uint64_t total_bytes_ = 0;
 };

@@ -15,6 +15,7 @@
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
+#include <memory>
 #include <thread>
 #include <variant>
 #include <vector>
@@ -112,18 +113,19 @@ int Serve(const Config& config) {
   Inbox inbox;
   Control::Options limits{.load_bytes_per_us = MeasureCopy(copier, clock)};
   FillBoard board(limits.max_reservations);
-  CopierPool copiers(board, inbox, copier, {.threads = config.copiers});
+  auto copiers = std::make_unique<CopierPool>(board, inbox, copier,
+                                              CopierPool::Options{.threads = config.copiers});
   Store store(*policy, **arena,
               {.max_blocks = config.max_blocks,
                .max_parts = (*arena)->capacity_bytes() / Arena::kMinSlotBytes,
                .secret = secret},
-              [&copiers](uint32_t region, uint64_t bytes) { copiers.MakeRegion(region, bytes); });
+              [&copiers](uint32_t region, uint64_t bytes) { copiers->MakeRegion(region, bytes); });
 
   absl::StatusOr<std::unique_ptr<SessionServer>> sessions =
-      SessionServer::Start(inbox, copiers, regions, {.path = config.path() + ".session"});
+      SessionServer::Start(inbox, *copiers, regions, {.path = config.path() + ".session"});
   if (!sessions.ok()) return Fail(sessions.status());
   limits.session_over = [&sessions](uint32_t serial) { (*sessions)->Forget(serial); };
-  Control control(store, board, copiers, inbox, clock, limits);
+  Control control(store, board, *copiers, inbox, clock, limits);
 
   absl::StatusOr<std::unique_ptr<Service>> service =
       Service::Start(control, clock, {.path = config.path()});
@@ -156,10 +158,12 @@ int Serve(const Config& config) {
   PreferThisThread();
   (*service)->Run();
   stopper.join();
-  // The reverse of the construction, but for what wakes the control thread: it goes first.
-  inbox.SetWake(nullptr);
+  // The reverse of the construction, but for the threads that wake the control thread: they end
+  // while there still is a service to wake.
   admin->reset();
   sessions->reset();
+  copiers.reset();
+  inbox.SetWake(nullptr);
   for (const char* suffix : {"", ".admin"}) unlink((config.path() + suffix).c_str());
   spdlog::info("daemon.stopped");
   return 0;

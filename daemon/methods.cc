@@ -45,6 +45,16 @@ absl::Status CheckAnnounce(const google::protobuf::RepeatedPtrField<std::string>
   return absl::UnimplementedError("announce: KV events are not in this version");
 }
 
+void GiveBack(Control& control, std::string_view session, HoldId hold, LeaseId lease) {
+  const uint64_t holds[] = {hold};
+  const uint64_t leases[] = {lease};
+  ReleaseList releases;
+  if (hold != 0) releases.holds = holds;
+  if (lease != 0) releases.leases = leases;
+  // The session may have ended meanwhile, and these with it or with its process.
+  if (releases.size() > 0) control.Release(session, releases).IgnoreError();
+}
+
 NamespaceDescriptor ReadDescriptor(const v1::NamespaceDescriptor& from) {
   NamespaceDescriptor to{.model = from.model(),
                          .weights_revision = from.weights_revision(),
@@ -117,6 +127,11 @@ absl::StatusOr<Step> LookupMethod::Run(Control& control, const LookupMethod::Req
   return Step::kDone;
 }
 
+void LookupMethod::Unheard(Control& control, const LookupMethod::Request& request,
+                           const LookupMethod::State& call) {
+  GiveBack(control, request.session(), call.cursor.hold, call.lease_id);
+}
+
 absl::StatusOr<Step> LoadMethod::Run(Control& control, const LoadMethod::Request& request,
                                      LoadMethod::State& call, LoadMethod::Reply& reply) {
   if (!std::exchange(call.read, true)) {
@@ -133,6 +148,11 @@ absl::StatusOr<Step> LoadMethod::Run(Control& control, const LoadMethod::Request
   reply.set_range_offset(call.range_offset);
   reply.set_range_bytes(call.range_bytes);
   return Step::kDone;
+}
+
+void LoadMethod::Unheard(Control& control, const LoadMethod::Request& request,
+                         const LoadMethod::State& call) {
+  GiveBack(control, request.session(), call.cursor.hold, 0);
 }
 
 absl::StatusOr<Step> ReleaseMethod::Run(Control& control, const ReleaseMethod::Request& request,
@@ -164,6 +184,11 @@ absl::StatusOr<Step> ReserveMethod::Run(Control& control, const ReserveMethod::R
   reply.set_granted(call.granted);
   reply.set_expires_ms(call.expires_ms);
   return Step::kDone;
+}
+
+void ReserveMethod::Unheard(Control& control, const ReserveMethod::Request& request,
+                            const ReserveMethod::State& call) {
+  if (call.reservation_id != 0) control.Abort(request.session(), call.reservation_id).IgnoreError();
 }
 
 absl::StatusOr<Step> CommitMethod::Run(Control& control, const CommitMethod::Request& request,
@@ -198,7 +223,7 @@ absl::StatusOr<Step> AbortMethod::Run(Control& control, const AbortMethod::Reque
 }
 
 absl::StatusOr<Step> PinMethod::Run(Control& control, const PinMethod::Request& request,
-                                    PinMethod::State&, PinMethod::Reply& reply) {
+                                    PinMethod::State& state, PinMethod::Reply& reply) {
   PinCall call{.key = request.key(),
                .owner = request.owner(),
                .budget_bytes = request.budget_bytes(),
@@ -207,10 +232,16 @@ absl::StatusOr<Step> PinMethod::Run(Control& control, const PinMethod::Request& 
   call.header.ns = request.namespace_id();
   const absl::Status status = control.Pin(call);
   if (!status.ok()) return status;
+  state.pin_id = call.pin_id;
   reply.set_pin_id(call.pin_id);
   reply.set_blocks(call.blocks);
   reply.set_bytes(call.bytes);
   return Step::kDone;
+}
+
+void PinMethod::Unheard(Control& control, const PinMethod::Request& request,
+                        const PinMethod::State& state) {
+  if (state.pin_id != 0) control.Unpin(request.session(), state.pin_id).IgnoreError();
 }
 
 absl::StatusOr<Step> UnpinMethod::Run(Control& control, const UnpinMethod::Request& request,

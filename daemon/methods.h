@@ -5,6 +5,9 @@
 // Run(control, request, state, reply) is called until it answers neither kMore nor kWait. The first
 // call finds a fresh `state`, which holds the plain struct; `request` must outlive it.
 //
+// Unheard(control, request, state), where there is one, takes back what an answer that could not be
+// sent has given: nobody knows the number of that hold, lease, pin or reservation.
+//
 // Threads: the control thread. Errors: those of kvd.proto; messages name the field.
 
 #pragma once
@@ -41,6 +44,7 @@ struct LookupMethod {
   };
   static absl::StatusOr<Step> Run(Control& control, const Request& request, State& state,
                                   Reply& reply);
+  static void Unheard(Control& control, const Request& request, const State& state);
 };
 
 struct LoadMethod {
@@ -51,6 +55,7 @@ struct LoadMethod {
   };
   static absl::StatusOr<Step> Run(Control& control, const Request& request, State& state,
                                   Reply& reply);
+  static void Unheard(Control& control, const Request& request, const State& state);
 };
 
 struct ReleaseMethod {
@@ -69,6 +74,7 @@ struct ReserveMethod {
   };
   static absl::StatusOr<Step> Run(Control& control, const Request& request, State& state,
                                   Reply& reply);
+  static void Unheard(Control& control, const Request& request, const State& state);
 };
 
 struct CommitMethod {
@@ -92,9 +98,12 @@ struct AbortMethod {
 struct PinMethod {
   using Request = v1::PinRequest;
   using Reply = v1::PinReply;
-  struct State {};
+  struct State {
+    LeaseId pin_id = 0;
+  };
   static absl::StatusOr<Step> Run(Control& control, const Request& request, State& state,
                                   Reply& reply);
+  static void Unheard(Control& control, const Request& request, const State& state);
 };
 
 struct UnpinMethod {

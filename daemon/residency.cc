@@ -44,6 +44,7 @@ Residency::Residency(EvictionPolicy& policy, RoomOwner& room, const Options& opt
       parts_(options.max_parts + 1, Touch::kOnUse),
       buckets_(BucketCount(options.max_blocks), Touch::kNow),
       shapes_(1),
+      gaps_(1),
       path_bits_(options.secret * 0x9e3779b97f4a7c15u + 1) {
   uint64_t state = options.secret;
   for (uint64_t& word : digest_secret_) word = SplitMix(state);
@@ -56,6 +57,7 @@ Residency::Residency(EvictionPolicy& policy, RoomOwner& room, const Options& opt
 NamespaceId Residency::AddNamespace(NamespaceShape shape) {
   pools_ = std::max<EvictionPolicy::Pool>(pools_, shape.pool + 1);
   shapes_.push_back(std::move(shape));
+  gaps_.push_back(0);
   return static_cast<NamespaceId>(shapes_.size() - 1);
 }
 
@@ -150,7 +152,7 @@ Residency::Prefix Residency::LongestPrefix(NamespaceId ns, const KeyList& keys,
                                            const ChainHash* parent) const {
   if (keys.empty()) return {};
   // Below a stub blocks are resident that must not be found, so presence is not monotone then.
-  if (gaps_ > 0) return WalkBackToServable(ExactPrefix(ns, keys, parent));
+  if (gaps_[ns] > 0) return WalkBackToServable(ExactPrefix(ns, keys, parent));
   const BlockRef first = Find(ns, keys[0]);
   if (first == 0 || blocks_[first].state != BlockState::kVisible) return {};
   if (parent != nullptr &&
@@ -489,8 +491,8 @@ void Residency::BecomeStubOrGo(BlockRef ref) {
 }
 
 void Residency::SetGap(Block& block, bool gap) {
-  gaps_ += gap;
-  gaps_ -= block.gap;
+  gaps_[block.ns] += gap;
+  gaps_[block.ns] -= block.gap;
   block.gap = gap;
 }
 

@@ -271,7 +271,9 @@ class Residency {
   MappedArray<Bucket>
       buckets_;  // Linear probing; at most half full, so no tombstones and no growth.
   std::vector<NamespaceShape> shapes_;
-  uint64_t gaps_ = 0;  // Blocks with `gap`: while there are any, presence is not monotone.
+  // By namespace, blocks with `gap`: while it has any, presence is not monotone there, and lookups
+  // go key by key. Those of others do not.
+  std::vector<uint64_t> gaps_;
   EvictionPolicy::Pool pools_ = 0;  // Pools in use count from 0.
   BlockRef free_block_ = 0;         // Chained by next_sibling.
   PartRef free_part_ = 0;           // Chained by next.

@@ -95,6 +95,9 @@ class Service::Impl::Call final : public Tag, public Resumable {
   void OnEvent(bool ok) override {
     if (answered_) {
       --impl_.calls_;
+      if constexpr (requires { Method::Unheard(impl_.control_, request_, state_); }) {
+        if (!ok) Method::Unheard(impl_.control_, request_, state_);
+      }
       delete this;
       return;
     }
@@ -187,6 +190,7 @@ absl::Status Service::Impl::Start() {
   builder.SetMaxSendMessageSize(kMaxMessageBytes);
   builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, options_.streams_per_connection);
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  builder.SetResourceQuota(grpc::ResourceQuota("engine").Resize(options_.max_message_memory));
   queue_ = builder.AddCompletionQueue();
   server_ = builder.BuildAndStart();
   if (server_ == nullptr) {

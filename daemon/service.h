@@ -30,6 +30,9 @@ class Service {
     std::string path;           // Of the gRPC socket. The caller has made sure that it is ours.
     uint32_t max_calls = 1024;  // Accepted and not answered; beyond it calls are refused.
     int streams_per_connection = 128;
+    // Of gRPC, for messages on their way in and out. Anybody may open connections and send half a
+    // message on each of their streams; beyond this gRPC drops some.
+    size_t max_message_memory = size_t{1} << 30;
   };
 
   // Binds the socket; calls are served once Run() does. `control` must outlive this.

@@ -20,7 +20,6 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "proto/types/check.h"
 #include "proto/types/status.h"
 
 #ifndef SO_PEERPIDFD
@@ -143,9 +142,12 @@ absl::StatusOr<std::unique_ptr<SessionServer>> SessionServer::Start(Inbox& inbox
   }
   server->epoll_ = epoll_create1(EPOLL_CLOEXEC);
   server->wake_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-  if (server->epoll_ < 0 || server->wake_ < 0) return ErrnoStatus(errno, "session server");
-  server->Watch(server->listener_, Tag(Watched::kListener));
-  server->Watch(server->wake_, Tag(Watched::kWake));
+  server->spare_ = open("/dev/null", O_RDONLY | O_CLOEXEC);
+  if (server->epoll_ < 0 || server->wake_ < 0 || server->spare_ < 0 ||
+      !server->Watch(server->listener_, Tag(Watched::kListener)) ||
+      !server->Watch(server->wake_, Tag(Watched::kWake))) {
+    return ErrnoStatus(errno, "session server");
+  }
   server->thread_ = std::thread([raw = server.get()] { raw->Run(); });
   return server;
 }
@@ -163,7 +165,7 @@ SessionServer::~SessionServer() {
     if (peer->socket >= 0) close(peer->socket);
     if (peer->pidfd >= 0) close(peer->pidfd);
   }
-  for (const int fd : {listener_, epoll_, wake_}) {
+  for (const int fd : {listener_, epoll_, wake_, spare_}) {
     if (fd >= 0) close(fd);
   }
   unlink(options_.path.c_str());
@@ -177,9 +179,28 @@ void SessionServer::Forget(uint32_t serial) {
   eventfd_write(wake_, 1);
 }
 
-void SessionServer::Watch(int fd, uint64_t tag) {
+bool SessionServer::Watch(int fd, uint64_t tag) {
   epoll_event event{.events = EPOLLIN, .data = {.u64 = tag}};
-  KVD_CHECK(epoll_ctl(epoll_, EPOLL_CTL_ADD, fd, &event) == 0) << std::strerror(errno);
+  return epoll_ctl(epoll_, EPOLL_CTL_ADD, fd, &event) == 0;
+}
+
+SessionServer::Use SessionServer::UseOf(uid_t uid) const {
+  Use use;
+  for (const auto& [serial, peer] : peers_) {
+    if (peer->uid != uid) continue;
+    ++use.sessions;
+    use.staging_bytes += peer->staging_bytes;
+    use.own_staging_bytes += peer->own_staging_bytes;
+  }
+  return use;
+}
+
+bool SessionServer::StagingFits(const Peer& peer, uint64_t made, uint64_t own) const {
+  const Use user = UseOf(peer.uid);
+  return use_.staging_bytes + made <= options_.max_staging_bytes &&
+         user.staging_bytes + made <= options_.max_user_staging_bytes &&
+         use_.own_staging_bytes + own <= options_.max_all_own_staging_bytes &&
+         user.own_staging_bytes + own <= options_.max_user_own_staging_bytes;
 }
 
 void SessionServer::Run() {
@@ -224,12 +245,18 @@ void SessionServer::Run() {
 
 void SessionServer::Accept() {
   const int socket = accept4(listener_, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK);
-  if (socket < 0) return;
+  if (socket < 0) {
+    if (errno == EMFILE || errno == ENFILE) RefuseForWantOfDescriptors();
+    return;
+  }
   ucred credentials{};
   socklen_t size = sizeof credentials;
   const bool known = getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &credentials, &size) == 0;
   const int pidfd = known ? OpenPidfd(socket, credentials.pid) : -1;
-  if (peers_.size() >= options_.max_sessions || pidfd < 0) {
+  const bool full = peers_.size() >= options_.max_sessions ||
+                    UseOf(credentials.uid).sessions >= options_.max_user_sessions;
+  if (full || pidfd < 0 || !Watch(socket, Tag(Watched::kSocket, next_serial_)) ||
+      !Watch(pidfd, Tag(Watched::kProcess, next_serial_))) {
     const SessionWelcome refusal{.status = pidfd < 0 && known ? SessionStatus::kInvalid
                                                               : SessionStatus::kFull};
     Send(socket, &refusal, sizeof refusal, {});
@@ -243,9 +270,19 @@ void SessionServer::Accept() {
   peer->pidfd = pidfd;
   peer->uid = credentials.uid;
   peer->pid = credentials.pid;
-  Watch(socket, Tag(Watched::kSocket, peer->serial));
-  Watch(pidfd, Tag(Watched::kProcess, peer->serial));
   peers_[peer->serial] = std::move(peer);
+}
+
+// A connection that waits would keep the listener readable, and this thread busy for nothing.
+void SessionServer::RefuseForWantOfDescriptors() {
+  close(std::exchange(spare_, -1));
+  const int socket = accept4(listener_, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK);
+  if (socket >= 0) {
+    const SessionWelcome refusal{.status = SessionStatus::kFull};
+    Send(socket, &refusal, sizeof refusal, {});
+    close(socket);
+  }
+  spare_ = open("/dev/null", O_RDONLY | O_CLOEXEC);
 }
 
 void SessionServer::Serve(Peer& peer) {
@@ -321,9 +358,10 @@ bool SessionServer::GiveStaging(Peer& peer, const StagingRequest& request, int o
     if (!CanBeStaging(own_fd, size) || size > options_.max_own_staging_bytes) {
       return refuse(SessionStatus::kInvalid);
     }
+    if (!StagingFits(peer, 0, size)) return refuse(SessionStatus::kFull);
   } else {
     size = std::min<uint64_t>(size, kMaxStagingBytes);
-    if (staging_bytes_ + size > options_.max_staging_bytes) return refuse(SessionStatus::kFull);
+    if (!StagingFits(peer, size, 0)) return refuse(SessionStatus::kFull);
     fd = memfd_create("kvd-staging", MFD_CLOEXEC | MFD_ALLOW_SEALING);
     if (fd < 0 || fchmod(fd, 0600) != 0 || ftruncate(fd, static_cast<off_t>(size)) != 0 ||
         fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) {
@@ -352,7 +390,8 @@ bool SessionServer::GiveStaging(Peer& peer, const StagingRequest& request, int o
                             : Send(peer.socket, &reply, sizeof reply, {fd, channel[1]});
     close(channel[1]);
     peer.has_staging = true;
-    if (request.own == 0) staging_bytes_ += peer.staging_bytes = size;
+    (request.own != 0 ? peer.own_staging_bytes : peer.staging_bytes) = size;
+    (request.own != 0 ? use_.own_staging_bytes : use_.staging_bytes) += size;
   }
   if (request.own == 0) close(fd);
   return sent;
@@ -360,7 +399,8 @@ bool SessionServer::GiveStaging(Peer& peer, const StagingRequest& request, int o
 
 void SessionServer::CloseSocket(Peer& peer) {
   close(std::exchange(peer.socket, -1));
-  staging_bytes_ -= std::exchange(peer.staging_bytes, 0);
+  use_.staging_bytes -= std::exchange(peer.staging_bytes, 0);
+  use_.own_staging_bytes -= std::exchange(peer.own_staging_bytes, 0);
   // The client may keep its end of the fill channel, and with it the staging memory.
   if (std::exchange(peer.has_staging, false)) copiers_.EndChannel(peer.serial);
   if (peer.greeted) {

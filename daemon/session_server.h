@@ -36,8 +36,14 @@ class SessionServer {
   struct Options {
     std::string path;  // Of the socket.
     uint32_t max_sessions = 1024;
-    uint64_t max_staging_bytes = 1u << 30;  // Of all sessions together, made by the daemon.
-    uint64_t max_own_staging_bytes = kMaxOwnStagingBytes;
+    uint32_t max_user_sessions = 512;       // Of one user id, which must not keep others out.
+    uint64_t max_staging_bytes = 2u << 30;  // Of all sessions together, made by the daemon.
+    uint64_t max_user_staging_bytes = 1u << 30;
+    uint64_t max_own_staging_bytes = kMaxOwnStagingBytes;  // Of one session.
+    // Of all sessions together: address space, of which a process has 128 TiB. A memfd of a
+    // terabyte costs a client nothing, and without address space the daemon could not go on.
+    uint64_t max_all_own_staging_bytes = 16 * kMaxOwnStagingBytes;
+    uint64_t max_user_own_staging_bytes = 8 * kMaxOwnStagingBytes;
   };
 
   // Binds the socket (replacing a stale file) and starts the thread. Collaborators must outlive
@@ -59,7 +65,14 @@ class SessionServer {
     pid_t pid = 0;
     bool greeted = false;
     bool has_staging = false;
+    uint64_t staging_bytes = 0;      // Made by us.
+    uint64_t own_staging_bytes = 0;  // Brought by the client.
+  };
+  // What the sessions of one user, or of all, have now.
+  struct Use {
+    uint32_t sessions = 0;
     uint64_t staging_bytes = 0;
+    uint64_t own_staging_bytes = 0;
   };
 
   SessionServer(Inbox& inbox, CopierPool& copiers, const RegionDirectory& regions,
@@ -74,7 +87,10 @@ class SessionServer {
   bool GiveStaging(Peer& peer, const StagingRequest& request, int own_fd);
   void CloseSocket(Peer& peer);
   void Remove(uint32_t serial);
-  void Watch(int fd, uint64_t tag);
+  bool Watch(int fd, uint64_t tag);
+  Use UseOf(uid_t uid) const;
+  bool StagingFits(const Peer& peer, uint64_t made, uint64_t own) const;
+  void RefuseForWantOfDescriptors();
 
   Inbox& inbox_;
   CopierPool& copiers_;
@@ -84,11 +100,12 @@ class SessionServer {
   int epoll_ = -1;
   int wake_ = -1;
   std::thread thread_;
+  int spare_ = -1;  // Given up to accept, and refuse, a connection when no descriptor is left.
 
   // The thread's own.
   absl::flat_hash_map<uint32_t, std::unique_ptr<Peer>> peers_;
   uint32_t next_serial_ = 1;
-  uint64_t staging_bytes_ = 0;
+  Use use_;  // Of all.
 
   absl::Mutex mu_;
   std::vector<uint32_t> over_ ABSL_GUARDED_BY(mu_);

@@ -13,7 +13,10 @@ constexpr size_t kRegionsTried = 4;
 }  // namespace
 
 Store::Store(EvictionPolicy& policy, Arena& arena, const Residency::Options& options, Renew renew)
-    : arena_(arena), residency_(policy, *this, options), renew_(std::move(renew)) {}
+    : arena_(arena),
+      residency_(policy, *this, options),
+      renew_(std::move(renew)),
+      in_the_way_(arena.regions()) {}
 
 bool Store::MakeIndexRoom() { return !residency_.full() || residency_.EvictNext(); }
 
@@ -114,22 +117,37 @@ bool Store::RenewARegion(DomainId domain) {
 // Evicts what lies in a region, and what hangs below that. False when something must stay: then
 // mostly nothing has left, as only what hangs below from elsewhere is not looked at first.
 bool Store::EmptyRegion(uint32_t region) {
-  for (uint32_t slot = 0; slot < arena_.slots(region); ++slot) {
+  // What was in the way the last time mostly still is: a region that cannot be emptied costs one
+  // look then, not one at each of its slots.
+  const uint32_t slots = arena_.slots(region);
+  for (uint32_t i = 0; i < slots; ++i) {
+    const uint32_t slot = (in_the_way_[region] + i) % slots;
     const PartRef part = arena_.Occupant(region, slot);
     if (part == 0) continue;
     const BlockRef ref = residency_.part(part).block;
-    if (ref == 0) return false;  // Quarantined.
     const Block& block = residency_.block(ref);
-    if (block.leases > 0 || block.holds > 0 || block.reserved_parts > 0) return false;
+    const bool quarantined = ref == 0;
+    if (quarantined || block.leases > 0 || block.holds > 0 || block.reserved_parts > 0) {
+      in_the_way_[region] = slot;
+      return false;
+    }
   }
-  for (uint32_t slot = 0; slot < arena_.slots(region); ++slot) {
-    while (const PartRef part = arena_.Occupant(region, slot)) {
-      BlockRef leaf = residency_.part(part).block;
-      if (leaf == 0) return false;
-      while (residency_.block(leaf).first_child != 0) leaf = residency_.block(leaf).first_child;
-      if (!residency_.evictable(leaf)) return false;
-      residency_.Evict(leaf);
+  for (uint32_t slot = 0; slot < slots; ++slot) {
+    const PartRef part = arena_.Occupant(region, slot);
+    if (part == 0) continue;
+    const BlockRef top = residency_.part(part).block;
+    if (top == 0) return false;
+    // Postorder: up again from each leaf, as a descent from the top for each would cost the square
+    // of a long chain.
+    BlockRef at = top;
+    while (arena_.Occupant(region, slot) == part) {
+      while (residency_.block(at).first_child != 0) at = residency_.block(at).first_child;
+      if (!residency_.evictable(at)) return false;
+      const BlockRef above = residency_.block(at).parent;
+      residency_.Evict(at);
       if (arena_.slot_bytes(region) == 0) return true;
+      // A stub that nothing needs any more goes with the last that hung below it.
+      at = residency_.block(above).state != BlockState::kFree ? above : top;
     }
   }
   return true;

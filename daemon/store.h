@@ -11,6 +11,7 @@
 #include <array>
 #include <cstdint>
 #include <functional>
+#include <vector>
 
 #include "daemon/residency.h"
 #include "policy/eviction.h"
@@ -55,6 +56,7 @@ class Store final : private RoomOwner {
   Residency residency_;
   Renew renew_;
   uint64_t regions_emptied_ = 0;
+  std::vector<uint32_t> in_the_way_;  // By region: a slot that kept it from being emptied.
   // By pool: blocks evicted although another pool had an older one, since it last took a region.
   std::array<uint32_t, EvictionPolicy::kMaxPools> younger_evicted_{};
 };

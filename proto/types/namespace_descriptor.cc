@@ -31,6 +31,9 @@ absl::Status Bad(std::string_view field, std::string_view why) {
 }
 
 absl::Status ValidateGroup(const GroupDescriptor& group, const std::string& name) {
+  if (group.block_tokens == 0 || group.block_tokens > (1u << 20)) {
+    return Bad(name + ".block_tokens", "must be 1 to 1048576");
+  }
   switch (group.kind) {
     case GroupKind::kFull:
     case GroupKind::kState:
@@ -38,15 +41,16 @@ absl::Status ValidateGroup(const GroupDescriptor& group, const std::string& name
       break;
     case GroupKind::kWindow:
       if (group.window_tokens == 0) return Bad(name + ".window_tokens", "a window needs one");
+      // A lookup looks at every block of a window. What is wider is needed whole: a full group.
+      if (group.window_blocks() > kMaxLookupBlocks) {
+        return Bad(name + ".window_tokens", "more than 32768 blocks; declare the group full");
+      }
       break;
     default:
       return Bad(name + ".kind", "unknown");
   }
   if (group.shards == 0 || group.shards > kMaxPartsPerBlock) {
     return Bad(name + ".shards", "must be 1 to 256");
-  }
-  if (group.block_tokens == 0 || group.block_tokens > (1u << 20)) {
-    return Bad(name + ".block_tokens", "must be 1 to 1048576");
   }
   if (group.part_bytes == 0 || group.part_bytes > kMaxPartBytes) {
     return Bad(name + ".part_bytes", "must be 1 to 64 MiB");

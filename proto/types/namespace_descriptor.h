@@ -24,10 +24,13 @@ enum class GroupKind : uint8_t {
 // One KV-cache group of a (possibly hybrid) model.
 struct GroupDescriptor {
   GroupKind kind = GroupKind::kFull;
-  uint32_t window_tokens = 0;  // Of a kWindow, else 0.
+  uint32_t window_tokens = 0;  // Of a kWindow, else 0. At most 32,768 blocks.
   uint32_t shards = 1;         // Parts of this group; 1 when replicated.
   uint32_t block_tokens = 0;   // Tokens of one block.
   uint32_t part_bytes = 0;     // Bytes of one part; every part of the group has this size.
+
+  // Blocks that a window needs. Requires: kWindow, block_tokens and window_tokens not zero.
+  uint32_t window_blocks() const { return (window_tokens - 1) / block_tokens + 1; }
 
   friend bool operator==(const GroupDescriptor&, const GroupDescriptor&) = default;
 };

@@ -470,6 +470,57 @@ TEST_F(ControlTest, AFullHoldTableLeavesNoHoldBehind) {
   for (uint64_t key = 100; key < 105; ++key) EXPECT_EQ(h.FindBlock(ns, key)->holds, 0u) << key;
 }
 
+// However much one call gives back, the next caller waits for a part of it only.
+TEST_F(ControlTest, ManyExtentsAreGivenBackInTurns) {
+  ControlHarness::Options options{.arena_bytes = 2u << 20};
+  options.control.session_hold_bytes = 4u << 20;
+  ControlHarness h(options);
+  const auto session = h.Open(1);
+  const NamespaceId ns = h.Register(
+      session, ControlHarness::Descriptor("m", {{.block_tokens = 16, .part_bytes = 512}}));
+  const Keys keys = KeysFrom(100, 1500);
+  const auto reserve = h.Reserve(session, ns, keys);
+  h.FillGranted(session, reserve->call, keys, 512);
+  h.Commit(session, reserve->call.reservation_id);
+  std::vector<uint64_t> holds;
+  for (const auto& [first, blocks] : {std::pair{0u, 500u}, {500u, 500u}}) {
+    for (int i = 0; i < 5; ++i) {
+      const auto load = h.Load(session, ns, KeysFrom(100 + first, blocks));
+      EXPECT_EQ(load->call.cursor.next, blocks);
+      holds.push_back(load->call.cursor.hold);
+      if (load->call.cursor.outcome != LoadOutcome::kComplete) break;
+    }
+  }
+  ASSERT_EQ(h.control.holds().total_extents(), 5000u);
+  EXPECT_GT(h.control.NextDeadline(), 0);
+
+  const auto released = h.control.Release(session.token, {.holds = holds});
+  ASSERT_TRUE(released.ok());
+  EXPECT_EQ(*released, 10u);
+  EXPECT_EQ(h.control.holds().held_bytes(0), 0u);  // The budget is back at once ...
+  EXPECT_GT(h.FindBlock(ns, 1099)->holds, 0u);     // ... the room a little later.
+  EXPECT_EQ(h.control.NextDeadline(), 0);
+  h.control.Poll();
+  EXPECT_EQ(h.FindBlock(ns, 1099)->holds, 0u);
+  EXPECT_GT(h.control.NextDeadline(), 0);
+  h.Audit();
+}
+
+TEST_F(ControlTest, ASliceOfManyPartsHasFewBlocks) {
+  ControlHarness::Options options;
+  options.control.slice_extents = 128;
+  ControlHarness h(options);
+  const auto session = h.Open(1);
+  const NamespaceId ns = h.Register(
+      session,
+      ControlHarness::Descriptor("m", {{.shards = 64, .block_tokens = 16, .part_bytes = 512}}));
+  auto reserve = ControlHarness::Make<ReserveCall>(session, ns, KeysFrom(100, 5));
+  reserve->step = h.Dispatch(reserve->call);
+  ASSERT_TRUE(reserve->step.ok());
+  EXPECT_EQ(*reserve->step, Step::kMore);
+  EXPECT_EQ(reserve->call.next, 2u);
+}
+
 TEST_F(ControlTest, AHoldReleasedWhileItsLoadIsUnderWayEndsTheLoad) {
   ControlHarness::Options options;
   options.control.slice_blocks = 2;
@@ -505,6 +556,85 @@ TEST_F(ControlTest, LeasesOfASessionAreBounded) {
   EXPECT_EQ(refused->call.hit_blocks, 1u);
   EXPECT_TRUE(h.ReleaseLease(session, first));
   EXPECT_EQ(h.Lookup(session, ns, {100}, 1000)->call.lease, LeaseOutcome::kGranted);
+}
+
+// Whatever a tenant uses up, all of it in as many sessions as it likes, the others go on.
+TEST_F(ControlTest, ADomainLeavesSomethingToTheOthers) {
+  ControlHarness::Options options;
+  options.control.domain_leases = 2;
+  options.control.domain_holds = 2;
+  options.control.domain_extents = 5;
+  options.control.domain_reservations = 2;
+  options.control.domain_waiters = 1;
+  options.control.domain_namespaces = 2;
+  options.control.domain_layouts = 1;
+  options.control.domain_pins = 1;
+  ControlHarness h(options);
+  const ControlHarness::Session mine[] = {h.Open(1), h.Open(1), h.Open(1)};
+  const auto other = h.Open(2);
+  const auto descriptor = [](std::string model, uint32_t part_bytes = kPartBytes) {
+    return ControlHarness::Descriptor(std::move(model),
+                                      {{.block_tokens = 16, .part_bytes = part_bytes}});
+  };
+  const auto refused = [](const absl::Status& status) {
+    return status.code() == absl::StatusCode::kResourceExhausted;
+  };
+  const NamespaceId ns = h.Register(mine[0], descriptor("a"));
+  EXPECT_TRUE(refused(
+      h.control.RegisterNamespace(mine[1].token, descriptor("b", 512)).status()));  // Layouts.
+  h.Register(mine[1], descriptor("b"));
+  EXPECT_TRUE(refused(h.control.RegisterNamespace(mine[2].token, descriptor("c")).status()));
+  const NamespaceId others = h.Register(other, descriptor("c", 512));
+
+  // Twice: what was given back counts no more.
+  for (uint64_t key = 100; key < 300; key += 100) {
+    SCOPED_TRACE(key);
+    const Keys keys = KeysFrom(key, 3);
+    h.Put(mine[0], ns, keys);
+    std::vector<LeaseId> leases;
+    for (const auto& session : mine) {
+      leases.push_back(h.Lookup(session, ns, keys, 1000)->call.lease_id);
+    }
+    EXPECT_TRUE(leases[0] != 0 && leases[1] != 0 && leases[2] == 0);
+    for (const LeaseId lease : leases) h.ReleaseLease(mine[2], lease);
+
+    const auto first = h.Load(mine[0], ns, keys);
+    const auto second = h.Load(mine[1], ns, keys);
+    EXPECT_EQ(first->call.cursor.next, 3u);
+    EXPECT_EQ(second->call.cursor.next, 2u);  // Extents are used up ...
+    EXPECT_TRUE(h.ReleaseHold(mine[0], first->call.cursor.hold));
+    const auto third = h.Load(mine[0], ns, {key});
+    EXPECT_EQ(h.Load(mine[2], ns, {key})->call.cursor.next, 0u);  // ... and now holds.
+    EXPECT_TRUE(h.ReleaseHold(mine[0], third->call.cursor.hold));
+    EXPECT_TRUE(h.ReleaseHold(mine[1], second->call.cursor.hold));
+
+    const auto a = h.Reserve(mine[0], ns, {key + 10});
+    const auto b = h.Reserve(mine[1], ns, {key + 10}, {}, 1000);
+    EXPECT_TRUE(b->waits());
+    EXPECT_TRUE(refused(h.Reserve(mine[2], ns, {key + 10}, {}, 1000)->step.status()));
+    EXPECT_EQ(h.Reserve(other, others, {key})->call.granted, 1u);
+    EXPECT_TRUE(h.control.Abort(mine[0].token, a->call.reservation_id).ok());
+    h.PollAndResume(*b);
+    EXPECT_TRUE(h.control.Abort(mine[1].token, b->call.reservation_id).ok());
+    const auto c = h.Reserve(mine[0], ns, {key + 10});
+    EXPECT_EQ(c->call.granted, 1u);
+    EXPECT_TRUE(h.control.Abort(mine[0].token, c->call.reservation_id).ok());
+
+    const auto pin = [&] {
+      auto call = ControlHarness::Make<PinCall>(mine[0], ns, {});
+      const std::string packed = PackKeys({key});
+      call->call.key = packed;
+      call->call.owner = "me";
+      call->call.ttl_ms = 1000;
+      call->call.budget_bytes = UINT64_MAX;
+      return std::pair{h.control.Pin(call->call), call->call.pin_id};
+    };
+    const auto pinned = pin();
+    EXPECT_TRUE(pinned.first.ok()) << pinned.first;
+    EXPECT_TRUE(refused(pin().first));
+    EXPECT_TRUE(h.control.Unpin(mine[1].token, pinned.second).ok());
+  }
+  h.Audit();
 }
 
 TEST_F(ControlTest, PinsHaveAnOwnerABudgetAndATimeToLive) {

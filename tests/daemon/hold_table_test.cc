@@ -16,7 +16,8 @@ using testing::ElementsAre;
 
 std::vector<PartRef> CloseAll(HoldTable& table, HoldId id) {
   std::vector<PartRef> parts;
-  table.Close(id, [&parts](PartRef part) { parts.push_back(part); });
+  table.Close(id);
+  table.Drain(UINT32_MAX, [&parts](PartRef part) { parts.push_back(part); });
   return parts;
 }
 
@@ -41,6 +42,28 @@ TEST(HoldTableTest, GivesTheirPartsBackInOrder) {
   EXPECT_EQ(table.held_bytes(3), 0u);
   EXPECT_EQ(table.total_extents(), 0u);
   EXPECT_EQ(table.total_bytes(), 0u);
+}
+
+TEST(HoldTableTest, GivesTheirPartsBackALittleAtATime) {
+  HoldTable table({.max_holds = 2, .max_extents = 4});
+  const HoldId a = table.Open(0);
+  const HoldId b = table.Open(0);
+  for (const PartRef part : {11, 12, 13}) EXPECT_TRUE(table.Append(a, part, 1));
+  EXPECT_TRUE(table.Append(b, 21, 1));
+  std::vector<PartRef> parts;
+  const auto drain = [&](uint32_t most) {
+    table.Drain(most, [&parts](PartRef part) { parts.push_back(part); });
+  };
+  EXPECT_TRUE(table.drained());
+  table.Close(a);
+  EXPECT_EQ(table.held_bytes(0), 1u);
+  drain(2);
+  EXPECT_THAT(parts, ElementsAre(11, 12));
+  EXPECT_FALSE(table.drained());
+  table.Close(b);
+  drain(2);
+  EXPECT_THAT(parts, ElementsAre(11, 12, 13, 21));
+  EXPECT_TRUE(table.drained());
 }
 
 TEST(HoldTableTest, SaysWhenItIsFull) {

@@ -5,6 +5,9 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -150,6 +153,79 @@ TEST_F(SessionServerTest, HasABoundOnSessionsAndForgetsThoseThatAreOver) {
   auto c = Open();
   while (!c.ok() && absl::Now() < deadline) c = Open();
   EXPECT_TRUE(c.ok()) << c.status();
+}
+
+TEST_F(SessionServerTest, HasABoundOnTheSessionsOfOneUser) {
+  Start({.max_sessions = 4, .max_user_sessions = 2});
+  const auto a = Open();
+  const auto b = Open();
+  ASSERT_TRUE(a.ok() && b.ok());
+  EXPECT_FALSE(Open().ok());
+}
+
+TEST_F(SessionServerTest, RefusesWhoComesWhenNoDescriptorIsLeft) {
+  Start();
+  const int socket = ::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+  sockaddr_un address{.sun_family = AF_UNIX};
+  const std::string path = folder_ + "/session";
+  std::memcpy(address.sun_path, path.c_str(), path.size() + 1);
+  rlimit limit;
+  ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &limit), 0);
+  const rlimit few{.rlim_cur = 512, .rlim_max = limit.rlim_max};
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &few), 0);
+  std::vector<int> all;
+  for (int fd = dup(0); fd >= 0; fd = dup(0)) all.push_back(fd);
+  EXPECT_EQ(connect(socket, reinterpret_cast<sockaddr*>(&address), sizeof address), 0);
+  SessionWelcome welcome;
+  EXPECT_EQ(recv(socket, &welcome, sizeof welcome, 0), ssize_t{sizeof welcome});
+  EXPECT_EQ(welcome.status, SessionStatus::kFull);
+  for (const int fd : all) close(fd);
+  setrlimit(RLIMIT_NOFILE, &limit);
+  close(socket);
+  EXPECT_TRUE(Open().ok());
+}
+
+// A memfd of a terabyte costs nothing, but the address space for a hundred of them is all there is.
+TEST_F(SessionServerTest, OwnStagingOfAllSessionsIsBounded) {
+  Start({.max_all_own_staging_bytes = 3 << 20, .max_user_own_staging_bytes = 2 << 20});
+  const int fd = memfd_create("staging", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+  ASSERT_EQ(ftruncate(fd, 2 << 20), 0);
+  ASSERT_EQ(fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK), 0);
+  const auto bring = [&](uint64_t size) {
+    sockaddr_un address{.sun_family = AF_UNIX};
+    const std::string path = folder_ + "/session";
+    std::memcpy(address.sun_path, path.c_str(), path.size() + 1);
+    UniqueFd socket(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
+    EXPECT_EQ(connect(socket.get(), reinterpret_cast<sockaddr*>(&address), sizeof address), 0);
+    const SessionHello hello{.version_min = 1, .version_max = 1};
+    SessionWelcome welcome;
+    EXPECT_EQ(send(socket.get(), &hello, sizeof hello, 0), ssize_t{sizeof hello});
+    EXPECT_EQ(recv(socket.get(), &welcome, sizeof welcome, 0), ssize_t{sizeof welcome});
+    StagingRequest request{.own = 1, .size_bytes = size};
+    iovec io{&request, sizeof request};
+    alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
+    msghdr message{};
+    message.msg_iov = &io;
+    message.msg_iovlen = 1;
+    message.msg_control = control;
+    message.msg_controllen = sizeof control;
+    cmsghdr* part = CMSG_FIRSTHDR(&message);
+    *part = {.cmsg_len = CMSG_LEN(sizeof fd), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS};
+    std::memcpy(CMSG_DATA(part), &fd, sizeof fd);
+    EXPECT_EQ(sendmsg(socket.get(), &message, 0), ssize_t{sizeof request});
+    StagingReply reply;
+    EXPECT_EQ(recv(socket.get(), &reply, sizeof reply, 0), ssize_t{sizeof reply});
+    return std::pair{std::move(socket), reply.status};
+  };
+  {
+    const auto first = bring(2 << 20);
+    EXPECT_EQ(first.second, SessionStatus::kOk);
+    EXPECT_EQ(bring(4096).second, SessionStatus::kFull);
+    ASSERT_TRUE(Next<SessionEnded>().has_value());  // Of the one that was refused.
+  }
+  ASSERT_TRUE(Next<SessionEnded>().has_value());
+  EXPECT_EQ(bring(2 << 20).second, SessionStatus::kOk);
+  close(fd);
 }
 
 TEST_F(SessionServerTest, GivesRegionsToTheirDomainAndNobodyElse) {

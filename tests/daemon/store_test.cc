@@ -29,10 +29,11 @@ class StoreTest : public testing::Test {
     uint64_t regions = 4;
     uint32_t max_blocks = 1000;
     uint64_t max_parts = 1000;
+    uint64_t region_bytes = kRegion;
   };
   explicit StoreTest(Sizes sizes)
-      : arena_(*Arena::Open(directory_, {.bytes = sizes.regions * kRegion,
-                                         .region_bytes = kRegion,
+      : arena_(*Arena::Open(directory_, {.bytes = sizes.regions * sizes.region_bytes,
+                                         .region_bytes = sizes.region_bytes,
                                          .pages = PageKind::kSmall})),
         policy_(sizes.max_blocks),
         store_(policy_, *arena_,
@@ -142,6 +143,33 @@ TEST_F(StoreTest, ASecondLayoutOnAFullDaemonTakesRegions) {
   for (uint64_t key = 103; key < 120; ++key) ASSERT_NE(Put(large, key, 8192), 0u) << key;
   EXPECT_GE(store_.regions_emptied(), 2u);
   EXPECT_TRUE(renewals_.empty());  // All of one domain: no new memory.
+}
+
+class LongChainTest : public StoreTest {
+ protected:
+  static constexpr uint32_t kBlocks = 32768;
+  LongChainTest()
+      : StoreTest({.regions = 1,
+                   .max_blocks = kBlocks + 1,
+                   .max_parts = kBlocks + 1,
+                   .region_bytes = kBlocks * Arena::kMinSlotBytes}) {}
+};
+
+// Its blocks leave one by one, leaf first; to find each leaf from the root would take seconds.
+TEST_F(LongChainTest, ARegionOfOneChainIsEmptied) {
+  const NamespaceId ns = Namespace(1, 0);
+  const NamespaceId other = Namespace(1, 1);
+  BlockRef parent = 0;
+  for (uint64_t key = 0; key < kBlocks; ++key) {
+    parent = Put(ns, key, Arena::kMinSlotBytes, parent);
+    ASSERT_NE(parent, 0u);
+  }
+  store_.residency().Lease(Find(ns, 0));
+  EXPECT_EQ(Put(other, 1, 4096), 0u);
+  EXPECT_EQ(store_.residency().counts().visible, kBlocks);
+  store_.residency().Unlease(Find(ns, 0));
+  EXPECT_NE(Put(other, 1, 4096), 0u);
+  EXPECT_EQ(store_.residency().counts().visible, 1u);
 }
 
 TEST_F(StoreTest, HeldAndLeasedRegionsStay) {

@@ -193,6 +193,11 @@ TEST(NamespaceDescriptorTest, ValidateAcceptsTheBoundsAndNamesWhatIsBeyond) {
       {"groups[0].kind", [](auto& d) { d.groups[0].kind = static_cast<GroupKind>(9); }},
       {"groups[0].window_tokens", [](auto& d) { d.groups[0].window_tokens = 1; }},
       {"groups[0].window_tokens", [](auto& d) { d.groups[0].kind = GroupKind::kWindow; }},
+      {"groups[0].window_tokens",  // Rounding up to blocks must not wrap around to none.
+       [](auto& d) {
+         d.groups[0].kind = GroupKind::kWindow;
+         d.groups[0].window_tokens = UINT32_MAX;
+       }},
       {"groups[0].shards", [](auto& d) { d.groups[0].shards = 0; }},
       {"groups[0].shards", [](auto& d) { d.groups[0].shards = 257; }},
       {"groups[0].block_tokens", [](auto& d) { d.groups[0].block_tokens = 0; }},
@@ -219,6 +224,19 @@ TEST(NamespaceDescriptorTest, ValidateAcceptsTheBoundsAndNamesWhatIsBeyond) {
     EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << field;
     EXPECT_THAT(std::string(status.message()), HasSubstr(std::string("descriptor.") + field + ":"));
   }
+}
+
+TEST(NamespaceDescriptorTest, AWindowIsRoundedUpToBlocksAndHasABound) {
+  EXPECT_EQ((GroupDescriptor{.window_tokens = 1, .block_tokens = 16}).window_blocks(), 1u);
+  EXPECT_EQ((GroupDescriptor{.window_tokens = 16, .block_tokens = 16}).window_blocks(), 1u);
+  EXPECT_EQ((GroupDescriptor{.window_tokens = 17, .block_tokens = 16}).window_blocks(), 2u);
+  NamespaceDescriptor descriptor = Small();
+  descriptor.groups.push_back(descriptor.groups[0]);
+  descriptor.groups[1].kind = GroupKind::kWindow;
+  descriptor.groups[1].window_tokens = kMaxLookupBlocks * descriptor.groups[1].block_tokens;
+  EXPECT_TRUE(descriptor.Validate().ok());
+  ++descriptor.groups[1].window_tokens;
+  EXPECT_FALSE(descriptor.Validate().ok());
 }
 
 }  // namespace

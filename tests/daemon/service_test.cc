@@ -1,0 +1,127 @@
+// The engine-facing service with a real gRPC client over a socket: what only the front end can get
+// wrong. What calls mean is in control_test.cc, what malformed ones get in tests/e2e/.
+
+#include "daemon/service.h"
+
+#include <grpcpp/grpcpp.h>
+#include <gtest/gtest.h>
+
+#include <array>
+#include <filesystem>
+#include <functional>
+#include <thread>
+
+#include "absl/synchronization/notification.h"
+#include "absl/time/clock.h"
+#include "proto/kvd.grpc.pb.h"
+#include "tests/testing/control_harness.h"
+
+namespace kvd {
+namespace {
+
+constexpr absl::Duration kPatience = absl::Seconds(20);
+
+class ServiceTest : public testing::Test {
+ protected:
+  ServiceTest() {
+    char name[] = "/tmp/kvd-service-XXXXXX";
+    folder_ = mkdtemp(name);
+    auto service = Service::Start(h_.control, h_.clock, {.path = folder_ + "/kvd"});
+    KVD_CHECK(service.ok()) << service.status();
+    service_ = *std::move(service);
+    h_.inbox.SetWake([this] { service_->Wake(); });
+    thread_ = std::thread([this] { service_->Run(); });
+    for (uint32_t serial : {1, 2}) {
+      SessionToken token{};
+      token[0] = static_cast<uint8_t>(serial);
+      tokens_[serial - 1].assign(token.begin(), token.end());
+      h_.inbox.Post(SessionOpened{.serial = serial, .token = token, .domain = 1});
+    }
+    OnControl([this](Control& control) {
+      const auto registered = control.RegisterNamespace(tokens_[0], ControlHarness::Descriptor());
+      if (registered.ok()) ns_ = registered->id;
+    });
+    stub_ = v1::Engine::NewStub(
+        grpc::CreateChannel("unix:" + folder_ + "/kvd", grpc::InsecureChannelCredentials()));
+  }
+  ~ServiceTest() override {
+    service_->Shutdown();
+    thread_.join();
+    h_.inbox.SetWake(nullptr);
+    service_.reset();
+    std::filesystem::remove_all(folder_);
+  }
+
+  // Runs `look` on the control thread.
+  void OnControl(const std::function<void(Control&)>& look) {
+    absl::Notification done;
+    h_.inbox.Post(Task{[&](Control& control) {
+      look(control);
+      done.Notify();
+    }});
+    done.WaitForNotification();
+  }
+  // Whether `holds` becomes true on the control thread.
+  bool Eventually(const std::function<bool(Control&)>& holds) {
+    const absl::Time deadline = absl::Now() + kPatience;
+    bool is = false;
+    while (!is && absl::Now() < deadline) {
+      OnControl([&](Control& control) { is = holds(control); });
+      if (!is) absl::SleepFor(absl::Milliseconds(1));
+    }
+    return is;
+  }
+  v1::ReserveRequest ReserveRequest(const std::string& session, const Keys& keys,
+                                    uint32_t wait_ms = 0) const {
+    v1::ReserveRequest request;
+    request.set_session(session);
+    request.set_namespace_id(ns_);
+    request.set_keys(PackKeys(keys));
+    request.set_wait_ms(wait_ms);
+    return request;
+  }
+
+  std::string folder_;
+  ControlHarness h_;  // Its Control belongs to the service's thread; its verbs are not for us.
+  std::array<std::string, 2> tokens_;  // Of two sessions of one domain.
+  NamespaceId ns_ = 0;
+  std::unique_ptr<Service> service_;
+  std::thread thread_;
+  std::unique_ptr<v1::Engine::Stub> stub_;
+};
+
+TEST_F(ServiceTest, WhatAnAnswerGaveIsTakenBackWhenItCannotBeSent) {
+  v1::ReserveReply reserved;
+  {
+    grpc::ClientContext context;
+    ASSERT_TRUE(stub_->Reserve(&context, ReserveRequest(tokens_[0], {100}), &reserved).ok());
+    ASSERT_EQ(reserved.granted(), 1u);
+  }
+  // Another session waits for that block, and its caller gives up.
+  grpc::ClientContext waiting;
+  grpc::Status status;
+  std::thread waiter([&] {
+    v1::ReserveReply reply;
+    status = stub_->Reserve(&waiting, ReserveRequest(tokens_[1], {100, 101}, 600'000), &reply);
+  });
+  EXPECT_TRUE(Eventually([](Control& control) { return control.counters().reserve_waits == 1; }));
+  waiting.TryCancel();
+  waiter.join();
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::CANCELLED);
+
+  // The producer gives up: both blocks are granted to a caller who does not hear it.
+  {
+    grpc::ClientContext context;
+    v1::AbortRequest request;
+    v1::AbortReply reply;
+    request.set_session(tokens_[0]);
+    request.set_reservation_id(reserved.reservation_id());
+    ASSERT_TRUE(stub_->Abort(&context, request, &reply).ok());
+  }
+  EXPECT_TRUE(Eventually([](Control& control) {
+    return control.counters().reserve_granted_blocks == 3 && control.reservations() == 0;
+  }));
+}
+
+}  // namespace
+}  // namespace kvd
