@@ -31,13 +31,14 @@
 #include "absl/time/time.h"
 #include "absl/types/span.h"
 #include "proto/types/block.h"
+#include "proto/types/endpoint.h"
 #include "proto/types/namespace_descriptor.h"
 #include "proto/types/packed.h"
 
 namespace kvd {
 
 struct ClientOptions {
-  std::string endpoint = "unix:/run/kvd/kvd.sock";    // As the daemon's --listen.
+  std::string endpoint = DefaultEndpoint();           // As the daemon's --listen.
   absl::Duration timeout = absl::Milliseconds(1000);  // Of a call that names none.
   absl::Duration reconnect_interval = absl::Milliseconds(100);
   uint64_t staging_bytes = 16u << 20;  // Memory for puts, at most 16 MiB; no part may be larger.

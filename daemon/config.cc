@@ -10,16 +10,10 @@
 #include <thread>
 
 #include "policy/policies.h"
+#include "proto/types/endpoint.h"
 
 namespace kvd {
 namespace {
-
-std::string DefaultListen() {
-  if (const char* runtime = std::getenv("XDG_RUNTIME_DIR"); runtime != nullptr && *runtime == '/') {
-    return std::string("unix:") + runtime + "/kvd.sock";
-  }
-  return "unix:/tmp/kvd-" + std::to_string(getuid()) + ".sock";
-}
 
 // The longest suffix that is added to the path.
 constexpr size_t kSuffixBytes = sizeof(".session");
@@ -47,7 +41,7 @@ std::string CheckMode(const std::string& mode) {
 }  // namespace
 
 std::variant<Config, int> ReadConfig(int argc, char** argv) {
-  Config config{.listen = DefaultListen()};
+  Config config{.listen = DefaultEndpoint()};
   std::string mode = "0600";
   CLI::App app("kvd: the KV-cache storage daemon of one node");
   app.set_version_flag("--version", "kvd " KVD_VERSION);

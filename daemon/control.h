@@ -167,7 +167,7 @@ class Control {
     SessionToken token{};
     DomainId domain = 0;
     pid_t pid = 0;
-    std::shared_ptr<const Staging> staging;
+    std::shared_ptr<const StagedBytes> staging;
     uint32_t reservations = 0;
     bool ended = false;
     bool exited = false;

@@ -22,6 +22,7 @@
 #include "daemon/fill_board.h"
 #include "daemon/inbox.h"
 #include "daemon/mover.h"
+#include "proto/types/clock.h"
 #include "proto/types/verified_copy.h"
 
 namespace kvd {
@@ -40,7 +41,7 @@ class CopierPool final : public Mover {
 
   // Serves fills that arrive on `fd` (which becomes the pool's) until the other end closes, or
   // EndChannel().
-  void AddChannel(uint32_t session, int fd, std::shared_ptr<const Staging> staging);
+  void AddChannel(uint32_t session, int fd, std::shared_ptr<const StagedBytes> staging);
 
   // Hangs up on the channel of `session`, if it has one. Soon, not now.
   void EndChannel(uint32_t session);
@@ -56,7 +57,7 @@ class CopierPool final : public Mover {
   struct Channel {
     uint32_t session = 0;
     int fd = -1;
-    std::shared_ptr<const Staging> staging;
+    std::shared_ptr<const StagedBytes> staging;
   };
   struct MakeRegionJob {
     uint32_t region = 0;
@@ -81,13 +82,14 @@ class CopierPool final : public Mover {
   bool Enqueue(Worker& worker, Job job, bool bounded);
   void Run(Worker& worker);
   bool ServeChannel(const Channel& channel);
-  FillReply FillOne(uint32_t session, const Staging& staging, const FillRequest& request);
+  FillReply FillOne(uint32_t session, const StagedBytes& staging, const FillRequest& request);
   void RunJob(Worker& worker, Job& job);
 
   FillBoard& board_;
   Inbox& inbox_;
   const Copier& copier_;
   const Options options_;
+  const SystemClock clock_;
   std::vector<std::unique_ptr<Worker>> workers_;  // The last one makes regions.
   std::atomic<uint64_t> filled_bytes_{0};         // A counter.
   std::atomic<uint64_t> refused_fills_{0};        // A counter.

@@ -35,7 +35,7 @@ struct SessionOpened {
 };
 struct StagingOpened {
   uint32_t serial = 0;
-  std::shared_ptr<const Staging> staging;
+  std::shared_ptr<const StagedBytes> staging;
 };
 struct SessionEnded {  // Its socket is closed.
   uint32_t serial = 0;

@@ -70,8 +70,8 @@ double MeasureCopy(const Copier& copier, const Clock& clock) {
   return kBytes * 1e3 / static_cast<double>(std::max<Nanos>(1, clock.Now() - start));
 }
 
-// The control thread does little at a time and everybody waits for it: it should run as soon as it is
-// woken, also beside copiers and engines that use their CPUs up. Best effort: a shorter slice
+// The control thread does little at a time and everybody waits for it: it should run as soon as it
+// is woken, also beside copiers and engines that use their CPUs up. Best effort: a shorter slice
 // (Linux 6.12) is for anybody to take, a higher priority for those who may.
 void PreferThisThread() {
   struct {  // sched_attr of sched_setattr(2), which libc does not declare.

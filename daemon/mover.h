@@ -16,16 +16,16 @@
 namespace kvd {
 
 // Memory that a client fills, mapped read-only by the daemon. It cannot shrink.
-class Staging {
+class StagedBytes {
  public:
-  virtual ~Staging() = default;
+  virtual ~StagedBytes() = default;
   virtual absl::Span<const std::byte> bytes() const = 0;
 };
 
 // Copies from staging into the parts of one reservation, as a client's fills would.
 struct FillJob {
   uint32_t session = 0;  // Serial number.
-  std::shared_ptr<const Staging> staging;
+  std::shared_ptr<const StagedBytes> staging;
   std::vector<FillRequest> fills;
   uint64_t reservation_id = 0;  // Told back when all are done.
 };

@@ -37,7 +37,7 @@ uint64_t Tag(Watched kind, uint32_t serial = 0) {
 }
 
 // A mapping of staging memory, read-only for us.
-class MappedStaging final : public Staging {
+class MappedStaging final : public StagedBytes {
  public:
   MappedStaging(void* data, size_t size) : data_(data), size_(size) {}
   ~MappedStaging() override { munmap(data_, size_); }

@@ -50,7 +50,8 @@ uint32_t Arena::SlotBytes(uint32_t part_bytes) {
 
 std::optional<uint32_t> Arena::OpenRegion(DomainId domain, uint32_t slot_bytes) {
   const auto usable = [&](const Region& region) {
-    return region.domain == domain && region.slot_bytes == slot_bytes && region.used < region.slot_count;
+    return region.domain == domain && region.slot_bytes == slot_bytes &&
+           region.used < region.slot_count;
   };
   if (usable(regions_[last_region_])) return last_region_;
   std::optional<uint32_t> fresh;
@@ -71,7 +72,8 @@ std::optional<uint32_t> Arena::OpenRegion(DomainId domain, uint32_t slot_bytes) 
   }
   region.slot_bytes = slot_bytes;
   region.slot_count = static_cast<uint32_t>(region_bytes_ / slot_bytes);
-  region.slots.reserve(region.slot_count);  // Address space: to touch it here would take milliseconds.
+  region.slots.reserve(
+      region.slot_count);  // Address space: to touch it here would take milliseconds.
   --free_regions_;
   return fresh;
 }

@@ -11,6 +11,7 @@
 #include <string>
 
 #include "proto/admin.grpc.pb.h"
+#include "proto/types/endpoint.h"
 
 namespace kvd {
 namespace {
@@ -25,11 +26,6 @@ struct Options {
   std::string endpoint;
   std::string output = "table";
 };
-
-std::string DefaultEndpoint() {
-  if (const char* endpoint = std::getenv("KVD_ENDPOINT")) return endpoint;
-  return "unix:/run/kvd/kvd.sock";
-}
 
 std::string Size(uint64_t bytes) {
   const char* units[] = {"B", "KiB", "MiB", "GiB", "TiB"};

@@ -18,7 +18,7 @@ namespace {
 
 constexpr uint32_t kPart = 4096;
 
-class MemoryStaging final : public Staging {
+class MemoryStaging final : public StagedBytes {
  public:
   explicit MemoryStaging(size_t size) : memory_(size) {
     for (size_t i = 0; i < size; ++i) memory_[i] = static_cast<std::byte>(i * 13 >> 3);

@@ -24,7 +24,7 @@ constexpr uint32_t kPart = 64;
 constexpr uint32_t kParts = 8;
 constexpr std::byte kGuard{0xee};
 
-class MemoryStaging final : public Staging {
+class MemoryStaging final : public StagedBytes {
  public:
   MemoryStaging() : memory_(1000) {
     for (size_t i = 0; i < memory_.size(); ++i) memory_[i] = static_cast<std::byte>(i * 7);

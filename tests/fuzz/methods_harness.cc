@@ -89,7 +89,7 @@ struct Operation {
   bool has(Flag flag) const { return (flags & flag) != 0; }
 };
 
-class MemoryStaging final : public Staging {
+class MemoryStaging final : public StagedBytes {
  public:
   explicit MemoryStaging(size_t size) : memory_(size, std::byte{0x11}) {}
   absl::Span<const std::byte> bytes() const override { return memory_; }

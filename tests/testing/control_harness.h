@@ -55,7 +55,7 @@ inline std::byte PayloadByte(uint64_t salt, uint64_t key, PartId id, size_t i) {
   return static_cast<std::byte>(x >> (i % 8 * 8));
 }
 
-class MemoryStaging final : public Staging {
+class MemoryStaging final : public StagedBytes {
  public:
   explicit MemoryStaging(size_t size) : memory_(size) {}
   absl::Span<const std::byte> bytes() const override { return memory_; }

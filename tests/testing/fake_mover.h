@@ -50,7 +50,7 @@ class FakeMover final : public Mover {
     absl::Span<std::byte> room;
     absl::Span<const std::byte> source;
   };
-  Copy BeginCopy(uint32_t session, const Staging& staging, const FillRequest& fill) {
+  Copy BeginCopy(uint32_t session, const StagedBytes& staging, const FillRequest& fill) {
     Copy copy{.fill = fill};
     const absl::Span<const std::byte> bytes = staging.bytes();
     if (fill.staging_offset > bytes.size() || fill.length > bytes.size() - fill.staging_offset) {
@@ -76,7 +76,7 @@ class FakeMover final : public Mover {
       inbox_.Post(FillsDone{.reservation_id = id});
     }
   }
-  FillStatus CopyNow(uint32_t session, const Staging& staging, const FillRequest& fill) {
+  FillStatus CopyNow(uint32_t session, const StagedBytes& staging, const FillRequest& fill) {
     const Copy copy = BeginCopy(session, staging, fill);
     if (copy.status == FillStatus::kOk) EndCopy(copy);
     return copy.status;
