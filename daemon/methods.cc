@@ -16,6 +16,7 @@ void ReadReleases(const v1::Releases& from, ReleaseList& to) {
   to.holds = {from.hold_ids().data(), static_cast<size_t>(from.hold_ids_size())};
   to.leases = {from.lease_ids().data(), static_cast<size_t>(from.lease_ids_size())};
   for (const v1::Damage& damage : from.damaged()) {
+    if (to.damaged.size() > kMaxReleasesPerCall) break;  // Refused already; do not copy the rest.
     to.damaged.push_back(
         {damage.hold_id(), {damage.extents().data(), static_cast<size_t>(damage.extents_size())}});
   }
@@ -69,7 +70,9 @@ NamespaceDescriptor ReadDescriptor(const v1::NamespaceDescriptor& from) {
                          .tensor_parallel = from.tensor_parallel(),
                          .pipeline_parallel = from.pipeline_parallel(),
                          .context_parallel = from.context_parallel()};
+  // A message has room for half a million of these. One more than there may be is refused.
   for (const v1::Group& group : from.groups()) {
+    if (to.groups.size() > kMaxGroups) break;
     // An enum of the wire is any int32, ours is a byte: 257 must not become 1.
     const int kind = v1::GroupKind_IsValid(group.kind()) ? group.kind() : 0;
     to.groups.push_back({.kind = static_cast<GroupKind>(kind),
@@ -78,7 +81,10 @@ NamespaceDescriptor ReadDescriptor(const v1::NamespaceDescriptor& from) {
                          .block_tokens = group.block_tokens(),
                          .part_bytes = group.part_bytes()});
   }
-  for (const auto& [key, value] : from.extra()) to.extra[key] = value;
+  for (const auto& [key, value] : from.extra()) {
+    if (to.extra.size() > kMaxExtra) break;
+    to.extra[key] = value;
+  }
   return to;
 }
 

@@ -17,6 +17,7 @@ inline constexpr uint32_t kMaxPageBlocks = 2048;     // Keys of what answers or 
 inline constexpr uint32_t kMaxPageExtents = 16384;   // Blocks times parts of such a page.
 inline constexpr uint32_t kMaxChainDepth = 1u << 20;
 inline constexpr uint32_t kMaxGroups = 16;          // Of a namespace.
+inline constexpr uint32_t kMaxExtra = 64;           // Entries of a descriptor's `extra`.
 inline constexpr uint32_t kMaxPartsPerBlock = 256;  // Groups times shards.
 inline constexpr uint32_t kMaxPartBytes = 64u << 20;
 inline constexpr uint32_t kMaxAnnounceBytes = 16384;  // For one block.

@@ -96,7 +96,7 @@ absl::Status NamespaceDescriptor::Validate() const {
   // Prefix closure is a property of full parts: without one, nothing would make a block visible.
   if (!has_full) return Bad("groups", "needs at least one of kind full");
   if (parts_per_block() > kMaxPartsPerBlock) return Bad("groups", "more than 256 parts per block");
-  if (extra.size() > 64) return Bad("extra", "more than 64 entries");
+  if (extra.size() > kMaxExtra) return Bad("extra", "more than 64 entries");
   for (const auto& [key, value] : extra) {
     if (key.empty() || key.size() > kMaxNameBytes || value.size() > kMaxNameBytes) {
       return Bad("extra", "a key or value is empty or longer than 256 bytes");

@@ -11,6 +11,7 @@
 #include <functional>
 #include <thread>
 
+#include "absl/strings/str_cat.h"
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "proto/kvd.grpc.pb.h"
@@ -121,6 +122,41 @@ TEST_F(ServiceTest, WhatAnAnswerGaveIsTakenBackWhenItCannotBeSent) {
   EXPECT_TRUE(Eventually([](Control& control) {
     return control.counters().reserve_granted_blocks == 3 && control.reservations() == 0;
   }));
+}
+
+TEST_F(ServiceTest, ListsBeyondTheirBoundAreRefused) {
+  const auto refused = [](const grpc::Status& status, const std::string& field) {
+    return status.error_code() == grpc::StatusCode::INVALID_ARGUMENT &&
+           status.error_message().find(field) != std::string::npos;
+  };
+  v1::ReleaseRequest release;
+  release.set_session(tokens_[0]);
+  for (int i = 0; i < 100'000; ++i) release.mutable_releases()->add_damaged();
+  v1::ReleaseReply released;
+  grpc::ClientContext first;
+  EXPECT_TRUE(refused(stub_->Release(&first, release, &released), "releases:"));
+
+  v1::RegisterNamespaceRequest request;
+  request.set_session(tokens_[0]);
+  v1::NamespaceDescriptor& descriptor = *request.mutable_describes();
+  descriptor.set_model("m");
+  descriptor.set_hash_bytes(16);
+  descriptor.set_tensor_parallel(1);
+  descriptor.set_pipeline_parallel(1);
+  descriptor.set_context_parallel(1);
+  for (int i = 0; i < 100'000; ++i) descriptor.add_groups();
+  v1::RegisterNamespaceReply reply;
+  grpc::ClientContext second;
+  EXPECT_TRUE(refused(stub_->RegisterNamespace(&second, request, &reply), "descriptor.groups:"));
+  descriptor.clear_groups();
+  v1::Group& group = *descriptor.add_groups();
+  group.set_kind(v1::GROUP_KIND_FULL);
+  group.set_shards(1);
+  group.set_block_tokens(16);
+  group.set_part_bytes(4096);
+  for (int i = 0; i < 50'000; ++i) (*descriptor.mutable_extra())[absl::StrCat(i)].clear();
+  grpc::ClientContext third;
+  EXPECT_TRUE(refused(stub_->RegisterNamespace(&third, request, &reply), "descriptor.extra:"));
 }
 
 }  // namespace
