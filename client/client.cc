@@ -846,10 +846,11 @@ PutResult Client::Impl::PutInOneCall(Link& link, Staging& staging, uint32_t name
                                      const PutCall& put) {
   PutResult result;
   StagingSlot slot;
+  std::vector<uint32_t> sums;
   {
     Staging::Filling filling(staging, put.deadline);
     if (!filling.held()) return {absl::DeadlineExceededError("put: others are putting")};
-    absl::StatusOr<StagingSlot> staged = filling.Stage(put.sources, put.total_bytes);
+    absl::StatusOr<StagingSlot> staged = filling.Stage(put.sources, put.total_bytes, sums);
     if (!staged.ok()) return {staged.status()};
     slot = *staged;
   }
@@ -863,9 +864,10 @@ PutResult Client::Impl::PutInOneCall(Link& link, Staging& staging, uint32_t name
   staged.resize(put.sources.size() * sizeof(PackedStaged));
   uint64_t offset = slot.offset;
   for (size_t i = 0; i < put.sources.size(); ++i) {
-    PackAt(staged, i, PackedStaged{offset, static_cast<uint32_t>(put.sources[i].size())});
+    PackAt(staged, i, PackedStaged{offset, static_cast<uint32_t>(put.sources[i].size()), sums[i]});
     offset += put.sources[i].size();
   }
+  request.set_staged_sums(true);
   for (const std::string& announce : put.options.announce) request.add_announce(announce);
   v1::CommitReply reply;
   result.status = Call(link, &Engine::Stub::Commit, request, &reply, put.deadline);

@@ -95,12 +95,14 @@ absl::Status Staging::Filling::Finish() {
 }
 
 absl::StatusOr<StagingSlot> Staging::Filling::Stage(
-    absl::Span<const absl::Span<const std::byte>> sources, uint64_t total_bytes) {
+    absl::Span<const absl::Span<const std::byte>> sources, uint64_t total_bytes,
+    std::vector<uint32_t>& sums) {
   absl::StatusOr<StagingSlot> slot = Allocate(total_bytes);
   if (!slot.ok()) return slot;
   std::byte* target = staging_.memory_.data() + slot->offset;
   for (absl::Span<const std::byte> source : sources) {
-    staging_.copier_.Copy(absl::MakeSpan(target, source.size()), source, CopyUse::kCache);
+    sums.push_back(
+        staging_.copier_.CopySum(absl::MakeSpan(target, source.size()), source, CopyUse::kCache));
     target += source.size();
   }
   return slot;

@@ -94,10 +94,11 @@ class Staging {
     absl::Status Fill(uint64_t reservation_id, uint32_t index, absl::Span<const std::byte> source);
     // Waits until the copier has answered for all; the first error, if any.
     absl::Status Finish();
-    // Copies `sources`, back to back, into one slot and leaves them there for a Commit. The caller
-    // frees the slot. Requires: 0 < total_bytes <= size(), the sum of their sizes.
+    // Copies `sources`, back to back, into one slot and leaves them there for a Commit; appends
+    // their sums to `sums`. The caller frees the slot.
+    // Requires: 0 < total_bytes <= size(), the sum of their sizes.
     absl::StatusOr<StagingSlot> Stage(absl::Span<const absl::Span<const std::byte>> sources,
-                                      uint64_t total_bytes);
+                                      uint64_t total_bytes, std::vector<uint32_t>& sums);
 
    private:
     absl::StatusOr<StagingSlot> Allocate(uint64_t length);

@@ -692,6 +692,7 @@ std::vector<std::pair<std::string, uint64_t>> Control::Counters() const {
           {"commits", c.commits},
           {"committed_blocks", c.committed_blocks},
           {"parked_blocks", c.parked_blocks},
+          {"put_sums_differ", c.put_sums_differ},
           {"parked_blocks_dropped", r.parked_dropped},
           {"evicted_blocks", r.evicted},
           {"regions_emptied", store_.regions_emptied()},

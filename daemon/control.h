@@ -56,6 +56,7 @@ struct ControlCounters {
   uint64_t commits = 0;
   uint64_t committed_blocks = 0;  // Made visible.
   uint64_t parked_blocks = 0;
+  uint64_t put_sums_differ = 0;  // Parts whose staged bytes were not those that were summed.
   uint64_t leases_granted = 0;
   uint64_t leases_refused = 0;
   uint64_t leases_expired = 0;

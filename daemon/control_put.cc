@@ -299,12 +299,18 @@ CommitResult Control::CommitBlock(CommitCall& call, uint64_t id, Reservation& re
         return CommitResult::kPresent;
     }
   }
+  if (call.sums_differ) return CommitResult::kFailed;  // Nothing stands below a block that failed.
   const size_t parts = reservation.parts.size();
   const size_t first = position * parts;
   for (size_t i = first; i < first + parts; ++i) {
     if (reservation.part_refs[i] == 0) continue;
     const FillBoard::Part part = board_.Get(id, static_cast<uint32_t>(i));
     if (part.state != FillBoard::State::kFull) return CommitResult::kNotFilled;
+    if (call.staged_sums && part.sum != UnpackAt<PackedStaged>(call.staged, i).sum) {
+      ++counters_.put_sums_differ;  // Somebody wrote into staging after the caller had.
+      call.sums_differ = true;
+      return CommitResult::kFailed;
+    }
   }
   for (size_t i = first; i < first + parts; ++i) {
     const PartRef part = std::exchange(reservation.part_refs[i], 0);

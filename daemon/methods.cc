@@ -206,6 +206,7 @@ absl::StatusOr<Step> CommitMethod::Run(Control& control, const CommitMethod::Req
     call.first_block = request.first_block();
     call.blocks = request.blocks();
     call.staged = request.staged();
+    call.staged_sums = request.staged_sums();
     if (absl::Status status = CheckAnnounce(request.announce(), request.keys().size());
         !status.ok()) {
       return status;

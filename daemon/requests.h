@@ -119,6 +119,7 @@ struct CommitCall {
   uint32_t first_block = 0;
   uint32_t blocks = 0;
   std::string_view staged;
+  bool staged_sums = false;        // `staged` carries the sums of the parts.
   Resumable* resumable = nullptr;  // Required when there is no reservation_id.
   // Answer.
   std::string results;
@@ -126,6 +127,7 @@ struct CommitCall {
   // Progress.
   enum class Phase : uint8_t { kStart, kReserve, kFill, kCommit } phase = Phase::kStart;
   bool inline_put = false;
+  bool sums_differ = false;
   uint32_t next = 0;
   ReserveCall reserve;  // Of a put without a reservation.
 };

@@ -37,7 +37,7 @@ inline constexpr uint8_t kSumCrc32c = 1;
 struct PackedStaged {
   uint64_t offset = 0;  // Bytes from the start of the staging memory.
   uint32_t length = 0;  // Bytes.
-  uint32_t reserved = 0;
+  uint32_t sum = 0;     // CRC32C of them, where CommitRequest.staged_sums says so.
 };
 static_assert(sizeof(PackedStaged) == 16);
 
@@ -73,7 +73,7 @@ enum class CommitResult : uint8_t {
   kNotFilled = 4,  // Some part was never filled; still reserved.
   kNoRoom = 5,     // Nothing can be evicted now.
   kNoParent = 6,   // The parent is not there.
-  kFailed = 7,     // Staging out of range, or the reservation lost the block.
+  kFailed = 7,     // The bytes in staging were not those that the caller had summed.
 };
 
 }  // namespace kvd

@@ -948,6 +948,30 @@ TEST_F(InlinePutTest, IsVisibleWhenTheCopierIsDone) {
   EXPECT_EQ(h_.control.reservations(), 0u);
 }
 
+TEST_F(InlinePutTest, StoresNothingFromABlockOnWhoseSumDiffers) {
+  const Keys keys = KeysFrom(100, 3);
+  auto put = ControlHarness::Make<CommitCall>(a_, ns_, keys);
+  put->staged.resize(keys.size() * sizeof(PackedStaged));
+  for (size_t i = 0; i < keys.size(); ++i) {
+    const auto bytes = a_.staging->writable().subspan(i * kPartBytes, kPartBytes);
+    ControlHarness::WritePayload(bytes, ns_, keys[i], {});
+    PackAt(put->staged, i, PackedStaged{i * kPartBytes, kPartBytes, Crc32c(bytes)});
+  }
+  put->call.staged = put->staged;
+  put->call.staged_sums = true;
+  a_.staging->writable()[kPartBytes] ^= std::byte{1};  // A stray store into the second block.
+  h_.Run(*put);
+
+  Finish(*put);
+
+  ASSERT_TRUE(put->done());
+  EXPECT_EQ(put->call.results,
+            Repeat(1, CommitResult::kCommitted) + Repeat(2, CommitResult::kFailed));
+  EXPECT_EQ(h_.control.counters().put_sums_differ, 1u);
+  EXPECT_EQ(h_.Hits(a_, ns_, keys), 1u);
+  EXPECT_EQ(h_.control.reservations(), 0u);
+}
+
 TEST_F(InlinePutTest, DeduplicatesInItsAnswer) {
   h_.Put(a_, ns_, {100, 101});
   const auto put = Put(b_, KeysFrom(100, 3));
