@@ -2,7 +2,6 @@
 
 #include <grp.h>
 #include <sys/un.h>
-#include <unistd.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>

@@ -8,13 +8,10 @@
 
 #include "absl/strings/str_cat.h"
 #include "proto/types/check.h"
+#include "proto/types/status.h"
 
 namespace kvd {
 namespace {
-
-absl::Status Invalid(absl::string_view field, absl::string_view why) {
-  return absl::InvalidArgumentError(absl::StrCat(field, ": ", why));
-}
 
 absl::string_view View(std::string_view view) { return {view.data(), view.size()}; }
 
@@ -71,23 +68,25 @@ absl::StatusOr<Control::Chain> Control::ResolveChain(const CallHeader& header,
   Chain chain{.info = &namespaces_[header.ns], .session = *session};
   const uint32_t hash_bytes = chain.info->descriptor.hash_bytes;
   if (header.keys.empty() || header.keys.size() % hash_bytes != 0) {
-    return refuse(Invalid("keys", absl::StrCat("must be one or more hashes of ", hash_bytes,
-                                               " bytes, got ", header.keys.size(), " bytes")));
+    return refuse(InvalidField("keys", absl::StrCat("must be one or more hashes of ", hash_bytes,
+                                                    " bytes, got ", header.keys.size(), " bytes")));
   }
   if (header.keys.size() / hash_bytes > max_blocks) {
-    return refuse(Invalid("keys", absl::StrCat("at most ", max_blocks, " blocks a call, got ",
-                                               header.keys.size() / hash_bytes)));
+    return refuse(InvalidField("keys", absl::StrCat("at most ", max_blocks, " blocks a call, got ",
+                                                    header.keys.size() / hash_bytes)));
   }
   chain.keys = KeyList(header.keys, hash_bytes);
   if (!header.parent.empty()) {
     if (header.parent.size() != hash_bytes) {
-      return refuse(Invalid("parent", absl::StrCat("must be one hash of ", hash_bytes, " bytes")));
+      return refuse(
+          InvalidField("parent", absl::StrCat("must be one hash of ", hash_bytes, " bytes")));
     }
     chain.has_parent = true;
     chain.parent = KeyList(header.parent, hash_bytes)[0];
   }
   if (header.releases.size() > kMaxReleasesPerCall) {
-    return refuse(Invalid("releases", absl::StrCat("at most ", kMaxReleasesPerCall, " a call")));
+    return refuse(
+        InvalidField("releases", absl::StrCat("at most ", kMaxReleasesPerCall, " a call")));
   }
   return chain;
 }
@@ -100,16 +99,16 @@ absl::StatusOr<absl::InlinedVector<PartId, 4>> Control::ResolveParts(const Names
     return ids;
   }
   if (parts.size() % 2 != 0 || parts.size() / 2 > info.parts.size()) {
-    return Invalid("parts", "must be pairs of group and shard, each at most once");
+    return InvalidField("parts", "must be pairs of group and shard, each at most once");
   }
   for (size_t i = 0; i < parts.size(); i += 2) {
     const PartId id{static_cast<uint8_t>(parts[i]), static_cast<uint8_t>(parts[i + 1])};
     if (std::find(info.parts.begin(), info.parts.end(), id) == info.parts.end()) {
-      return Invalid("parts",
-                     absl::StrCat("the namespace has no group ", id.group, " shard ", id.shard));
+      return InvalidField(
+          "parts", absl::StrCat("the namespace has no group ", id.group, " shard ", id.shard));
     }
     if (std::find(ids.begin(), ids.end(), id) != ids.end()) {
-      return Invalid("parts", "names a part twice");
+      return InvalidField("parts", "names a part twice");
     }
     ids.push_back(id);
   }
@@ -151,10 +150,10 @@ absl::StatusOr<Control::RegisteredNamespace> Control::RegisterNamespace(
     slots.push_back(Arena::SlotBytes(group.part_bytes));
     if (slots.back() > store_.arena().region_bytes()) {
       namespace_ids_.erase(it);
-      return refuse(
-          Invalid(absl::StrCat("descriptor.groups[", g, "].part_bytes"),
-                  absl::StrCat("larger than a region of this daemon (",
-                               store_.arena().region_bytes(), " bytes): give it more --dram")));
+      return refuse(InvalidField(
+          absl::StrCat("descriptor.groups[", g, "].part_bytes"),
+          absl::StrCat("larger than a region of this daemon (", store_.arena().region_bytes(),
+                       " bytes): give it more --dram")));
     }
   }
   std::sort(slots.begin(), slots.end());
@@ -188,14 +187,14 @@ absl::StatusOr<Step> Control::Lookup(LookupCall& call) {
   absl::StatusOr<Chain> chain = ResolveChain(call.header, kMaxLookupBlocks);
   if (!chain.ok()) return chain.status();
   if (!call.found) {
-    if (call.lease_ms > kMaxLeaseMs) return Invalid("lease_ms", "at most 600000");
-    if (call.extent_blocks > kMaxPageBlocks) return Invalid("extent_blocks", "at most 2048");
+    if (call.lease_ms > kMaxLeaseMs) return InvalidField("lease_ms", "at most 600000");
+    if (call.extent_blocks > kMaxPageBlocks) return InvalidField("extent_blocks", "at most 2048");
     if (call.extent_blocks > 0) {
       auto parts = ResolveParts(*chain->info, call.header.parts);
       if (!parts.ok()) return parts.status();
       call.cursor.parts = *std::move(parts);
       if (call.extent_blocks * call.cursor.parts.size() > kMaxPageExtents) {
-        return Invalid("extent_blocks", "blocks times parts is more than 16384");
+        return InvalidField("extent_blocks", "blocks times parts is more than 16384");
       }
     }
     ApplyReleases(*chain->session, call.header.releases);
@@ -227,13 +226,13 @@ absl::StatusOr<Step> Control::Load(LoadCall& call) {
     if (!parts.ok()) return parts.status();
     call.cursor.parts = *std::move(parts);
     if (chain->keys.size() * call.cursor.parts.size() > kMaxPageExtents) {
-      return Invalid("keys", "blocks times parts is more than 16384");
+      return InvalidField("keys", "blocks times parts is more than 16384");
     }
     uint32_t longest = 0;  // Of what the range leaves of the parts.
     for (const PartId id : call.cursor.parts) {
       const uint32_t part_bytes = chain->info->group_part_bytes[id.group];
       if (call.range_offset >= part_bytes) {
-        return Invalid("range_offset", absl::StrCat("parts have ", part_bytes, " bytes"));
+        return InvalidField("range_offset", absl::StrCat("parts have ", part_bytes, " bytes"));
       }
       longest = std::max(longest, part_bytes - call.range_offset);
     }
@@ -438,7 +437,7 @@ absl::StatusOr<uint32_t> Control::Release(std::string_view token, const ReleaseL
   if (!session.ok()) return session.status();
   if (releases.size() > kMaxReleasesPerCall) {
     ++counters_.calls_refused;
-    return Invalid("releases", absl::StrCat("at most ", kMaxReleasesPerCall, " a call"));
+    return InvalidField("releases", absl::StrCat("at most ", kMaxReleasesPerCall, " a call"));
   }
   return ApplyReleases(**session, releases);
 }
@@ -448,10 +447,10 @@ absl::Status Control::Pin(PinCall& call) {
   absl::StatusOr<Chain> chain = ResolveChain(call.header, 1);
   if (!chain.ok()) return chain.status();
   if (call.owner.empty() || call.owner.size() > kMaxNameBytes) {
-    return Invalid("owner", "must be 1 to 256 bytes");
+    return InvalidField("owner", "must be 1 to 256 bytes");
   }
   if (call.ttl_ms == 0 || call.ttl_ms > kMaxPinMs)
-    return Invalid("ttl_ms", "must be 1 ms to 7 days");
+    return InvalidField("ttl_ms", "must be 1 ms to 7 days");
   const BlockRef block = residency_.Find(call.header.ns, chain->keys[0]);
   if (block == 0 || residency_.block(block).state != BlockState::kVisible) {
     return absl::NotFoundError("key: no such block");

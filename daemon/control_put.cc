@@ -7,13 +7,10 @@
 #include "daemon/control.h"
 #include "proto/types/check.h"
 #include "proto/types/packed.h"
+#include "proto/types/status.h"
 
 namespace kvd {
 namespace {
-
-absl::Status Invalid(absl::string_view field, absl::string_view why) {
-  return absl::InvalidArgumentError(absl::StrCat(field, ": ", why));
-}
 
 constexpr int kLeasesExpiredForRoom = 4096;
 constexpr uint32_t kAnswerMs = 5;  // What an answer may take on its way back.
@@ -44,7 +41,7 @@ absl::Status Control::StartReservation(ReserveCall& call, const Chain& chain) {
   auto parts = ResolveParts(*chain.info, call.header.parts);
   if (!parts.ok()) return parts.status();
   if (chain.keys.size() * parts->size() > kMaxPageExtents) {
-    return Invalid("keys", "blocks times parts is more than 16384");
+    return InvalidField("keys", "blocks times parts is more than 16384");
   }
   if (chain.session->reservations >= options_.session_reservations) {
     return absl::ResourceExhaustedError(
@@ -242,7 +239,7 @@ absl::StatusOr<Step> Control::Commit(CommitCall& call) {
   if (call.phase == CommitCall::Phase::kStart) {
     call.inline_put = call.reservation_id == 0;
     if (call.header.releases.size() > kMaxReleasesPerCall) {
-      return Invalid("releases", absl::StrCat("at most ", kMaxReleasesPerCall, " a call"));
+      return InvalidField("releases", absl::StrCat("at most ", kMaxReleasesPerCall, " a call"));
     }
     if (!call.inline_put) ApplyReleases(**session, call.header.releases);
     ++counters_.commits;
@@ -260,9 +257,10 @@ absl::StatusOr<Step> Control::CommitReserved(CommitCall& call, Session& session)
   Reservation& reservation = *it->second;
   if (call.phase == CommitCall::Phase::kStart) {
     const auto size = static_cast<uint32_t>(reservation.states.size());
-    if (call.first_block >= size) return Invalid("first_block", "beyond the reservation");
+    if (call.first_block >= size) return InvalidField("first_block", "beyond the reservation");
     if (call.blocks == 0) call.blocks = size - call.first_block;
-    if (call.blocks > size - call.first_block) return Invalid("blocks", "beyond the reservation");
+    if (call.blocks > size - call.first_block)
+      return InvalidField("blocks", "beyond the reservation");
     call.phase = CommitCall::Phase::kCommit;
   }
   const Step step = CommitBlocks(call, call.reservation_id, reservation);
@@ -344,7 +342,8 @@ absl::StatusOr<Step> Control::CommitInline(CommitCall& call, Session& session) {
       if (!parts.ok()) return parts.status();
       const size_t fills = chain->keys.size() * parts->size();
       if (call.staged.size() != fills * sizeof(PackedStaged)) {
-        return Invalid("staged", absl::StrCat("must have 16 bytes for each of ", fills, " parts"));
+        return InvalidField("staged",
+                            absl::StrCat("must have 16 bytes for each of ", fills, " parts"));
       }
       const size_t staging = session.staging == nullptr ? 0 : session.staging->bytes().size();
       for (size_t i = 0; i < fills; ++i) {
@@ -352,8 +351,8 @@ absl::StatusOr<Step> Control::CommitInline(CommitCall& call, Session& session) {
         const uint32_t expected = chain->info->group_part_bytes[(*parts)[i % parts->size()].group];
         if (staged.length != expected || staged.offset > staging ||
             staged.length > staging - staged.offset) {
-          return Invalid(absl::StrCat("staged[", i, "]"),
-                         "outside the session's staging memory, or not a part's length");
+          return InvalidField(absl::StrCat("staged[", i, "]"),
+                              "outside the session's staging memory, or not a part's length");
         }
       }
     }
@@ -394,7 +393,7 @@ absl::StatusOr<Step> Control::StartInlineFills(CommitCall& call, Session& sessio
     // Checked before, but against the staging of then: the session may have brought another.
     if (staged.offset > staging || staged.length > staging - staged.offset) {
       CloseReservation(id);
-      return Invalid(absl::StrCat("staged[", i, "]"), "outside the session's staging memory");
+      return InvalidField(absl::StrCat("staged[", i, "]"), "outside the session's staging memory");
     }
     job.fills.push_back({.reservation_id = id,
                          .staging_offset = staged.offset,

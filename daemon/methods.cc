@@ -4,13 +4,10 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "proto/types/status.h"
 
 namespace kvd {
 namespace {
-
-absl::Status Invalid(absl::string_view field, absl::string_view why) {
-  return absl::InvalidArgumentError(absl::StrCat(field, ": ", why));
-}
 
 void ReadReleases(const v1::Releases& from, ReleaseList& to) {
   to.holds = {from.hold_ids().data(), static_cast<size_t>(from.hold_ids_size())};
@@ -37,11 +34,11 @@ absl::Status CheckAnnounce(const google::protobuf::RepeatedPtrField<std::string>
   if (announce.empty()) return absl::OkStatus();
   for (int i = 0; i < announce.size(); ++i) {
     if (announce[i].size() > kMaxAnnounceBytes) {
-      return Invalid(absl::StrCat("announce[", i, "]"), "more than 16 KiB");
+      return InvalidField(absl::StrCat("announce[", i, "]"), "more than 16 KiB");
     }
   }
   if (static_cast<size_t>(announce.size()) > key_bytes / kMinHashBytes) {
-    return Invalid("announce", "more entries than keys");
+    return InvalidField("announce", "more entries than keys");
   }
   return absl::UnimplementedError("announce: KV events are not in this version");
 }
@@ -177,7 +174,7 @@ absl::StatusOr<Step> ReserveMethod::Run(Control& control, const ReserveMethod::R
     ReadHeader(request, call.header);
     call.header.parent = request.parent();
     call.wait_ms = request.wait_ms();
-    if (call.wait_ms > kMaxLeaseMs) return Invalid("wait_ms", "at most 600000");
+    if (call.wait_ms > kMaxLeaseMs) return InvalidField("wait_ms", "at most 600000");
     if (absl::Status status = CheckAnnounce(request.announce(), request.keys().size());
         !status.ok()) {
       return status;
@@ -212,7 +209,7 @@ absl::StatusOr<Step> CommitMethod::Run(Control& control, const CommitMethod::Req
       return status;
     }
     if (call.reservation_id != 0 && !request.keys().empty()) {
-      return Invalid("keys", "a reservation has its own; name one or the other");
+      return InvalidField("keys", "a reservation has its own; name one or the other");
     }
   }
   const absl::StatusOr<Step> step = control.Commit(call);
@@ -262,7 +259,7 @@ absl::StatusOr<Step> HintMethod::Run(Control& control, const HintMethod::Request
                                      HintMethod::State&, HintMethod::Reply&) {
   if (absl::Status status = control.CheckSession(request.session()); !status.ok()) return status;
   if (request.kind() == v1::HINT_UNSPECIFIED || !v1::HintKind_IsValid(request.kind())) {
-    return Invalid("kind", absl::StrCat("unknown hint ", static_cast<int>(request.kind())));
+    return InvalidField("kind", absl::StrCat("unknown hint ", static_cast<int>(request.kind())));
   }
   return absl::UnimplementedError("hints are not in this version");
 }

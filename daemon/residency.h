@@ -278,7 +278,7 @@ class Residency {
   BlockRef free_block_ = 0;         // Chained by next_sibling.
   PartRef free_part_ = 0;           // Chained by next.
   uint64_t parts_used_ = 0;         // Numbers handed out at least once.
-  mutable uint64_t path_bits_;      // Which ancestors Confirm() visits.
+  mutable uint64_t path_bits_;      // Where the stretch of Confirm() lies.
   Counts counts_;
 };
 
