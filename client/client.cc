@@ -279,6 +279,7 @@ class Client::Impl {
   PutResult Put(const Namespace& ns, std::string_view keys,
                 absl::Span<const absl::Span<const std::byte>> sources, const PutOptions& options);
   absl::Status Flush(absl::Duration timeout);
+  absl::Status Connect(absl::Duration timeout) { return Connected(DeadlineOf(timeout)).status(); }
   absl::StatusOr<PinResult> Pin(const Namespace& ns, std::string_view key,
                                 const PinOptions& options);
   absl::Status Unpin(uint64_t pin_id, absl::Duration timeout);
@@ -1176,6 +1177,9 @@ PutResult Client::Put(const Namespace& ns, std::string_view keys,
 void Client::ReleaseLease(uint64_t lease_id) { impl_->releases().AddLease(lease_id); }
 absl::Status Client::Flush(absl::Duration timeout) {
   return NoThrow<absl::Status>([&] { return impl_->Flush(timeout); });
+}
+absl::Status Client::Connect(absl::Duration timeout) {
+  return NoThrow<absl::Status>([&] { return impl_->Connect(timeout); });
 }
 absl::StatusOr<PinResult> Client::Pin(const Namespace& ns, std::string_view key,
                                       const PinOptions& options) {
