@@ -51,7 +51,7 @@ class ControlCall final : public Resumable {
 
   // Takes back what the answer gave, when it cannot be sent. Requires: Run() succeeded.
   void Unheard() {
-    if constexpr (requires(Control& c) { Method::Unheard(c, request_, state_); }) {
+    if constexpr (requires(Control & c) { Method::Unheard(c, request_, state_); }) {
       absl::Notification taken_back;
       inbox_.Post(Task{[&](Control& control) {
         Method::Unheard(control, request_, state_);

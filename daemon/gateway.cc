@@ -36,8 +36,8 @@ void YieldToEngines() {
 // Who is calling, as the gateway tells from the connection.
 class Callers {
  public:
-  Callers(const GatewayListener& listener, const Gateway::Options& options)
-      : listener_(listener), options_(options) {}
+  Callers(const GatewayListener& listener, Domains& domains)
+      : listener_(listener), domains_(domains) {}
 
   absl::StatusOr<DomainId> Identify(const grpc::ServerContextBase& call) const {
     const std::string peer = call.peer();
@@ -69,9 +69,10 @@ class Callers {
     }
     if (!context.IsPeerAuthenticated() || identity.empty()) {
       return absl::UnauthenticatedError(
-          "the certificate has no identity: neither a SPIFFE id, nor a DNS name, nor a common name");
+          "the certificate has no identity: neither a SPIFFE id, nor a DNS name, nor a common "
+          "name");
     }
-    if (const auto domain = options_.domain_of_identity(identity); domain.has_value()) {
+    if (const auto domain = domains_.OfIdentity(identity); domain.has_value()) {
       return *domain;
     }
     return absl::PermissionDeniedError(
@@ -80,7 +81,7 @@ class Callers {
   }
 
   const GatewayListener& listener_;
-  const Gateway::Options& options_;
+  Domains& domains_;
 };
 
 struct Shared {
@@ -321,17 +322,18 @@ std::shared_ptr<grpc::ServerCredentials> Credentials(const TlsIdentity& tls) {
 
 class Gateway::Impl {
  public:
-  Impl(Inbox& inbox, CopierPool& copiers, const Copier& copier, Options options,
+  Impl(Inbox& inbox, CopierPool& copiers, const Copier& copier, Domains& domains, Options options,
        std::unique_ptr<GatewayListener> listener)
       : options_(std::move(options)),
         listener_(std::move(listener)),
-        callers_(*listener_, options_),
+        callers_(*listener_, domains),
         sessions_(inbox, options_.bounds),
         shared_{inbox, copiers, copier, callers_, sessions_},
         engine_(shared_),
         transfer_(shared_) {}
 
   absl::Status Start();
+  void Serve();
   void Stop();
   const std::string& tcp_address() const { return listener_->tcp_address(); }
 
@@ -380,13 +382,16 @@ absl::Status Gateway::Impl::Start() {
   }
   server_->GetHealthCheckService()->SetServingStatus(v1::Engine::service_full_name(), true);
   server_->GetHealthCheckService()->SetServingStatus(v1::Transfer::service_full_name(), true);
+  return absl::OkStatus();
+}
+
+void Gateway::Impl::Serve() {
   listener_->Run([this](int fd) { grpc::AddInsecureChannelFromFd(server_.get(), fd); },
                  [this](int fd) {
                    grpc::experimental::ExternalConnectionAcceptor::NewConnectionParameters params;
                    params.fd = fd;
                    tls_acceptor_->HandleNewConnection(&params);
                  });
-  return absl::OkStatus();
 }
 
 void Gateway::Impl::Stop() {
@@ -399,17 +404,19 @@ Gateway::Gateway(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Gateway::~Gateway() { Stop(); }
 
 absl::StatusOr<std::unique_ptr<Gateway>> Gateway::Start(Inbox& inbox, CopierPool& copiers,
-                                                        const Copier& copier, Options options) {
+                                                        const Copier& copier, Domains& domains,
+                                                        Options options) {
   auto listener = GatewayListener::Open(
       {.path = options.path, .tcp = options.tcp, .max_connections = options.max_connections},
-      options.domain_of_user);
+      domains);
   if (!listener.ok()) return listener.status();
-  auto impl =
-      std::make_unique<Impl>(inbox, copiers, copier, std::move(options), *std::move(listener));
+  auto impl = std::make_unique<Impl>(inbox, copiers, copier, domains, std::move(options),
+                                     *std::move(listener));
   if (absl::Status status = impl->Start(); !status.ok()) return status;
   return std::unique_ptr<Gateway>(new Gateway(std::move(impl)));
 }
 
+void Gateway::Serve() { impl_->Serve(); }
 void Gateway::Stop() { impl_->Stop(); }
 const std::string& Gateway::tcp_address() const { return impl_->tcp_address(); }
 

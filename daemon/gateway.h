@@ -1,6 +1,6 @@
-// The gateway: kvd for clients without shared memory, at PATH.stream and, with TLS, over TCP. A gRPC
-// server with threads of its own that serves kvd.v1.Engine (without what is about shared memory) and
-// kvd.v1.Transfer, which streams bytes.
+// The gateway: kvd for clients without shared memory, at PATH.stream and, with TLS, over TCP. A
+// gRPC server with threads of its own that serves kvd.v1.Engine (without what is about shared
+// memory) and kvd.v1.Transfer, which streams bytes.
 //
 // To the control thread it is one more front end: it posts plain requests to the inbox and waits.
 // The control thread never touches a byte of it, and everything that clients could multiply has a
@@ -22,14 +22,13 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
-#include <string_view>
 
 #include "absl/status/statusor.h"
 #include "daemon/copier_pool.h"
+#include "daemon/domains.h"
 #include "daemon/gateway_listener.h"
 #include "daemon/gateway_sessions.h"
 #include "daemon/inbox.h"
@@ -41,11 +40,9 @@ namespace kvd {
 class Gateway {
  public:
   struct Options {
-    std::string path;                    // Of the Unix socket.
-    std::string tcp;                     // "HOST:PORT", empty: none.
-    std::optional<TlsIdentity> tls;      // Requires: set when `tcp` is.
-    GatewayListener::DomainOfUser domain_of_user;
-    std::function<std::optional<DomainId>(std::string_view identity)> domain_of_identity;
+    std::string path;                // Of the Unix socket.
+    std::string tcp;                 // "HOST:PORT", empty: none.
+    std::optional<TlsIdentity> tls;  // Requires: set when `tcp` is.
     GatewaySessions::Options bounds;
     uint32_t max_connections = 512;  // Of each of the two.
     // Of gRPC, for messages on their way in and out.
@@ -53,13 +50,16 @@ class Gateway {
     int keepalive_ms = 30'000;  // After which a silent peer is asked whether it is there.
   };
 
-  // Binds and serves. Collaborators must outlive this.
+  // Binds; nobody is let in before Serve(). Collaborators must outlive this.
   static absl::StatusOr<std::unique_ptr<Gateway>> Start(Inbox& inbox, CopierPool& copiers,
-                                                        const Copier& copier, Options options);
+                                                        const Copier& copier, Domains& domains,
+                                                        Options options);
   ~Gateway();
 
+  void Serve();
+
   // Refuses what comes, cancels what is under way, and waits for it. Idempotent. Requires: the
-  // control thread runs, and ends waits.
+  // control thread runs, and ends waits, if Serve() was called.
   void Stop();
 
   const std::string& tcp_address() const;  // As bound; empty: no TCP.

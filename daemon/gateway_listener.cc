@@ -13,9 +13,9 @@
 #include <cerrno>
 #include <cstring>
 #include <utility>
-#include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "daemon/peer_groups.h"
 #include "proto/types/status.h"
 
 namespace kvd {
@@ -23,19 +23,6 @@ namespace {
 
 constexpr int kBacklog = 128;
 constexpr int kNoDescriptorsMs = 100;  // How long nobody is accepted when there are none left.
-
-std::vector<gid_t> PeerGroups(int socket, gid_t primary) {
-  std::vector<gid_t> groups(64);
-  socklen_t size = static_cast<socklen_t>(groups.size() * sizeof(gid_t));
-  int failed = getsockopt(socket, SOL_SOCKET, SO_PEERGROUPS, groups.data(), &size);
-  if (failed != 0 && errno == ERANGE) {
-    groups.resize(size / sizeof(gid_t));
-    failed = getsockopt(socket, SOL_SOCKET, SO_PEERGROUPS, groups.data(), &size);
-  }
-  groups.resize(failed == 0 ? size / sizeof(gid_t) : 0);
-  groups.push_back(primary);
-  return groups;
-}
 
 ino_t SocketNumber(int fd) {
   struct stat info;
@@ -71,10 +58,9 @@ std::optional<HostPort> SplitHostPort(const std::string& address) {
   return parts;
 }
 
-absl::StatusOr<std::unique_ptr<GatewayListener>> GatewayListener::Open(
-    const Options& options, DomainOfUser domain_of_user) {
-  auto listener = std::unique_ptr<GatewayListener>(
-      new GatewayListener(options, std::move(domain_of_user)));
+absl::StatusOr<std::unique_ptr<GatewayListener>> GatewayListener::Open(const Options& options,
+                                                                       Domains& domains) {
+  auto listener = std::unique_ptr<GatewayListener>(new GatewayListener(options, domains));
   listener->wake_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
   if (listener->wake_ < 0) return ErrnoStatus(errno, "eventfd");
   if (absl::Status status = listener->ListenUnix(); !status.ok()) return status;
@@ -180,7 +166,7 @@ void GatewayListener::AcceptUnix() {
     return;
   }
   const Peer peer{credentials.uid,
-                  domain_of_user_(credentials.uid, PeerGroups(fd, credentials.gid))};
+                  domains_.OfUser(credentials.uid, PeerGroups(fd, credentials.gid))};
   if (Register(fd, {.socket = SocketNumber(fd), .tcp = false, .peer = peer})) unix_connection_(fd);
 }
 

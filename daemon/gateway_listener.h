@@ -2,10 +2,11 @@
 // connections itself, because gRPC would neither say who is at the other end of a Unix socket nor
 // bound how many there are.
 //
-// On the Unix socket the peer's credentials are read before gRPC sees the connection, and kept under
-// the number of its descriptor, which is how gRPC names the connection of a call ("fd:N"). N is used
-// again after the connection has gone, perhaps while its last calls are still queued: such a call
-// finds the credentials of whoever has N now. See Gateway for why nobody gains anything by it.
+// On the Unix socket the peer's credentials are read before gRPC sees the connection, and kept
+// under the number of its descriptor, which is how gRPC names the connection of a call ("fd:N"). N
+// is used again after the connection has gone, perhaps while its last calls are still queued: such
+// a call finds the credentials of whoever has N now. See Gateway for why nobody gains anything by
+// it.
 //
 // Threads: its own accepts. OfDescriptor() is safe from any thread.
 
@@ -23,7 +24,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
-#include "absl/types/span.h"
+#include "daemon/domains.h"
 #include "proto/types/block.h"
 
 namespace kvd {
@@ -37,8 +38,6 @@ std::optional<HostPort> SplitHostPort(const std::string& address);
 
 class GatewayListener {
  public:
-  using DomainOfUser =
-      std::function<std::optional<DomainId>(uid_t uid, absl::Span<const gid_t> groups)>;
   // Takes the descriptor of a new connection.
   using NewConnection = std::function<void(int fd)>;
 
@@ -55,7 +54,7 @@ class GatewayListener {
 
   // Binds. Nothing is accepted before Run(). Errors name the address.
   static absl::StatusOr<std::unique_ptr<GatewayListener>> Open(const Options& options,
-                                                               DomainOfUser domain_of_user);
+                                                               Domains& domains);
   ~GatewayListener();
 
   void Run(NewConnection unix_connection, NewConnection tcp_connection);
@@ -75,8 +74,8 @@ class GatewayListener {
     Peer peer;
   };
 
-  GatewayListener(const Options& options, DomainOfUser domain_of_user)
-      : options_(options), domain_of_user_(std::move(domain_of_user)) {}
+  GatewayListener(const Options& options, Domains& domains)
+      : options_(options), domains_(domains) {}
   absl::Status ListenUnix();
   absl::Status ListenTcp();
   void AcceptLoop();
@@ -85,7 +84,7 @@ class GatewayListener {
   bool Register(int fd, Connection connection);
 
   const Options options_;
-  const DomainOfUser domain_of_user_;
+  Domains& domains_;
   NewConnection unix_connection_;
   NewConnection tcp_connection_;
   int unix_ = -1;

@@ -111,9 +111,9 @@ Sent SendPart(const StreamContext& context, const HeldPart& part, uint32_t index
     bytes.clear_sum();
     std::string& data = *bytes.mutable_data();
     data.resize(size);
-    const uint32_t chunk_sum = context.copier.CopySum(
-        {reinterpret_cast<std::byte*>(data.data()), size}, {part.bytes + offset, size},
-        CopyUse::kCache);
+    const uint32_t chunk_sum =
+        context.copier.CopySum({reinterpret_cast<std::byte*>(data.data()), size},
+                               {part.bytes + offset, size}, CopyUse::kCache);
     sum = Crc32cConcat(sum, chunk_sum, size);
     offset += size;
     if (offset == part.length) {
@@ -130,10 +130,10 @@ std::string ResultsOf(std::string_view states) {
   std::string results;
   for (const char state : states) {
     const auto reserved = static_cast<ReserveState>(state);
-    results.push_back(
-        static_cast<char>(reserved == ReserveState::kNoRoom     ? CommitResult::kNoRoom
-                          : reserved == ReserveState::kNoParent ? CommitResult::kNoParent
-                                                                : CommitResult::kPresent));
+    results.push_back(static_cast<char>(reserved == ReserveState::kNoRoom ? CommitResult::kNoRoom
+                                        : reserved == ReserveState::kNoParent
+                                            ? CommitResult::kNoParent
+                                            : CommitResult::kPresent));
   }
   return results;
 }
@@ -193,8 +193,8 @@ grpc::Status StreamGet(const StreamContext& context, const v1::GetRequest& reque
     load.set_session(request.session());
     load.set_namespace_id(request.namespace_id());
     load.set_parts(request.parts());
-    load.set_keys(request.keys().substr(
-        end.blocks() * hash_bytes, std::min(page_blocks, wanted - end.blocks()) * hash_bytes));
+    load.set_keys(request.keys().substr(end.blocks() * hash_bytes,
+                                        std::min(page_blocks, wanted - end.blocks()) * hash_bytes));
     HeldPage page(context.inbox, *context.session);
     if (status = page.Load(load, deadline); !status.ok()) return ToGrpc(status);
     end.set_outcome(page.outcome());
@@ -218,9 +218,8 @@ grpc::Status StreamGet(const StreamContext& context, const v1::GetRequest& reque
     }
     if (end.damaged() == 0) end.set_blocks(end.blocks() + page.blocks());
     const uint64_t block_bytes = std::max<uint64_t>(1, bytes / page.blocks());
-    page_blocks = static_cast<uint32_t>(
-        std::clamp<uint64_t>(kPageBytes / block_bytes, 1,
-                             std::min(kMaxPageBlocks, kMaxPageExtents / parts)));
+    page_blocks = static_cast<uint32_t>(std::clamp<uint64_t>(
+        kPageBytes / block_bytes, 1, std::min(kMaxPageBlocks, kMaxPageExtents / parts)));
   }
   if (!started && !start(0)) return grpc::Status::CANCELLED;
   *chunk.mutable_end() = std::move(end);
@@ -300,8 +299,8 @@ grpc::Status StreamPut(const StreamContext& context, const v1::PutStart& start,
   v1::CommitReply committed;
   ControlCall<CommitMethod> committing(context.inbox, commit, deadline);
   if (absl::Status status = committing.Run(committed); !status.ok()) return ToGrpc(status);
-  const bool all = committed.results().find(static_cast<char>(CommitResult::kNotFilled)) ==
-                   std::string::npos;
+  const bool all =
+      committed.results().find(static_cast<char>(CommitResult::kNotFilled)) == std::string::npos;
   open = !all;  // What was not sent is given up.
   if (!all && (*buffer)->unwanted().has_value()) {
     return ToGrpc(InvalidField(

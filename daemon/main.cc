@@ -15,20 +15,25 @@
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
+#include <ctime>
 #include <memory>
 #include <thread>
 #include <variant>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "daemon/admin.h"
 #include "daemon/config.h"
 #include "daemon/control.h"
 #include "daemon/copier_pool.h"
+#include "daemon/domains.h"
 #include "daemon/endpoint_lock.h"
+#include "daemon/gateway.h"
 #include "daemon/service.h"
 #include "daemon/session_server.h"
 #include "daemon/store.h"
+#include "daemon/tls.h"
 #include "policy/policies.h"
 
 namespace kvd {
@@ -47,7 +52,8 @@ void RaiseDescriptorLimit() {
 }
 
 absl::Status OpenToEngines(const Config& config) {
-  for (const std::string& path : {config.path(), config.path() + ".session"}) {
+  for (const std::string& path :
+       {config.path(), config.path() + ".session", config.path() + ".stream"}) {
     if (!config.socket_group.empty() && chown(path.c_str(), static_cast<uid_t>(-1),
                                               getgrnam(config.socket_group.c_str())->gr_gid) != 0) {
       return ErrnoStatus(errno, "--socket-group: " + path);
@@ -90,6 +96,19 @@ void PreferThisThread() {
   syscall(SYS_sched_setattr, 0, &wanted, 0);
 }
 
+absl::StatusOr<std::unique_ptr<Gateway>> StartGateway(const Config& config, Inbox& inbox,
+                                                      CopierPool& copiers, const Copier& copier,
+                                                      Domains& domains) {
+  Gateway::Options options{.path = config.path() + ".stream", .tcp = config.tcp};
+  if (!config.tcp.empty()) {
+    absl::StatusOr<TlsIdentity> tls =
+        ReadTls({config.tls_certificate, config.tls_key, config.tls_client_ca}, std::time(nullptr));
+    if (!tls.ok()) return tls.status();
+    options.tls = *std::move(tls);
+  }
+  return Gateway::Start(inbox, copiers, copier, domains, std::move(options));
+}
+
 int Serve(const Config& config) {
   absl::StatusOr<EndpointLock> lock = EndpointLock::Take(config.path());
   if (!lock.ok()) return Fail(lock.status());
@@ -102,6 +121,7 @@ int Serve(const Config& config) {
   const Copier copier(Copier::Options{.loop = config.copy_loop});
   spdlog::info("copy.calibrated {}", copier.description());
 
+  Domains domains(config.domains);
   RegionDirectory regions;
   absl::StatusOr<std::unique_ptr<Arena>> arena = Arena::Open(regions, {.bytes = config.dram_bytes});
   if (!arena.ok()) return Fail(arena.status());
@@ -122,7 +142,7 @@ int Serve(const Config& config) {
               [&copiers](uint32_t region, uint64_t bytes) { copiers->MakeRegion(region, bytes); });
 
   absl::StatusOr<std::unique_ptr<SessionServer>> sessions =
-      SessionServer::Start(inbox, *copiers, regions, {.path = config.path() + ".session"});
+      SessionServer::Start(inbox, *copiers, regions, domains, {.path = config.path() + ".session"});
   if (!sessions.ok()) return Fail(sessions.status());
   limits.session_over = [&sessions](uint32_t serial) { (*sessions)->Forget(serial); };
   Control control(store, board, *copiers, inbox, clock, limits);
@@ -137,11 +157,17 @@ int Serve(const Config& config) {
                                  .policy = config.policy,
                                  .copy_loops = copier.description()});
   if (!admin.ok()) return Fail(admin.status());
+  absl::StatusOr<std::unique_ptr<Gateway>> gateway =
+      StartGateway(config, inbox, *copiers, copier, domains);
+  if (!gateway.ok()) return Fail(gateway.status());
   if (absl::Status status = OpenToEngines(config); !status.ok()) return Fail(status);
+  (*gateway)->Serve();
 
   spdlog::info("daemon.ready listen={} pid={} blocks={} policy={} copiers={}", config.listen,
                getpid(), config.max_blocks, config.policy, config.copiers);
-  std::printf("kvd ready listen=%s pid=%d\n", config.listen.c_str(), getpid());
+  const std::string tcp =
+      absl::StrCat(config.tcp.empty() ? "" : " tcp=", (*gateway)->tcp_address());
+  std::printf("kvd ready listen=%s pid=%d%s\n", config.listen.c_str(), getpid(), tcp.c_str());
   std::fflush(stdout);
 
   std::thread stopper([&] {
@@ -153,6 +179,7 @@ int Serve(const Config& config) {
     sigwait(&signals, &signal);
     spdlog::info("daemon.draining signal={}", signal);
     inbox.Post(Task{[](Control& draining) { draining.EndWaits(); }});
+    (*gateway)->Stop();
     (*service)->Shutdown();
   });
   PreferThisThread();
@@ -160,6 +187,7 @@ int Serve(const Config& config) {
   stopper.join();
   // The reverse of the construction, but for the threads that wake the control thread: they end
   // while there still is a service to wake.
+  gateway->reset();
   admin->reset();
   sessions->reset();
   copiers.reset();
@@ -169,12 +197,13 @@ int Serve(const Config& config) {
   return 0;
 }
 
-// Before gRPC starts. Both are worth half the time of a small call.
+// Before gRPC starts. Two of them are worth half the time of a small call.
 void TuneLibraries() {
   // gRPC's epoll engine has one poller for the whole process. A thread of the admin server would be
   // it most of the time, and each call of an engine would wake that thread first and the control
   // thread second. With poll() a thread waits for its own queue only. The operator's choice stands.
   setenv("GRPC_POLL_STRATEGY", "poll", /*overwrite=*/0);
+  Tls13Only();
   // Debian builds Abseil with the checks of a debug build: every lock would note its order.
   absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
 }

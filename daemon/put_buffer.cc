@@ -62,8 +62,9 @@ absl::Status PutBuffer::Add(const Chunk& chunk, bool keep) {
     if (absl::Status status = BeginPart(chunk, keep); !status.ok()) return status;
   }
   if (chunk.index != index_ || chunk.length != length_ || chunk.offset != received_) {
-    return InvalidField("bytes", absl::StrCat("part ", index_, " is not complete (", received_,
-                                              " of ", length_, " bytes), and this is not its rest"));
+    return InvalidField(
+        "bytes", absl::StrCat("part ", index_, " is not complete (", received_, " of ", length_,
+                              " bytes), and this is not its rest"));
   }
   if (chunk.data.empty() || chunk.data.size() > kMaxChunkBytes ||
       chunk.data.size() > length_ - received_) {

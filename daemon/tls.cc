@@ -35,8 +35,9 @@ absl::Status Bad(const char* option, const std::string& path, absl::string_view 
 
 absl::StatusOr<std::string> ReadFile(const char* option, const std::string& path) {
   if (path.empty()) {
-    return InvalidField(option, "missing: TCP is served only with a certificate, its key and the "
-                                "authority of client certificates");
+    return InvalidField(option,
+                        "missing: TCP is served only with a certificate, its key and the "
+                        "authority of client certificates");
   }
   errno = 0;
   std::ifstream file(path, std::ios::binary);
@@ -79,8 +80,9 @@ absl::Status CheckTime(const char* option, const std::string& path, const X509& 
                absl::StrCat("expired at ", TimeText(end), "; put a renewed one there"));
   }
   if (X509_cmp_time(begin, &now) > 0) {
-    return Bad(option, path,
-               absl::StrCat("not good before ", TimeText(begin), "; is this machine's clock right?"));
+    return Bad(
+        option, path,
+        absl::StrCat("not good before ", TimeText(begin), "; is this machine's clock right?"));
   }
   return absl::OkStatus();
 }
@@ -108,8 +110,7 @@ absl::StatusOr<TlsIdentity> ReadTls(const TlsPaths& paths, std::time_t now) {
   }
   // A password would be asked for on the terminal: an empty one is given instead.
   const auto no_password = [](char*, int, int, void*) { return 0; };
-  const Key key(
-      PEM_read_bio_PrivateKey(Reader(identity.key).get(), nullptr, no_password, nullptr));
+  const Key key(PEM_read_bio_PrivateKey(Reader(identity.key).get(), nullptr, no_password, nullptr));
   ERR_clear_error();
   if (key == nullptr) {
     return Bad("tls-key", paths.key, "has no private key in PEM form, or one with a password");
