@@ -1,6 +1,7 @@
 #include "daemon/admin.h"
 
 #include <grpcpp/grpcpp.h>
+#include <grpcpp/health_check_service_interface.h>
 #include <unistd.h>
 
 #include <chrono>
@@ -12,6 +13,7 @@
 #include "absl/synchronization/notification.h"
 #include "absl/time/time.h"
 #include "daemon/control.h"
+#include "daemon/reflection.h"
 #include "proto/admin.grpc.pb.h"
 
 namespace kvd {
@@ -43,6 +45,8 @@ class AdminServer::Impl final : public v1::Admin::Service {
     grpc::ServerBuilder builder;
     builder.AddListeningPort("unix:" + options_.path, grpc::InsecureServerCredentials());
     builder.RegisterService(this);
+    builder.RegisterService(&reflection_);
+    grpc::EnableDefaultHealthCheckService(true);
     builder.SetMaxReceiveMessageSize(64 * 1024);
     builder.SetSyncServerOption(grpc::ServerBuilder::SyncServerOption::NUM_CQS, 1);
     builder.SetSyncServerOption(grpc::ServerBuilder::SyncServerOption::MIN_POLLERS, 1);
@@ -54,6 +58,10 @@ class AdminServer::Impl final : public v1::Admin::Service {
     server_ = builder.BuildAndStart();
     if (server_ == nullptr) {
       return absl::UnavailableError(absl::StrCat("cannot listen at unix:", options_.path));
+    }
+    // Of the daemon: whoever may ask here may not be able to at the gateway.
+    for (const char* name : {"kvd.v1.Admin", "kvd.v1.Engine"}) {
+      server_->GetHealthCheckService()->SetServingStatus(name, true);
     }
     return absl::OkStatus();
   }
@@ -163,6 +171,8 @@ class AdminServer::Impl final : public v1::Admin::Service {
   const Options options_;
   SystemClock clock_;
   const Nanos started_ = clock_.Now();
+  Reflection reflection_{{"kvd.v1.Admin", "grpc.health.v1.Health",
+                          "grpc.reflection.v1alpha.ServerReflection"}};
   std::unique_ptr<grpc::Server> server_;
 };
 

@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "daemon/control_call.h"
 #include "daemon/gateway_transfer.h"
+#include "daemon/reflection.h"
 #include "proto/kvd.grpc.pb.h"
 #include "proto/stream.grpc.pb.h"
 #include "proto/types/limits.h"
@@ -345,6 +346,9 @@ class Gateway::Impl {
   const Shared shared_;
   EngineService engine_;
   TransferService transfer_;
+  Reflection reflection_{{std::string(v1::Engine::service_full_name()),
+                          std::string(v1::Transfer::service_full_name()), "grpc.health.v1.Health",
+                          "grpc.reflection.v1alpha.ServerReflection"}};
   std::unique_ptr<grpc::experimental::ExternalConnectionAcceptor> tls_acceptor_;
   std::unique_ptr<grpc::Server> server_;
 };
@@ -354,6 +358,7 @@ absl::Status Gateway::Impl::Start() {
   grpc::ServerBuilder builder;
   builder.RegisterService(&engine_);
   builder.RegisterService(&transfer_);
+  builder.RegisterService(&reflection_);
   builder.SetMaxReceiveMessageSize(kMaxMessageBytes);
   builder.SetMaxSendMessageSize(kMaxMessageBytes);
   builder.SetSyncServerOption(grpc::ServerBuilder::SyncServerOption::NUM_CQS, 1);

@@ -45,11 +45,11 @@ class HeldPage {
                     std::chrono::system_clock::time_point deadline) {
     v1::LoadReply reply;
     ControlCall<LoadMethod> call(inbox_, request, deadline);
-    absl::Status status = call.Run(reply, [this](Control& control, const LoadCall& loaded) {
+    absl::Status status = call.Run(reply, [&](Control& control, const LoadCall&) {
       // Only this thread knows where a region lies; under the hold it stays there.
       const Arena& arena = control.store().arena();
-      for (size_t i = 0; i < loaded.extents.size() / sizeof(PackedExtent); ++i) {
-        const auto extent = UnpackAt<PackedExtent>(loaded.extents, i);
+      for (size_t i = 0; i < reply.extents().size() / sizeof(PackedExtent); ++i) {
+        const auto extent = UnpackAt<PackedExtent>(reply.extents(), i);
         HeldPart part{.length = extent.length, .sum = extent.sum};
         if (extent.length > 0) {
           part.bytes = arena.Address(*arena.IndexOf(extent.region), 0) + extent.offset;
@@ -108,7 +108,7 @@ Sent SendPart(const StreamContext& context, const HeldPart& part, uint32_t index
     bytes.set_index(index);
     bytes.set_length(part.length);
     bytes.set_offset(offset);
-    bytes.clear_sum();
+    bytes.set_sum(0);
     std::string& data = *bytes.mutable_data();
     data.resize(size);
     const uint32_t chunk_sum =
@@ -280,13 +280,12 @@ grpc::Status StreamPut(const StreamContext& context, const v1::PutStart& start,
       }
       keep = static_cast<ReserveState>(reserved.states()[block]) == ReserveState::kGranted;
     }
-    const absl::Status status = (*buffer)->Add(
-        {.index = bytes.index(),
-         .length = bytes.length(),
-         .offset = bytes.offset(),
-         .data = bytes.data(),
-         .sum = bytes.has_sum() ? std::optional<uint32_t>(bytes.sum()) : std::nullopt},
-        keep);
+    const absl::Status status = (*buffer)->Add({.index = bytes.index(),
+                                                .length = bytes.length(),
+                                                .offset = bytes.offset(),
+                                                .data = bytes.data(),
+                                                .sum = bytes.sum()},
+                                               keep);
     if (!status.ok()) return ToGrpc(status);
   }
   // No more messages: the caller has said all, or has gone.

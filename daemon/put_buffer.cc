@@ -81,13 +81,10 @@ absl::Status PutBuffer::Add(const Chunk& chunk, bool keep) {
   }
   received_ += size;
   if (received_ < length_) return absl::OkStatus();
-  if (!chunk.sum.has_value()) {
-    return InvalidField("sum", absl::StrCat("missing in the last chunk of part ", index_));
-  }
   if (keep_) {
-    if (*chunk.sum != sum_) {
+    if (chunk.sum != sum_) {
       return absl::DataLossError(absl::StrCat("bytes: part ", index_, " has the sum ", sum_,
-                                              ", and ", *chunk.sum, " came with it"));
+                                              ", and ", chunk.sum, " came with it"));
     }
     if (absl::Status status = SendFill(); !status.ok()) return status;
   }

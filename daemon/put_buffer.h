@@ -34,7 +34,7 @@ class PutBuffer {
     uint32_t length = 0;
     uint32_t offset = 0;
     std::string_view data;
-    std::optional<uint32_t> sum;
+    uint32_t sum = 0;  // Of the whole part, in its last chunk.
   };
 
   // For `reservation_id` of the session `serial`. Collaborators must outlive this.

@@ -2,6 +2,7 @@
 
 #include <grpcpp/alarm.h>
 #include <grpcpp/grpcpp.h>
+#include <grpcpp/health_check_service_interface.h>
 #include <sched.h>
 
 #include <chrono>
@@ -192,6 +193,8 @@ class Service::Impl::RefusedStream final : public Tag {
 };
 
 absl::Status Service::Impl::Start() {
+  // Its queue and threads would poll our connections too, and wake us second. Other servers have it.
+  grpc::EnableDefaultHealthCheckService(false);
   grpc::ServerBuilder builder;
   int port = 0;
   builder.AddListeningPort("unix:" + options_.path, grpc::InsecureServerCredentials(), &port);
