@@ -65,6 +65,7 @@ absl::Status Control::StartReservation(ReserveCall& call, const Chain& chain) {
     reservation = std::move(spare_reservations_.back());
     spare_reservations_.pop_back();
   }
+  reservation->use = chain.session->use;
   reservation->session = chain.session->serial;
   reservation->ns = call.header.ns;
   reservation->parts = *std::move(parts);
@@ -137,7 +138,9 @@ Step Control::ReserveBlocks(ReserveCall& call, const Chain& chain) {
         if (state == ReserveState::kNoRoom) {
           ++counters_.reserves_refused;
           ++counters_.reserve_no_room_blocks;
-          chain.session->use->tenant->rejected_blocks += chain.keys.size() - call.next + 1;
+          const uint32_t rest = chain.keys.size() - call.next + 1;
+          reservation.use->rejected_blocks += rest;
+          reservation.use->tenant->rejected_blocks += rest;
         } else {
           ++counters_.reserve_no_parent_blocks;
         }
@@ -293,7 +296,8 @@ Step Control::CommitBlocks(CommitCall& call, uint64_t id, Reservation& reservati
     call.results.push_back(static_cast<char>(result));
   }
   counters_.committed_blocks += call.stored - stored_before;
-  uses_[namespaces_[reservation.ns].domain].tenant->committed_blocks += call.stored - stored_before;
+  reservation.use->committed_blocks += call.stored - stored_before;
+  reservation.use->tenant->committed_blocks += call.stored - stored_before;
   ProductionChanged();
   return call.next < call.blocks ? Step::kMore : Step::kDone;
 }
@@ -472,7 +476,7 @@ void Control::FinishClosing(uint64_t id, Reservation& reservation) {
       residency_.Abandon(*block);
     }
   }
-  --uses_[namespaces_[reservation.ns].domain].reservations;
+  --reservation.use->reservations;
   const auto session = by_serial_.find(reservation.session);
   if (session != by_serial_.end()) --session->second->reservations;
   const auto it = reservations_.find(id);

@@ -27,6 +27,7 @@
 #include "daemon/config.h"
 #include "daemon/control.h"
 #include "daemon/copier_pool.h"
+#include "daemon/domains.h"
 #include "daemon/endpoint_lock.h"
 #include "daemon/exposition.h"
 #include "daemon/heartbeat.h"
@@ -52,8 +53,6 @@ int Misconfigured(const absl::Status& status) {
 
 // For the control thread to take a turn, before it is called dead.
 constexpr absl::Duration kHeartbeatPatience = absl::Seconds(3);
-
-std::string TenantName(DomainId domain) { return "uid:" + std::to_string(domain); }
 
 void RaiseDescriptorLimit() {
   rlimit limit;
@@ -118,6 +117,7 @@ int Serve(const Config& config) {
   const Copier copier(Copier::Options{.loop = config.copy_loop});
   spdlog::info("copy.calibrated {}", copier.description());
 
+  Domains domains(config.domains);
   RegionDirectory regions;
   absl::StatusOr<std::unique_ptr<Arena>> arena = Arena::Open(regions, {.bytes = config.dram_bytes});
   if (!arena.ok()) return Fail(arena.status());
@@ -139,7 +139,7 @@ int Serve(const Config& config) {
               [&copiers](uint32_t region, uint64_t bytes) { copiers->MakeRegion(region, bytes); });
 
   absl::StatusOr<std::unique_ptr<SessionServer>> sessions =
-      SessionServer::Start(inbox, *copiers, regions, {.path = config.path() + ".session"});
+      SessionServer::Start(inbox, *copiers, regions, domains, {.path = config.path() + ".session"});
   if (!sessions.ok()) return Fail(sessions.status());
   limits.session_over = [&sessions](uint32_t serial) { (*sessions)->Forget(serial); };
   Control control(store, board, *copiers, inbox, clock, limits);
@@ -149,11 +149,12 @@ int Serve(const Config& config) {
   if (!service.ok()) return Fail(service.status());
   inbox.SetWake([&service] { (*service)->Wake(); });
   std::atomic<bool> stopping{false};
-  const MetricsSource metrics{.control = &control,
-                              .service = &(*service)->metrics(),
-                              .tenant_name = TenantName,
-                              .version = KVD_VERSION,
-                              .count_operations = config.op_metrics};
+  const MetricsSource metrics{
+      .control = &control,
+      .service = &(*service)->metrics(),
+      .tenant_name = [&domains](DomainId domain) { return domains.Name(domain); },
+      .version = KVD_VERSION,
+      .count_operations = config.op_metrics};
   Heartbeat heartbeat(inbox);
   std::unique_ptr<MetricsHttp> http;
   if (!config.metrics.empty()) {
