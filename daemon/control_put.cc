@@ -138,9 +138,8 @@ Step Control::ReserveBlocks(ReserveCall& call, const Chain& chain) {
         if (state == ReserveState::kNoRoom) {
           ++counters_.reserves_refused;
           ++counters_.reserve_no_room_blocks;
-          const uint32_t rest = chain.keys.size() - call.next + 1;
-          reservation.use->rejected_blocks += rest;
-          reservation.use->tenant->rejected_blocks += rest;
+          ++reservation.use->rejected_blocks;
+          ++reservation.use->tenant->rejected_blocks;
         } else {
           ++counters_.reserve_no_parent_blocks;
         }

@@ -34,6 +34,7 @@ class Service::Impl {
  public:
   Impl(Control& control, const Clock& clock, const Options& options)
       : control_(control), clock_(clock), options_(options), wake_tag_(*this) {}
+  ~Impl();
 
   absl::Status Start();
   void Run();
@@ -283,6 +284,15 @@ void Service::Impl::Shutdown() {
   absl::MutexLock lock(&mu_);
   if (std::exchange(closing_, true)) return;
   queue_->Shutdown();
+}
+
+// One that never ran, as when a start fails further on, still has calls posted.
+Service::Impl::~Impl() {
+  if (server_ == nullptr) return;
+  Shutdown();
+  void* tag = nullptr;
+  bool ok = false;
+  while (queue_->Next(&tag, &ok)) static_cast<Tag*>(tag)->OnEvent(/*ok=*/false);
 }
 
 Service::Service(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
