@@ -59,6 +59,9 @@ void Client::ReleaseLease(uint64_t lease_id) { impl_->releases().AddLease(lease_
 absl::Status Client::Flush(absl::Duration timeout) {
   return NoThrow<absl::Status>([&] { return impl_->Flush(timeout); });
 }
+absl::Status Client::Connect(absl::Duration timeout) {
+  return NoThrow<absl::Status>([&] { return impl_->Connect(timeout); });
+}
 absl::StatusOr<PinResult> Client::Pin(const Namespace& ns, std::string_view key,
                                       const PinOptions& options) {
   return NoThrow<absl::StatusOr<PinResult>>([&] { return impl_->Pin(ns, key, options); });

@@ -207,6 +207,9 @@ class Client {
                                 const PinOptions& options);
   absl::Status Unpin(uint64_t pin_id, absl::Duration timeout = absl::ZeroDuration());
 
+  // OK when there is a session, opening one if need be. No call needs it first.
+  absl::Status Connect(absl::Duration timeout = absl::ZeroDuration());
+
   // The loops that calibration chose, for a log line.
   const std::string& copy_loops() const;
   ClientStats stats() const;

@@ -64,6 +64,7 @@ class Client::Impl {
   PutResult Put(const Namespace& ns, std::string_view keys,
                 absl::Span<const absl::Span<const std::byte>> sources, const PutOptions& options);
   absl::Status Flush(absl::Duration timeout);
+  absl::Status Connect(absl::Duration timeout) { return Connected(DeadlineOf(timeout)).status(); }
   absl::StatusOr<PinResult> Pin(const Namespace& ns, std::string_view key,
                                 const PinOptions& options);
   absl::Status Unpin(uint64_t pin_id, absl::Duration timeout);
