@@ -12,11 +12,13 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <ctime>
 #include <memory>
+#include <string>
 #include <thread>
 #include <variant>
 #include <vector>
@@ -29,7 +31,10 @@
 #include "daemon/copier_pool.h"
 #include "daemon/domains.h"
 #include "daemon/endpoint_lock.h"
+#include "daemon/exposition.h"
 #include "daemon/gateway.h"
+#include "daemon/heartbeat.h"
+#include "daemon/metrics_http.h"
 #include "daemon/service.h"
 #include "daemon/session_server.h"
 #include "daemon/store.h"
@@ -43,6 +48,15 @@ int Fail(const absl::Status& status) {
   spdlog::error("daemon.failed error=\"{}\"", std::string(status.message()));
   return 1;
 }
+
+// A mistake in what the operator said, as those that ReadConfig() finds.
+int Misconfigured(const absl::Status& status) {
+  spdlog::error("config.invalid error=\"{}\"", std::string(status.message()));
+  return 2;
+}
+
+// For the control thread to take a turn, before it is called dead.
+constexpr absl::Duration kHeartbeatPatience = absl::Seconds(3);
 
 void RaiseDescriptorLimit() {
   rlimit limit;
@@ -131,7 +145,8 @@ int Serve(const Config& config) {
 
   const std::unique_ptr<EvictionPolicy> policy = MakePolicy(config.policy, config.max_blocks);
   Inbox inbox;
-  Control::Options limits{.load_bytes_per_us = MeasureCopy(copier, clock)};
+  Control::Options limits{.load_bytes_per_us = MeasureCopy(copier, clock),
+                          .count_operations = config.op_metrics};
   FillBoard board(limits.max_reservations);
   auto copiers = std::make_unique<CopierPool>(board, inbox, copier,
                                               CopierPool::Options{.threads = config.copiers});
@@ -147,13 +162,34 @@ int Serve(const Config& config) {
   limits.session_over = [&sessions](uint32_t serial) { (*sessions)->Forget(serial); };
   Control control(store, board, *copiers, inbox, clock, limits);
 
-  absl::StatusOr<std::unique_ptr<Service>> service =
-      Service::Start(control, clock, {.path = config.path()});
+  absl::StatusOr<std::unique_ptr<Service>> service = Service::Start(
+      control, clock, {.path = config.path(), .count_operations = config.op_metrics});
   if (!service.ok()) return Fail(service.status());
   inbox.SetWake([&service] { (*service)->Wake(); });
+  std::atomic<bool> stopping{false};
+  const MetricsSource metrics{
+      .control = &control,
+      .service = &(*service)->metrics(),
+      .tenant_name = [&domains](DomainId domain) { return domains.Name(domain); },
+      .version = KVD_VERSION,
+      .count_operations = config.op_metrics};
+  Heartbeat heartbeat(inbox);
+  std::unique_ptr<MetricsHttp> http;
+  if (!config.metrics.empty()) {
+    absl::StatusOr<std::unique_ptr<MetricsHttp>> started = MetricsHttp::Start(
+        {.address = config.metrics, .beyond_loopback = config.metrics_beyond_loopback},
+        {.metrics = [&metrics] { return MetricsText(metrics); },
+         .alive = [&heartbeat] { return heartbeat.Beats(kHeartbeatPatience); },
+         .why_not_ready = [&stopping] { return stopping ? "draining" : ""; }});
+    if (absl::IsInvalidArgument(started.status())) return Misconfigured(started.status());
+    if (!started.ok()) return Fail(started.status());
+    http = *std::move(started);
+  }
+  const std::string metrics_address = http == nullptr ? "" : http->address();
   absl::StatusOr<std::unique_ptr<AdminServer>> admin =
       AdminServer::Start(inbox, {.path = config.path() + ".admin",
                                  .endpoint = config.listen,
+                                 .metrics = metrics_address,
                                  .policy = config.policy,
                                  .copy_loops = copier.description()});
   if (!admin.ok()) return Fail(admin.status());
@@ -163,11 +199,13 @@ int Serve(const Config& config) {
   if (absl::Status status = OpenToEngines(config); !status.ok()) return Fail(status);
   (*gateway)->Serve();
 
-  spdlog::info("daemon.ready listen={} pid={} blocks={} policy={} copiers={}", config.listen,
-               getpid(), config.max_blocks, config.policy, config.copiers);
+  spdlog::info("daemon.ready listen={} pid={} blocks={} policy={} copiers={} metrics={}",
+               config.listen, getpid(), config.max_blocks, config.policy, config.copiers,
+               metrics_address);
   const std::string tcp =
       absl::StrCat(config.tcp.empty() ? "" : " tcp=", (*gateway)->tcp_address());
-  std::printf("kvd ready listen=%s pid=%d%s\n", config.listen.c_str(), getpid(), tcp.c_str());
+  std::printf("kvd ready listen=%s pid=%d%s%s%s\n", config.listen.c_str(), getpid(),
+              http == nullptr ? "" : " metrics=", metrics_address.c_str(), tcp.c_str());
   std::fflush(stdout);
 
   std::thread stopper([&] {
@@ -178,6 +216,7 @@ int Serve(const Config& config) {
     int signal = 0;
     sigwait(&signals, &signal);
     spdlog::info("daemon.draining signal={}", signal);
+    stopping = true;
     inbox.Post(Task{[](Control& draining) { draining.EndWaits(); }});
     (*gateway)->Stop();
     (*service)->Shutdown();
@@ -188,6 +227,7 @@ int Serve(const Config& config) {
   // The reverse of the construction, but for the threads that wake the control thread: they end
   // while there still is a service to wake.
   gateway->reset();
+  http.reset();
   admin->reset();
   sessions->reset();
   copiers.reset();
