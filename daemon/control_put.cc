@@ -24,6 +24,10 @@ absl::StatusOr<Step> Control::Reserve(ReserveCall& call) {
   absl::StatusOr<Chain> chain = ResolveChain(call.header, kMaxPageBlocks);
   if (!chain.ok()) return chain.status();
   if (!call.started) {
+    if (draining_) {
+      ApplyReleases(*chain->session, call.header.releases);  // A drain waits for what they end.
+      return CheckDraining();
+    }
     if (absl::Status status = StartReservation(call, *chain); !status.ok()) {
       ++counters_.calls_refused;
       return status;

@@ -327,6 +327,7 @@ bool SessionServer::Greet(Peer& peer, const SessionHello& hello) {
   inbox_.Post(SessionOpened{.serial = peer.serial,
                             .token = welcome.token,
                             .domain = peer.uid,
+                            .uid = peer.uid,
                             .pid = peer.pid,
                             .finished = hello.finished_session});
   return Send(peer.socket, &welcome, sizeof welcome, {});
