@@ -138,19 +138,33 @@ std::vector<DomainRow> Control::ListDomains() const {
     if (session != nullptr) held[session->domain] += holds_.held_bytes(session->index);
   }
   std::vector<DomainRow> rows;
-  rows.reserve(uses_.size());
+  DomainRow others{.domain = kNoDomain};
+  const auto add = [&](DomainRow& row, DomainId domain, const DomainUse& use) {
+    row.used_bytes += used[domain];
+    row.leases += use.leases;
+    row.pins += use.pins;
+    row.held_bytes += held[domain];
+  };
+  const auto count = [](DomainRow& row, const TenantCounters& tenant) {
+    row.sessions = static_cast<uint32_t>(tenant.sessions);
+    row.lookups = tenant.lookups_full + tenant.lookups_partial + tenant.lookups_none;
+    row.hit_blocks = tenant.lookup_dram_blocks;
+    row.lookup_blocks = row.hit_blocks + tenant.lookup_miss_blocks;
+    row.committed_blocks = tenant.committed_blocks;
+    row.rejected_blocks = tenant.rejected_blocks;
+  };
   for (const auto& [domain, use] : uses_) {
-    rows.push_back({.domain = domain,
-                    .sessions = use.sessions,
-                    .lookups = use.lookups,
-                    .lookup_blocks = use.lookup_blocks,
-                    .hit_blocks = use.hit_blocks,
-                    .used_bytes = used[domain],
-                    .leases = use.leases,
-                    .pins = use.pins,
-                    .held_bytes = held[domain],
-                    .committed_blocks = use.committed_blocks,
-                    .rejected_blocks = use.rejected_blocks});
+    if (use.tenant == &metrics_.others()) {
+      add(others, domain, use);
+      continue;
+    }
+    rows.push_back({.domain = domain});
+    add(rows.back(), domain, use);
+    count(rows.back(), *use.tenant);
+  }
+  if (rows.size() < uses_.size()) {
+    count(others, metrics_.others());
+    rows.push_back(others);
   }
   return rows;
 }
@@ -263,7 +277,7 @@ absl::Status Control::PinChain(OperatorPin& pin) {
 absl::Status Control::UnpinChain(LeaseId pin_id) {
   control_.AssertHeld();
   if (!pins_.contains(pin_id)) return absl::NotFoundError("pin_id: no such pin");
-  EndLease(pin_id, EventReason::kByOperator);
+  EndLease(pin_id, EventReason::kAdmin);
   return absl::OkStatus();
 }
 
@@ -282,8 +296,7 @@ absl::StatusOr<Sweep> Control::BeginEvict(NamespaceId ns, std::string_view key) 
   const BlockRef top = residency_.Find(ns, KeyList(key, hash_bytes(ns))[0]);
   if (top == 0) return absl::NotFoundError("key: no such block");
   const ChainHash hash = residency_.block(top).key;
-  return Sweep{.reason = EventReason::kEvict,
-               .ns = ns,
+  return Sweep{.ns = ns,
                .top = top,
                .top_key = hash,
                .at = top,
@@ -295,13 +308,13 @@ absl::StatusOr<Sweep> Control::BeginDrop(NamespaceId ns) const {
   if (FindNamespace(ns) == nullptr) {
     return absl::NotFoundError(absl::StrCat("namespace_id: no namespace ", ns));
   }
-  return Sweep{.reason = EventReason::kDrop, .ns = ns};
+  return Sweep{.reason = EvictReason::kPurge, .ns = ns};
 }
 
 bool Control::Continue(Sweep& sweep) {
   control_.AssertHeld();
   if (!(sweep.top != 0 ? ContinueChain(sweep) : ContinueSlots(sweep))) return false;
-  if (sweep.reason == EventReason::kDrop && FindNamespace(sweep.ns) != nullptr &&
+  if (sweep.reason == EvictReason::kPurge && FindNamespace(sweep.ns) != nullptr &&
       residency_.use(sweep.ns).used == 0) {
     DropNamespace(sweep.ns);
     sweep.dropped = true;

@@ -48,20 +48,16 @@ std::string_view EventReasonName(EventReason reason) {
   switch (reason) {
     case EventReason::kNone:
       return "";
-    case EventReason::kRoom:
-      return "room";
-    case EventReason::kEvict:
-      return "evict";
-    case EventReason::kFlush:
-      return "flush";
-    case EventReason::kDrop:
-      return "drop";
+    case EventReason::kPressure:
+      return "pressure";
+    case EventReason::kAdmin:
+      return "admin";
+    case EventReason::kPurge:
+      return "purge";
     case EventReason::kExpired:
       return "expired";
     case EventReason::kGivenBack:
       return "given back";
-    case EventReason::kByOperator:
-      return "by operator";
   }
   return "unknown";
 }

@@ -50,15 +50,13 @@ std::string_view EventKindName(EventKind kind);  // "stored", "session-opened"
 // Why a block was evicted, or a pin ended.
 enum class EventReason : uint8_t {
   kNone = 0,
-  kRoom = 1,     // For others.
-  kEvict = 2,    // The operator named its chain, ...
-  kFlush = 3,    // ... its tier, ...
-  kDrop = 4,     // ... or its namespace.
-  kExpired = 5,  // Its time to live is over.
-  kGivenBack = 6,
-  kByOperator = 7,
+  kPressure = 1,  // Somebody needed the room.
+  kAdmin = 2,     // An operator said so.
+  kPurge = 3,     // Its namespace is dropped.
+  kExpired = 4,   // Its time to live is over.
+  kGivenBack = 5,
 };
-std::string_view EventReasonName(EventReason reason);  // "room"; kNone is empty
+std::string_view EventReasonName(EventReason reason);  // "pressure"; kNone is empty
 
 struct Event {
   Nanos time = 0;  // Of the control thread's clock; Add() writes it.

@@ -86,7 +86,7 @@ struct BlockFilter {
 };
 
 struct DomainRow {
-  DomainId domain = 0;
+  DomainId domain = 0;  // kNoDomain: all those together that have no numbers of their own.
   uint32_t sessions = 0;
   uint64_t lookups = 0;
   uint64_t lookup_blocks = 0;
@@ -114,21 +114,21 @@ struct OperatorPin {
 // A verb that lets blocks leave, over many turns. Begun by Control::BeginEvict(), BeginDrop() or
 // BeginFlush().
 struct Sweep {
-  EventReason reason = EventReason::kFlush;
-  NamespaceId ns = 0;  // 0: all.
-  BlockRef top = 0;    // Of kEvict: this block and what hangs below it.
+  EvictReason reason = EvictReason::kAdmin;  // kPurge: the namespace goes as well.
+  NamespaceId ns = 0;                        // 0: all.
+  BlockRef top = 0;                          // Only this and what hangs below it; 0: all.
   ChainHash top_key;
   // How far it has come.
   uint32_t next = 1;   // Slot.
   BlockRef climb = 0;  // A block that may leave since its last child has left.
-  BlockRef at = 0;     // Of kEvict: the walk stands here ...
+  BlockRef at = 0;     // Below `top`: the walk stands here ...
   ChainHash at_key;
   bool descending = true;  // ... before, or after, what hangs below.
   uint32_t restarts = 0;
   // Answer.
   uint64_t evicted = 0;
   uint64_t kept = 0;  // Leased, pinned, held or in production, or above such a block.
-  bool dropped = false;  // Of kDrop: nothing is left, and the namespace has gone.
+  bool dropped = false;  // Of kPurge: nothing is left, and the namespace has gone.
 };
 
 struct DrainProgress {
