@@ -223,12 +223,16 @@ absl::StatusOr<Step> Control::Lookup(LookupCall& call) {
     }
     ++counters_.lookups;
     counters_.lookup_blocks += chain->keys.size();
+    DomainUse& use = *chain->session->use;
+    ++use.lookups;
+    use.lookup_blocks += chain->keys.size();
 
     const Residency::Prefix prefix = residency_.LongestPrefix(
         call.header.ns, chain->keys, chain->has_parent ? &chain->parent : nullptr);
     call.found = true;
     call.hit_blocks = prefix.blocks;
     counters_.lookup_hit_blocks += prefix.blocks;
+    use.hit_blocks += prefix.blocks;
     if (options_.count_operations) CountLookup(*chain, prefix.blocks);
     if (prefix.blocks == 0) return Step::kDone;
     residency_.Use(prefix.deepest, ++tick_);
@@ -663,6 +667,7 @@ void Control::OnEvent(SessionOpened& event) {
   session->uid = event.uid;
   session->opened = clock_.Now();
   session->use = &uses_[event.domain];
+  ++session->use->sessions;
   if (session->use->tenant == nullptr) session->use->tenant = &metrics_.AddTenant(event.domain);
   ++session->use->tenant->sessions;
   session->pid = event.pid;
@@ -704,6 +709,7 @@ void Control::OnEvent(SessionEnded& event) {
   session.staging.reset();
   by_token_.erase(std::string(session.token.begin(), session.token.end()));
   ++counters_.sessions_ended;
+  --session.use->sessions;
   --session.use->tenant->sessions;
   Record(EventKind::kSessionEnded, session.domain, session.serial);
   while (const LeaseId lease = leases_.AnyOf(session.index)) {

@@ -43,6 +43,24 @@
 
 namespace kvd {
 
+// What the sessions of one domain have together, and what was done for them since start.
+struct DomainUse {
+  TenantCounters* tenant = nullptr;  // The same for monitors, who share one beyond some tenants.
+  uint32_t sessions = 0;             // Whose socket is open.
+  uint32_t leases = 0;
+  uint32_t holds = 0;
+  uint32_t extents = 0;
+  uint32_t reservations = 0;
+  uint32_t namespaces = 0;
+  uint32_t layouts = 0;
+  uint32_t pins = 0;
+  uint64_t lookups = 0;
+  uint64_t lookup_blocks = 0;  // Asked for, ...
+  uint64_t hit_blocks = 0;     // ... and found.
+  uint64_t committed_blocks = 0;
+  uint64_t rejected_blocks = 0;  // Reserve found no room.
+};
+
 class Control {
  public:
   struct Options {
@@ -167,6 +185,8 @@ class Control {
   uint32_t namespaces() const { return static_cast<uint32_t>(namespace_ids_.size()); }
   const HoldTable& holds() const { return holds_; }
   uint32_t reservations() const { return static_cast<uint32_t>(reservations_.size()); }
+  // Every domain that ever came.
+  const std::map<DomainId, DomainUse>& domain_uses() const { return uses_; }
 
  private:
   struct NamespaceInfo {
@@ -181,17 +201,6 @@ class Control {
   struct Pool {
     EvictionPolicy::Pool number = 0;
     uint32_t namespaces = 0;
-  };
-  // What the sessions of one domain have together.
-  struct DomainUse {
-    TenantCounters* tenant = nullptr;
-    uint32_t leases = 0;
-    uint32_t holds = 0;
-    uint32_t extents = 0;
-    uint32_t reservations = 0;
-    uint32_t namespaces = 0;
-    uint32_t layouts = 0;
-    uint32_t pins = 0;
   };
   struct Session {
     DomainUse* use = nullptr;

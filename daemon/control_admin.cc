@@ -138,33 +138,19 @@ std::vector<DomainRow> Control::ListDomains() const {
     if (session != nullptr) held[session->domain] += holds_.held_bytes(session->index);
   }
   std::vector<DomainRow> rows;
-  DomainRow others{.domain = kNoDomain};
-  const auto add = [&](DomainRow& row, DomainId domain, const DomainUse& use) {
-    row.used_bytes += used[domain];
-    row.leases += use.leases;
-    row.pins += use.pins;
-    row.held_bytes += held[domain];
-  };
-  const auto count = [](DomainRow& row, const TenantCounters& tenant) {
-    row.sessions = static_cast<uint32_t>(tenant.sessions);
-    row.lookups = tenant.lookups_full + tenant.lookups_partial + tenant.lookups_none;
-    row.hit_blocks = tenant.lookup_dram_blocks;
-    row.lookup_blocks = row.hit_blocks + tenant.lookup_miss_blocks;
-    row.committed_blocks = tenant.committed_blocks;
-    row.rejected_blocks = tenant.rejected_blocks;
-  };
+  rows.reserve(uses_.size());
   for (const auto& [domain, use] : uses_) {
-    if (use.tenant == &metrics_.others()) {
-      add(others, domain, use);
-      continue;
-    }
-    rows.push_back({.domain = domain});
-    add(rows.back(), domain, use);
-    count(rows.back(), *use.tenant);
-  }
-  if (rows.size() < uses_.size()) {
-    count(others, metrics_.others());
-    rows.push_back(others);
+    rows.push_back({.domain = domain,
+                    .sessions = use.sessions,
+                    .lookups = use.lookups,
+                    .lookup_blocks = use.lookup_blocks,
+                    .hit_blocks = use.hit_blocks,
+                    .used_bytes = used[domain],
+                    .leases = use.leases,
+                    .pins = use.pins,
+                    .held_bytes = held[domain],
+                    .committed_blocks = use.committed_blocks,
+                    .rejected_blocks = use.rejected_blocks});
   }
   return rows;
 }

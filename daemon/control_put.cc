@@ -142,7 +142,9 @@ Step Control::ReserveBlocks(ReserveCall& call, const Chain& chain) {
         if (state == ReserveState::kNoRoom) {
           ++counters_.reserves_refused;
           ++counters_.reserve_no_room_blocks;
-          chain.session->use->tenant->rejected_blocks += chain.keys.size() - call.next + 1;
+          const uint32_t rest = chain.keys.size() - call.next + 1;
+          reservation.use->rejected_blocks += rest;
+          reservation.use->tenant->rejected_blocks += rest;
         } else {
           ++counters_.reserve_no_parent_blocks;
         }
@@ -298,6 +300,7 @@ Step Control::CommitBlocks(CommitCall& call, uint64_t id, Reservation& reservati
     call.results.push_back(static_cast<char>(result));
   }
   counters_.committed_blocks += call.stored - stored_before;
+  reservation.use->committed_blocks += call.stored - stored_before;
   reservation.use->tenant->committed_blocks += call.stored - stored_before;
   ProductionChanged();
   return call.next < call.blocks ? Step::kMore : Step::kDone;

@@ -12,6 +12,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
@@ -21,10 +22,12 @@
 #include <vector>
 
 #include "absl/synchronization/mutex.h"
+#include "absl/synchronization/notification.h"
 #include "daemon/admin.h"
 #include "daemon/config.h"
 #include "daemon/control.h"
 #include "daemon/copier_pool.h"
+#include "daemon/domains.h"
 #include "daemon/endpoint_lock.h"
 #include "daemon/service.h"
 #include "daemon/session_server.h"
@@ -102,6 +105,7 @@ int Serve(const Config& config) {
   const Copier copier(Copier::Options{.loop = config.copy_loop});
   spdlog::info("copy.calibrated {}", copier.description());
 
+  Domains domains(config.domains);
   RegionDirectory regions;
   absl::StatusOr<std::unique_ptr<Arena>> arena = Arena::Open(regions, {.bytes = config.dram_bytes});
   if (!arena.ok()) return Fail(arena.status());
@@ -122,9 +126,11 @@ int Serve(const Config& config) {
               [&copiers](uint32_t region, uint64_t bytes) { copiers->MakeRegion(region, bytes); });
 
   absl::StatusOr<std::unique_ptr<SessionServer>> sessions =
-      SessionServer::Start(inbox, *copiers, regions, {.path = config.path() + ".session"});
+      SessionServer::Start(inbox, *copiers, regions, domains, {.path = config.path() + ".session"});
   if (!sessions.ok()) return Fail(sessions.status());
   limits.session_over = [&sessions](uint32_t serial) { (*sessions)->Forget(serial); };
+  absl::Notification drained;
+  limits.drained = [&drained] { drained.Notify(); };
   Control control(store, board, *copiers, inbox, clock, limits);
 
   absl::StatusOr<std::unique_ptr<Service>> service =
@@ -132,10 +138,13 @@ int Serve(const Config& config) {
   if (!service.ok()) return Fail(service.status());
   inbox.SetWake([&service] { (*service)->Wake(); });
   absl::StatusOr<std::unique_ptr<AdminServer>> admin =
-      AdminServer::Start(inbox, {.path = config.path() + ".admin",
-                                 .endpoint = config.listen,
-                                 .policy = config.policy,
-                                 .copy_loops = copier.description()});
+      AdminServer::Start(inbox, control.events(),
+                         {.path = config.path() + ".admin",
+                          .endpoint = config.listen,
+                          .policy = config.policy,
+                          .copy_loops = copier.description(),
+                          .drain_timeout_ms = config.drain_timeout_ms,
+                          .domain_name = [&domains](DomainId id) { return domains.Name(id); }});
   if (!admin.ok()) return Fail(admin.status());
   if (absl::Status status = OpenToEngines(config); !status.ok()) return Fail(status);
 
@@ -144,20 +153,36 @@ int Serve(const Config& config) {
   std::printf("kvd ready listen=%s pid=%d\n", config.listen.c_str(), getpid());
   std::fflush(stdout);
 
-  std::thread stopper([&] {
+  // A signal is a drain, which operators can ask for as well. The second signal does not wait.
+  std::atomic<bool> over{false};
+  std::thread listener([&] {
     sigset_t signals;
     sigemptyset(&signals);
     sigaddset(&signals, SIGTERM);
     sigaddset(&signals, SIGINT);
-    int signal = 0;
-    sigwait(&signals, &signal);
-    spdlog::info("daemon.draining signal={}", signal);
-    inbox.Post(Task{[](Control& draining) { draining.EndWaits(); }});
+    Nanos patience = static_cast<Nanos>(config.drain_timeout_ms) * kMillisecond;
+    while (true) {
+      int signal = 0;
+      sigwait(&signals, &signal);
+      if (over) return;
+      spdlog::info("daemon.draining signal={}", signal);
+      inbox.Post(Task{[patience](Control& draining) {
+        draining.Drain(Control::DrainEnd::kExitPromptly, patience);
+      }});
+      patience = 0;
+    }
+  });
+  std::thread stopper([&] {
+    drained.WaitForNotification();
+    spdlog::info("daemon.drained");
     (*service)->Shutdown();
   });
   PreferThisThread();
   (*service)->Run();
   stopper.join();
+  over = true;
+  pthread_kill(listener.native_handle(), SIGTERM);
+  listener.join();
   // The reverse of the construction, but for the threads that wake the control thread: they end
   // while there still is a service to wake.
   admin->reset();

@@ -86,7 +86,7 @@ struct BlockFilter {
 };
 
 struct DomainRow {
-  DomainId domain = 0;  // kNoDomain: all those together that have no numbers of their own.
+  DomainId domain = 0;
   uint32_t sessions = 0;
   uint64_t lookups = 0;
   uint64_t lookup_blocks = 0;

@@ -569,28 +569,15 @@ TEST_F(ControlTest, WhatWasDoneIsCountedByDomain) {
   h.Put(mine_too, ns, KeysFrom(200, 100));  // More than there is room for.
   h.End(mine);
 
-  const std::vector<DomainRow> rows = h.control.ListDomains();
-  ASSERT_EQ(rows.size(), 2u);
-  EXPECT_EQ(rows[0].domain, 1u);
-  EXPECT_EQ(rows[0].sessions, 1u);
-  EXPECT_EQ(rows[0].lookups, 1u);
-  EXPECT_EQ(rows[0].lookup_blocks, 5u);
-  EXPECT_EQ(rows[0].hit_blocks, 3u);
-  EXPECT_EQ(rows[0].used_bytes, h.arena->reserved_bytes());
-  EXPECT_EQ(rows[0].committed_blocks, h.control.counters().committed_blocks);
-  EXPECT_GT(rows[0].rejected_blocks, 0u);
-  EXPECT_EQ(rows[1].domain, 2u);
-  EXPECT_EQ(rows[1].sessions, 1u);
-  EXPECT_EQ(rows[1].lookups, 0u);
-}
-
-TEST_F(ControlTest, DomainsBeyondThoseWithNumbersOfTheirOwnAreCountedTogether) {
-  ControlHarness h;
-  for (uint32_t i = 0; i < ControlMetrics::kMaxTenants + 2; ++i) h.Open(i + 1);
-  const std::vector<DomainRow> rows = h.control.ListDomains();
-  ASSERT_EQ(rows.size(), ControlMetrics::kMaxTenants + 1);
-  EXPECT_EQ(rows.back().domain, kNoDomain);
-  EXPECT_EQ(rows.back().sessions, 2u);
+  const DomainUse& use = h.control.domain_uses().at(1);
+  EXPECT_EQ(use.sessions, 1u);
+  EXPECT_EQ(use.lookups, 1u);
+  EXPECT_EQ(use.lookup_blocks, 5u);
+  EXPECT_EQ(use.hit_blocks, 3u);
+  EXPECT_EQ(use.committed_blocks, h.control.counters().committed_blocks);
+  EXPECT_GT(use.rejected_blocks, 1u);  // And what stood below it in the list.
+  EXPECT_EQ(h.control.domain_uses().at(2).sessions, 1u);
+  EXPECT_EQ(h.control.domain_uses().at(2).lookups, 0u);
 }
 
 // Whatever a tenant uses up, all of it in as many sessions as it likes, the others go on.
