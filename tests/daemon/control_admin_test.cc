@@ -606,7 +606,9 @@ std::set<std::string> FindableBy(const std::vector<Event>& events) {
   std::set<std::string> found;
   for (const Event& event : events) {
     const std::string key(reinterpret_cast<const char*>(event.key.bytes.data()), kTestHashBytes);
-    if (event.kind == EventKind::kStored) EXPECT_TRUE(found.insert(key).second);
+    if (event.kind == EventKind::kStored) {
+      EXPECT_TRUE(found.insert(key).second);
+    }
     if (event.kind == EventKind::kEvicted || event.kind == EventKind::kDamaged) {
       EXPECT_EQ(found.erase(key), 1u);
     }
