@@ -72,7 +72,7 @@ struct LookupResult {
 // process holds.
 class LoadedChain {
  public:
-  LoadedChain() = default;
+  LoadedChain() noexcept;  // Holds nothing.
   LoadedChain(LoadedChain&& other) noexcept;
   LoadedChain& operator=(LoadedChain&& other) noexcept;
   ~LoadedChain();  // Ends the hold; the release rides on a later call.
@@ -206,6 +206,9 @@ class Client {
   absl::StatusOr<PinResult> Pin(const Namespace& ns, std::string_view key,
                                 const PinOptions& options);
   absl::Status Unpin(uint64_t pin_id, absl::Duration timeout = absl::ZeroDuration());
+
+  // OK when there is a session, opening one if need be. No call needs it first.
+  absl::Status Connect(absl::Duration timeout = absl::ZeroDuration());
 
   // The loops that calibration chose, for a log line.
   const std::string& copy_loops() const;
