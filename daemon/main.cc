@@ -25,6 +25,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/synchronization/notification.h"
 #include "daemon/admin.h"
 #include "daemon/config.h"
 #include "daemon/control.h"
@@ -160,13 +161,14 @@ int Serve(const Config& config) {
       SessionServer::Start(inbox, *copiers, regions, domains, {.path = config.path() + ".session"});
   if (!sessions.ok()) return Fail(sessions.status());
   limits.session_over = [&sessions](uint32_t serial) { (*sessions)->Forget(serial); };
+  absl::Notification drained;
+  limits.drained = [&drained] { drained.Notify(); };
   Control control(store, board, *copiers, inbox, clock, limits);
 
   absl::StatusOr<std::unique_ptr<Service>> service = Service::Start(
       control, clock, {.path = config.path(), .count_operations = config.op_metrics});
   if (!service.ok()) return Fail(service.status());
   inbox.SetWake([&service] { (*service)->Wake(); });
-  std::atomic<bool> stopping{false};
   const MetricsSource metrics{
       .control = &control,
       .service = &(*service)->metrics(),
@@ -180,54 +182,73 @@ int Serve(const Config& config) {
         {.address = config.metrics, .beyond_loopback = config.metrics_beyond_loopback},
         {.metrics = [&metrics] { return MetricsText(metrics); },
          .alive = [&heartbeat] { return heartbeat.Beats(kHeartbeatPatience); },
-         .why_not_ready = [&stopping] { return stopping ? "draining" : ""; }});
+         .why_not_ready = [&control] { return control.draining() ? "draining" : ""; }});
     if (absl::IsInvalidArgument(started.status())) return Misconfigured(started.status());
     if (!started.ok()) return Fail(started.status());
     http = *std::move(started);
   }
   const std::string metrics_address = http == nullptr ? "" : http->address();
-  absl::StatusOr<std::unique_ptr<AdminServer>> admin =
-      AdminServer::Start(inbox, {.path = config.path() + ".admin",
-                                 .endpoint = config.listen,
-                                 .metrics = metrics_address,
-                                 .policy = config.policy,
-                                 .copy_loops = copier.description()});
-  if (!admin.ok()) return Fail(admin.status());
   absl::StatusOr<std::unique_ptr<Gateway>> gateway =
       StartGateway(config, inbox, *copiers, copier, domains);
   if (!gateway.ok()) return Fail(gateway.status());
+  absl::StatusOr<std::unique_ptr<AdminServer>> admin =
+      AdminServer::Start(inbox, control.events(),
+                         {.path = config.path() + ".admin",
+                          .endpoint = config.listen,
+                          .metrics = metrics_address,
+                          .tcp = (*gateway)->tcp_address(),
+                          .policy = config.policy,
+                          .copy_loops = copier.description(),
+                          .drain_timeout_ms = config.drain_timeout_ms,
+                          .domain_name = [&domains](DomainId id) { return domains.Name(id); }});
+  if (!admin.ok()) return Fail(admin.status());
   if (absl::Status status = OpenToEngines(config); !status.ok()) return Fail(status);
   (*gateway)->Serve();
 
-  spdlog::info("daemon.ready listen={} pid={} blocks={} policy={} copiers={} metrics={}",
+  const std::string& tcp_address = (*gateway)->tcp_address();
+  spdlog::info("daemon.ready listen={} pid={} blocks={} policy={} copiers={} metrics={} tcp={}",
                config.listen, getpid(), config.max_blocks, config.policy, config.copiers,
-               metrics_address);
-  const std::string tcp =
-      absl::StrCat(config.tcp.empty() ? "" : " tcp=", (*gateway)->tcp_address());
-  std::printf("kvd ready listen=%s pid=%d%s%s%s\n", config.listen.c_str(), getpid(),
-              http == nullptr ? "" : " metrics=", metrics_address.c_str(), tcp.c_str());
+               metrics_address, tcp_address);
+  std::printf("kvd ready listen=%s pid=%d%s%s%s%s\n", config.listen.c_str(), getpid(),
+              metrics_address.empty() ? "" : " metrics=", metrics_address.c_str(),
+              tcp_address.empty() ? "" : " tcp=", tcp_address.c_str());
   std::fflush(stdout);
 
-  std::thread stopper([&] {
+  // A signal is a drain, which operators can ask for as well. The second signal does not wait.
+  std::atomic<bool> over{false};
+  std::thread listener([&] {
     sigset_t signals;
     sigemptyset(&signals);
     sigaddset(&signals, SIGTERM);
     sigaddset(&signals, SIGINT);
-    int signal = 0;
-    sigwait(&signals, &signal);
-    spdlog::info("daemon.draining signal={}", signal);
-    stopping = true;
-    inbox.Post(Task{[](Control& draining) { draining.EndWaits(); }});
+    Nanos patience = static_cast<Nanos>(config.drain_timeout_ms) * kMillisecond;
+    while (true) {
+      int signal = 0;
+      sigwait(&signals, &signal);
+      if (over) return;
+      spdlog::info("daemon.draining signal={}", signal);
+      inbox.Post(Task{[patience](Control& draining) {
+        draining.Drain(Control::DrainEnd::kExitPromptly, patience);
+      }});
+      patience = 0;
+    }
+  });
+  std::thread stopper([&] {
+    drained.WaitForNotification();
+    spdlog::info("daemon.drained");
     (*gateway)->Stop();
     (*service)->Shutdown();
   });
   PreferThisThread();
   (*service)->Run();
   stopper.join();
+  over = true;
+  pthread_kill(listener.native_handle(), SIGTERM);
+  listener.join();
   // The reverse of the construction, but for the threads that wake the control thread: they end
   // while there still is a service to wake.
-  gateway->reset();
   http.reset();
+  gateway->reset();
   admin->reset();
   sessions->reset();
   copiers.reset();

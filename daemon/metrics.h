@@ -121,6 +121,7 @@ struct ControlCounters {
   Tally sessions_ended;
   Tally unknown_sessions;  // Calls that named none of ours.
   Tally calls_refused;     // Unknown session, bad field, a bound.
+  Tally drain_refusals;    // Calls that wanted something new while the daemon drains.
 };
 
 // Of the control thread's decisions.

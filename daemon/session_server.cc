@@ -283,6 +283,7 @@ void SessionServer::Accept() {
   peer->socket = socket;
   peer->pidfd = pidfd;
   peer->domain = *domain;
+  peer->uid = credentials.uid;
   peer->pid = credentials.pid;
   peers_[peer->serial] = std::move(peer);
 }
@@ -341,6 +342,7 @@ bool SessionServer::Greet(Peer& peer, const SessionHello& hello) {
   inbox_.Post(SessionOpened{.serial = peer.serial,
                             .token = welcome.token,
                             .domain = peer.domain,
+                            .uid = peer.uid,
                             .pid = peer.pid,
                             .finished = hello.finished_session});
   return Send(peer.socket, &welcome, sizeof welcome, {});

@@ -1130,7 +1130,7 @@ TEST_F(E2eTest, KvctlTellsScriptsWhatWentWrong) {
       {{"--help"}, 0},
       {{}, 2},
       {{"explode"}, 2},
-      {{"status", "-o", "yaml"}, 2},
+      {{"status", "-o", "xml"}, 2},
       {{"--endpoint", "localhost:1", "status"}, 2},
       {{"--endpoint", nobody, "status"}, 4},
       {{"--endpoint", nobody, "tiers", "-o", "json"}, 4}};
