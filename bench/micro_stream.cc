@@ -5,6 +5,7 @@
 #include <grpcpp/grpcpp.h>
 
 #include <cstdio>
+#include <cstdlib>
 #include <fstream>
 #include <sstream>
 #include <utility>
@@ -98,6 +99,7 @@ class BareStream {
 }  // namespace
 
 absl::Status ServeBareStream(const std::string& folder) {
+  setenv("GRPC_POLL_STRATEGY", "poll", /*overwrite=*/0);  // As the daemon: each thread for itself.
   grpc::SslServerCredentialsOptions options(
       GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY);
   options.pem_root_certs = ReadFile(folder + "/ca.pem");
