@@ -1,6 +1,7 @@
 #include "daemon/admin.h"
 
 #include <grpcpp/grpcpp.h>
+#include <grpcpp/server_posix.h>
 #include <unistd.h>
 
 #include <chrono>
@@ -11,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/notification.h"
 #include "absl/time/time.h"
+#include "daemon/activation.h"
 #include "daemon/control.h"
 #include "proto/admin.grpc.pb.h"
 
@@ -41,7 +43,9 @@ class AdminServer::Impl final : public v1::Admin::Service {
 
   absl::Status Start() {
     grpc::ServerBuilder builder;
-    builder.AddListeningPort("unix:" + options_.path, grpc::InsecureServerCredentials());
+    if (options_.listener < 0) {
+      builder.AddListeningPort("unix:" + options_.path, grpc::InsecureServerCredentials());
+    }
     builder.RegisterService(this);
     builder.SetMaxReceiveMessageSize(64 * 1024);
     builder.SetSyncServerOption(grpc::ServerBuilder::SyncServerOption::NUM_CQS, 1);
@@ -55,9 +59,17 @@ class AdminServer::Impl final : public v1::Admin::Service {
     if (server_ == nullptr) {
       return absl::UnavailableError(absl::StrCat("cannot listen at unix:", options_.path));
     }
+    if (options_.listener < 0) return absl::OkStatus();
+    absl::StatusOr<std::unique_ptr<Acceptor>> acceptor = Acceptor::Start(
+        options_.listener, [this](int fd) { grpc::AddInsecureChannelFromFd(server_.get(), fd); });
+    if (!acceptor.ok()) return acceptor.status();
+    acceptor_ = *std::move(acceptor);
     return absl::OkStatus();
   }
-  void Stop() { server_->Shutdown(std::chrono::system_clock::now()); }
+  void Stop() {
+    acceptor_.reset();
+    server_->Shutdown(std::chrono::system_clock::now());
+  }
 
   grpc::Status Status(grpc::ServerContext*, const v1::StatusRequest*,
                       v1::StatusReply* reply) override {
@@ -164,6 +176,7 @@ class AdminServer::Impl final : public v1::Admin::Service {
   SystemClock clock_;
   const Nanos started_ = clock_.Now();
   std::unique_ptr<grpc::Server> server_;
+  std::unique_ptr<Acceptor> acceptor_;  // Where somebody else bound the socket.
 };
 
 AdminServer::AdminServer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}

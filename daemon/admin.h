@@ -20,6 +20,7 @@ class AdminServer {
  public:
   struct Options {
     std::string path;      // Of the socket.
+    int listener = -1;     // Listens there already, and outlives the server; -1: bind it.
     std::string endpoint;  // What --listen said.
     std::string policy;
     std::string copy_loops;  // What calibration chose.

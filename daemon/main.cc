@@ -21,6 +21,7 @@
 #include <vector>
 
 #include "absl/synchronization/mutex.h"
+#include "daemon/activation.h"
 #include "daemon/admin.h"
 #include "daemon/config.h"
 #include "daemon/control.h"
@@ -46,8 +47,10 @@ void RaiseDescriptorLimit() {
   setrlimit(RLIMIT_NOFILE, &limit);
 }
 
-absl::Status OpenToEngines(const Config& config) {
-  for (const std::string& path : {config.path(), config.path() + ".session"}) {
+absl::Status OpenToEngines(const Config& config, const ActivatedSockets& activated) {
+  for (const char* suffix : {"", ".session"}) {
+    if (activated.at(suffix) >= 0) continue;  // Who may connect there, the socket unit said.
+    const std::string path = config.path() + suffix;
     if (!config.socket_group.empty() && chown(path.c_str(), static_cast<uid_t>(-1),
                                               getgrnam(config.socket_group.c_str())->gr_gid) != 0) {
       return ErrnoStatus(errno, "--socket-group: " + path);
@@ -91,6 +94,8 @@ void PreferThisThread() {
 }
 
 int Serve(const Config& config) {
+  const absl::StatusOr<ActivatedSockets> activated = ActivatedSockets::Take(config.path());
+  if (!activated.ok()) return Fail(activated.status());
   absl::StatusOr<EndpointLock> lock = EndpointLock::Take(config.path());
   if (!lock.ok()) return Fail(lock.status());
 
@@ -121,28 +126,31 @@ int Serve(const Config& config) {
                .secret = secret},
               [&copiers](uint32_t region, uint64_t bytes) { copiers->MakeRegion(region, bytes); });
 
-  absl::StatusOr<std::unique_ptr<SessionServer>> sessions =
-      SessionServer::Start(inbox, *copiers, regions, {.path = config.path() + ".session"});
+  absl::StatusOr<std::unique_ptr<SessionServer>> sessions = SessionServer::Start(
+      inbox, *copiers, regions,
+      {.path = config.path() + ".session", .listener = activated->at(".session")});
   if (!sessions.ok()) return Fail(sessions.status());
   limits.session_over = [&sessions](uint32_t serial) { (*sessions)->Forget(serial); };
   Control control(store, board, *copiers, inbox, clock, limits);
 
   absl::StatusOr<std::unique_ptr<Service>> service =
-      Service::Start(control, clock, {.path = config.path()});
+      Service::Start(control, clock, {.path = config.path(), .listener = activated->at("")});
   if (!service.ok()) return Fail(service.status());
   inbox.SetWake([&service] { (*service)->Wake(); });
   absl::StatusOr<std::unique_ptr<AdminServer>> admin =
       AdminServer::Start(inbox, {.path = config.path() + ".admin",
+                                 .listener = activated->at(".admin"),
                                  .endpoint = config.listen,
                                  .policy = config.policy,
                                  .copy_loops = copier.description()});
   if (!admin.ok()) return Fail(admin.status());
-  if (absl::Status status = OpenToEngines(config); !status.ok()) return Fail(status);
+  if (absl::Status status = OpenToEngines(config, *activated); !status.ok()) return Fail(status);
 
   spdlog::info("daemon.ready listen={} pid={} blocks={} policy={} copiers={}", config.listen,
                getpid(), config.max_blocks, config.policy, config.copiers);
   std::printf("kvd ready listen=%s pid=%d\n", config.listen.c_str(), getpid());
   std::fflush(stdout);
+  NotifyServiceManager("READY=1");
 
   std::thread stopper([&] {
     sigset_t signals;
@@ -152,9 +160,12 @@ int Serve(const Config& config) {
     int signal = 0;
     sigwait(&signals, &signal);
     spdlog::info("daemon.draining signal={}", signal);
+    NotifyServiceManager("STOPPING=1");
     inbox.Post(Task{[](Control& draining) { draining.EndWaits(); }});
     (*service)->Shutdown();
   });
+  const Watchdog watchdog(
+      [&] { inbox.Post(Task{[](Control&) { NotifyServiceManager("WATCHDOG=1"); }}); });
   PreferThisThread();
   (*service)->Run();
   stopper.join();
@@ -164,7 +175,9 @@ int Serve(const Config& config) {
   sessions->reset();
   copiers.reset();
   inbox.SetWake(nullptr);
-  for (const char* suffix : {"", ".admin"}) unlink((config.path() + suffix).c_str());
+  for (const char* suffix : {"", ".admin"}) {
+    if (activated->at(suffix) < 0) unlink((config.path() + suffix).c_str());
+  }
   spdlog::info("daemon.stopped");
   return 0;
 }

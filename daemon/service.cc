@@ -2,12 +2,14 @@
 
 #include <grpcpp/alarm.h>
 #include <grpcpp/grpcpp.h>
+#include <grpcpp/server_posix.h>
 #include <sched.h>
 
 #include <chrono>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "daemon/activation.h"
 #include "daemon/methods.h"
 #include "proto/kvd.grpc.pb.h"
 
@@ -63,6 +65,7 @@ class Service::Impl {
   v1::Engine::AsyncService service_;
   std::unique_ptr<grpc::ServerCompletionQueue> queue_;
   std::unique_ptr<grpc::Server> server_;
+  std::unique_ptr<Acceptor> acceptor_;  // Where somebody else bound the socket.
 
   // Control thread only.
   std::deque<Resumable*> slices_;  // Calls that want to go on.
@@ -184,7 +187,9 @@ class Service::Impl::WatchCall final : public Tag {
 absl::Status Service::Impl::Start() {
   grpc::ServerBuilder builder;
   int port = 0;
-  builder.AddListeningPort("unix:" + options_.path, grpc::InsecureServerCredentials(), &port);
+  if (options_.listener < 0) {
+    builder.AddListeningPort("unix:" + options_.path, grpc::InsecureServerCredentials(), &port);
+  }
   builder.RegisterService(&service_);
   builder.SetMaxReceiveMessageSize(kMaxMessageBytes);
   builder.SetMaxSendMessageSize(kMaxMessageBytes);
@@ -212,6 +217,11 @@ absl::Status Service::Impl::Start() {
   new Call<HintMethod>(*this, &Async::RequestHint);
   new Call<UnimplementedMethod<v1::RetainRequest, v1::RetainReply>>(*this, &Async::RequestRetain);
   new WatchCall(*this);
+  if (options_.listener < 0) return absl::OkStatus();
+  absl::StatusOr<std::unique_ptr<Acceptor>> acceptor = Acceptor::Start(
+      options_.listener, [this](int fd) { grpc::AddInsecureChannelFromFd(server_.get(), fd); });
+  if (!acceptor.ok()) return acceptor.status();
+  acceptor_ = *std::move(acceptor);
   return absl::OkStatus();
 }
 
@@ -263,6 +273,7 @@ void Service::Impl::Wake() {
 }
 
 void Service::Impl::Shutdown() {
+  acceptor_.reset();
   server_->Shutdown(std::chrono::system_clock::now() + std::chrono::seconds(2));
   absl::MutexLock lock(&mu_);
   if (std::exchange(closing_, true)) return;
