@@ -72,7 +72,7 @@ struct LookupResult {
 // process holds.
 class LoadedChain {
  public:
-  LoadedChain() = default;
+  LoadedChain() noexcept;  // Holds nothing.
   LoadedChain(LoadedChain&& other) noexcept;
   LoadedChain& operator=(LoadedChain&& other) noexcept;
   ~LoadedChain();  // Ends the hold; the release rides on a later call.

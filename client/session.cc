@@ -88,6 +88,9 @@ absl::Status ToStatus(SessionStatus status, const char* what) {
       return absl::ResourceExhaustedError(absl::StrCat(what, ": the daemon is full"));
     case SessionStatus::kNotFound:
       return absl::NotFoundError(absl::StrCat(what, ": no such region"));
+    case SessionStatus::kRefused:
+      return absl::PermissionDeniedError(
+          absl::StrCat(what, ": the daemon's configuration names no domain for user ", geteuid()));
     case SessionStatus::kInvalid:
       break;
   }

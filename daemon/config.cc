@@ -6,6 +6,7 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdlib>
+#include <map>
 #include <thread>
 
 #include "policy/policies.h"
@@ -68,6 +69,21 @@ std::variant<Config, int> ReadConfig(int argc, char** argv) {
   app.add_option("--log-level", config.log_level, "Least level that is logged")
       ->check(CLI::IsMember({"debug", "info", "warn", "error"}))
       ->capture_default_str();
+  app.add_option("--metrics", config.metrics, "Where Prometheus scrapes: HOST:PORT");
+  app.add_flag("--metrics-beyond-loopback", config.metrics_beyond_loopback,
+               "--metrics may be an address that other hosts reach");
+  app.add_flag("!--no-operation-metrics", config.op_metrics, "Do not count and time single calls");
+  app.add_option("--tcp", config.tcp, "Where clients without shared memory connect: HOST:PORT");
+  app.add_option("--tls-certificate", config.tls_certificate, "Certificate of --tcp, a PEM file");
+  app.add_option("--tls-key", config.tls_key, "Key of --tcp, a PEM file");
+  app.add_option("--tls-client-ca", config.tls_client_ca,
+                 "Who may sign the certificates of clients, a PEM file");
+  app.add_option("--drain-timeout", config.drain_timeout_ms,
+                 "How long a drain waits for holds and moves: 30s, 500ms")
+      ->transform(CLI::AsNumberWithUnit(
+          std::map<std::string, uint64_t>{{"ms", 1}, {"s", 1000}, {"min", 60'000}},
+          CLI::AsNumberWithUnit::UNIT_REQUIRED))
+      ->default_str("30s");
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -7,6 +7,8 @@
 #include <string>
 #include <variant>
 
+#include "daemon/domains.h"
+
 namespace kvd {
 
 struct Config {
@@ -19,6 +21,21 @@ struct Config {
   std::string copy_loop;        // Empty: calibrate.
   uint32_t copiers = 0;         // 0: one for each eight CPUs, at least one.
   std::string log_level = "info";
+
+  // "HOST:PORT", empty: off. Port 0 takes a free one, which the ready line names.
+  std::string metrics;
+  bool metrics_beyond_loopback = false;  // `metrics` may be an address that others reach.
+  bool op_metrics = true;                // Counting and timing on the path of a call.
+
+  // Clients without shared memory: "HOST:PORT", empty: off. Never without the three files.
+  std::string tcp;
+  std::string tls_certificate;  // Paths of PEM files.
+  std::string tls_key;
+  std::string tls_client_ca;  // Whoever has a certificate of these may connect.
+
+  uint64_t drain_timeout_ms = 30'000;  // How long a drain waits for holds and moves.
+  DomainRules domains;
+  std::string config_file;  // Empty: none.
 
   std::string path() const { return listen.substr(5); }  // Without "unix:".
 };

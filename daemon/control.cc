@@ -200,12 +200,16 @@ absl::StatusOr<Step> Control::Lookup(LookupCall& call) {
     ApplyReleases(*chain->session, call.header.releases);
     ++counters_.lookups;
     counters_.lookup_blocks += chain->keys.size();
+    DomainUse& use = *chain->session->use;
+    ++use.lookups;
+    use.lookup_blocks += chain->keys.size();
 
     const Residency::Prefix prefix = residency_.LongestPrefix(
         call.header.ns, chain->keys, chain->has_parent ? &chain->parent : nullptr);
     call.found = true;
     call.hit_blocks = prefix.blocks;
     counters_.lookup_hit_blocks += prefix.blocks;
+    use.hit_blocks += prefix.blocks;
     if (prefix.blocks == 0) return Step::kDone;
     residency_.Use(prefix.deepest, ++tick_);
     if (call.lease_ms > 0) {
@@ -566,6 +570,7 @@ void Control::OnEvent(SessionOpened& event) {
   session->token = event.token;
   session->domain = event.domain;
   session->use = &uses_[event.domain];
+  ++session->use->sessions;
   session->pid = event.pid;
   if (free_session_indexes_.empty()) {
     session->index = session_indexes_++;
@@ -602,6 +607,7 @@ void Control::OnEvent(SessionEnded& event) {
   session.staging.reset();
   by_token_.erase(std::string(session.token.begin(), session.token.end()));
   ++counters_.sessions_ended;
+  --session.use->sessions;
   while (const LeaseId lease = leases_.AnyOf(session.index)) EndLease(lease);
   std::vector<uint64_t> open;
   for (const auto& [id, reservation] : reservations_) {

@@ -69,6 +69,23 @@ struct ControlCounters {
   uint64_t calls_refused = 0;  // Unknown session, bad field, a bound.
 };
 
+// What the sessions of one domain have together, and what was done for them since start.
+struct DomainUse {
+  uint32_t sessions = 0;  // Whose socket is open.
+  uint32_t leases = 0;
+  uint32_t holds = 0;
+  uint32_t extents = 0;
+  uint32_t reservations = 0;
+  uint32_t namespaces = 0;
+  uint32_t layouts = 0;
+  uint32_t pins = 0;
+  uint64_t lookups = 0;
+  uint64_t lookup_blocks = 0;  // Asked for, ...
+  uint64_t hit_blocks = 0;     // ... and found.
+  uint64_t committed_blocks = 0;
+  uint64_t rejected_blocks = 0;  // Reserve found no room.
+};
+
 class Control {
  public:
   struct Options {
@@ -142,6 +159,8 @@ class Control {
   uint32_t pins() const { return static_cast<uint32_t>(pins_.size()); }
   const HoldTable& holds() const { return holds_; }
   uint32_t reservations() const { return static_cast<uint32_t>(reservations_.size()); }
+  // Every domain that ever came.
+  const std::map<DomainId, DomainUse>& domain_uses() const { return uses_; }
 
  private:
   struct NamespaceInfo {
@@ -150,16 +169,6 @@ class Control {
     std::vector<PartId> parts;
     std::vector<uint32_t> group_part_bytes;
     uint64_t block_bytes = 0;
-  };
-  // What the sessions of one domain have together.
-  struct DomainUse {
-    uint32_t leases = 0;
-    uint32_t holds = 0;
-    uint32_t extents = 0;
-    uint32_t reservations = 0;
-    uint32_t namespaces = 0;
-    uint32_t layouts = 0;
-    uint32_t pins = 0;
   };
   struct Session {
     DomainUse* use = nullptr;
@@ -174,6 +183,7 @@ class Control {
     bool exited = false;
   };
   struct Reservation {
+    DomainUse* use = nullptr;
     uint32_t session = 0;  // Serial.
     NamespaceId ns = 0;
     absl::InlinedVector<PartId, 4> parts;

@@ -62,6 +62,7 @@ absl::Status Control::StartReservation(ReserveCall& call, const Chain& chain) {
     reservation = std::move(spare_reservations_.back());
     spare_reservations_.pop_back();
   }
+  reservation->use = chain.session->use;
   reservation->session = chain.session->serial;
   reservation->ns = call.header.ns;
   reservation->parts = *std::move(parts);
@@ -128,6 +129,7 @@ Step Control::ReserveBlocks(ReserveCall& call, const Chain& chain) {
       case ReserveState::kNoParent:
         // Nothing can stand below: the rest of the list has the same answer.
         counters_.reserve_no_room_blocks += state == ReserveState::kNoRoom;
+        reservation.use->rejected_blocks += state == ReserveState::kNoRoom;
         reservation.states.resize(chain.keys.size(), static_cast<char>(state));
         call.next = chain.keys.size();
         return Step::kDone;
@@ -280,6 +282,7 @@ Step Control::CommitBlocks(CommitCall& call, uint64_t id, Reservation& reservati
     call.results.push_back(static_cast<char>(result));
   }
   counters_.committed_blocks += call.stored - stored_before;
+  reservation.use->committed_blocks += call.stored - stored_before;
   ProductionChanged();
   return call.next < call.blocks ? Step::kMore : Step::kDone;
 }
@@ -456,7 +459,7 @@ void Control::FinishClosing(uint64_t id, Reservation& reservation) {
       residency_.Abandon(*block);
     }
   }
-  --uses_[namespaces_[reservation.ns].domain].reservations;
+  --reservation.use->reservations;
   const auto session = by_serial_.find(reservation.session);
   if (session != by_serial_.end()) --session->second->reservations;
   const auto it = reservations_.find(id);

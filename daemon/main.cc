@@ -26,6 +26,7 @@
 #include "daemon/config.h"
 #include "daemon/control.h"
 #include "daemon/copier_pool.h"
+#include "daemon/domains.h"
 #include "daemon/endpoint_lock.h"
 #include "daemon/service.h"
 #include "daemon/session_server.h"
@@ -107,6 +108,7 @@ int Serve(const Config& config) {
   const Copier copier(Copier::Options{.loop = config.copy_loop});
   spdlog::info("copy.calibrated {}", copier.description());
 
+  Domains domains(config.domains);
   RegionDirectory regions;
   absl::StatusOr<std::unique_ptr<Arena>> arena = Arena::Open(regions, {.bytes = config.dram_bytes});
   if (!arena.ok()) return Fail(arena.status());
@@ -127,7 +129,7 @@ int Serve(const Config& config) {
               [&copiers](uint32_t region, uint64_t bytes) { copiers->MakeRegion(region, bytes); });
 
   absl::StatusOr<std::unique_ptr<SessionServer>> sessions = SessionServer::Start(
-      inbox, *copiers, regions,
+      inbox, *copiers, regions, domains,
       {.path = config.path() + ".session", .listener = activated->at(".session")});
   if (!sessions.ok()) return Fail(sessions.status());
   limits.session_over = [&sessions](uint32_t serial) { (*sessions)->Forget(serial); };

@@ -17,7 +17,9 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <optional>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "proto/types/status.h"
@@ -49,6 +51,21 @@ class MappedStaging final : public StagedBytes {
   void* data_;
   size_t size_;
 };
+
+// All groups of the peer when it connected. Without the supplementary ones where the kernel does
+// not tell them: that can only make it a member of less.
+std::vector<gid_t> PeerGroups(int socket, gid_t primary) {
+  std::vector<gid_t> groups(64);
+  socklen_t size = static_cast<socklen_t>(groups.size() * sizeof(gid_t));
+  int failed = getsockopt(socket, SOL_SOCKET, SO_PEERGROUPS, groups.data(), &size);
+  if (failed != 0 && errno == ERANGE) {  // Now `size` says how much it takes.
+    groups.resize(size / sizeof(gid_t));
+    failed = getsockopt(socket, SOL_SOCKET, SO_PEERGROUPS, groups.data(), &size);
+  }
+  groups.resize(failed == 0 ? size / sizeof(gid_t) : 0);
+  groups.push_back(primary);
+  return groups;
+}
 
 int OpenPidfd(int socket, pid_t pid) {
   int pidfd = -1;
@@ -126,13 +143,15 @@ ssize_t Receive(int socket, void* message, size_t size, int* fd) {
 absl::StatusOr<std::unique_ptr<SessionServer>> SessionServer::Start(Inbox& inbox,
                                                                     CopierPool& copiers,
                                                                     const RegionDirectory& regions,
+                                                                    Domains& domains,
                                                                     const Options& options) {
   sockaddr_un address{.sun_family = AF_UNIX};
   if (options.path.size() >= sizeof address.sun_path) {
     return absl::InvalidArgumentError(absl::StrCat("socket path too long: ", options.path));
   }
   std::memcpy(address.sun_path, options.path.c_str(), options.path.size() + 1);
-  auto server = std::unique_ptr<SessionServer>(new SessionServer(inbox, copiers, regions, options));
+  auto server =
+      std::unique_ptr<SessionServer>(new SessionServer(inbox, copiers, regions, domains, options));
   server->listener_ = options.listener;
   if (options.listener < 0) {
     server->listener_ = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
@@ -189,10 +208,10 @@ bool SessionServer::Watch(int fd, uint64_t tag) {
   return epoll_ctl(epoll_, EPOLL_CTL_ADD, fd, &event) == 0;
 }
 
-SessionServer::Use SessionServer::UseOf(uid_t uid) const {
+SessionServer::Use SessionServer::UseOf(DomainId domain) const {
   Use use;
   for (const auto& [serial, peer] : peers_) {
-    if (peer->uid != uid) continue;
+    if (peer->domain != domain) continue;
     ++use.sessions;
     use.staging_bytes += peer->staging_bytes;
     use.own_staging_bytes += peer->own_staging_bytes;
@@ -201,11 +220,11 @@ SessionServer::Use SessionServer::UseOf(uid_t uid) const {
 }
 
 bool SessionServer::StagingFits(const Peer& peer, uint64_t made, uint64_t own) const {
-  const Use user = UseOf(peer.uid);
+  const Use domain = UseOf(peer.domain);
   return use_.staging_bytes + made <= options_.max_staging_bytes &&
-         user.staging_bytes + made <= options_.max_user_staging_bytes &&
+         domain.staging_bytes + made <= options_.max_domain_staging_bytes &&
          use_.own_staging_bytes + own <= options_.max_all_own_staging_bytes &&
-         user.own_staging_bytes + own <= options_.max_user_own_staging_bytes;
+         domain.own_staging_bytes + own <= options_.max_domain_own_staging_bytes;
 }
 
 void SessionServer::Run() {
@@ -257,13 +276,22 @@ void SessionServer::Accept() {
   ucred credentials{};
   socklen_t size = sizeof credentials;
   const bool known = getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &credentials, &size) == 0;
-  const int pidfd = known ? OpenPidfd(socket, credentials.pid) : -1;
-  const bool full = peers_.size() >= options_.max_sessions ||
-                    UseOf(credentials.uid).sessions >= options_.max_user_sessions;
-  if (full || pidfd < 0 || !Watch(socket, Tag(Watched::kSocket, next_serial_)) ||
-      !Watch(pidfd, Tag(Watched::kProcess, next_serial_))) {
-    const SessionWelcome refusal{.status = pidfd < 0 && known ? SessionStatus::kInvalid
-                                                              : SessionStatus::kFull};
+  std::optional<DomainId> domain;
+  if (known) domain = domains_.OfUser(credentials.uid, PeerGroups(socket, credentials.gid));
+  const int pidfd = domain.has_value() ? OpenPidfd(socket, credentials.pid) : -1;
+  SessionStatus status = SessionStatus::kOk;
+  if (!domain.has_value()) {
+    status = SessionStatus::kRefused;
+  } else if (pidfd < 0) {
+    status = SessionStatus::kInvalid;
+  } else if (peers_.size() >= options_.max_sessions ||
+             UseOf(*domain).sessions >= options_.max_domain_sessions ||
+             !Watch(socket, Tag(Watched::kSocket, next_serial_)) ||
+             !Watch(pidfd, Tag(Watched::kProcess, next_serial_))) {
+    status = SessionStatus::kFull;
+  }
+  if (status != SessionStatus::kOk) {
+    const SessionWelcome refusal{.status = status};
     Send(socket, &refusal, sizeof refusal, {});
     if (pidfd >= 0) close(pidfd);
     close(socket);
@@ -273,7 +301,7 @@ void SessionServer::Accept() {
   peer->serial = next_serial_++;
   peer->socket = socket;
   peer->pidfd = pidfd;
-  peer->uid = credentials.uid;
+  peer->domain = *domain;
   peer->pid = credentials.pid;
   peers_[peer->serial] = std::move(peer);
 }
@@ -331,7 +359,7 @@ bool SessionServer::Greet(Peer& peer, const SessionHello& hello) {
   // The control thread knows the session before the client can name it.
   inbox_.Post(SessionOpened{.serial = peer.serial,
                             .token = welcome.token,
-                            .domain = peer.uid,
+                            .domain = peer.domain,
                             .pid = peer.pid,
                             .finished = hello.finished_session});
   return Send(peer.socket, &welcome, sizeof welcome, {});
@@ -339,7 +367,7 @@ bool SessionServer::Greet(Peer& peer, const SessionHello& hello) {
 
 bool SessionServer::GiveRegion(Peer& peer, const RegionRequest& request) {
   RegionReply reply{.region = request.region};
-  const RegionDirectory::Entry entry = regions_.Open(request.region, peer.uid);
+  const RegionDirectory::Entry entry = regions_.Open(request.region, peer.domain);
   if (entry.fd < 0) {
     reply.status = SessionStatus::kNotFound;
     return Send(peer.socket, &reply, sizeof reply, {});

@@ -26,7 +26,7 @@ struct ChainHash {
 // Scope of a block: domain (tenant) times namespace (what the bytes mean), as the daemon numbers
 // them. Valid within one run of the daemon.
 using NamespaceId = uint32_t;
-using DomainId = uint32_t;  // The user id of the peer, for now.
+using DomainId = uint32_t;  // daemon/domains.h says who belongs to which.
 
 // One part of a block: KV-cache group and shard.
 struct PartId {

@@ -40,6 +40,7 @@ enum class SessionStatus : uint32_t {
   kFull = 2,      // Too many sessions or too much staging; try later.
   kNotFound = 3,  // No such region for this domain.
   kInvalid = 4,   // The descriptor or the size will not do (see daemon log).
+  kRefused = 5,   // The rules of this daemon name neither this user nor its groups.
 };
 
 struct SessionHello {

@@ -68,6 +68,21 @@ TEST(ConfigTest, ModesAreOctal) {
   }
 }
 
+TEST(ConfigTest, WhatOthersReachIsOffUnlessAskedFor) {
+  const Config off = MustRead({});
+  EXPECT_EQ(off.metrics, "");
+  EXPECT_EQ(off.tcp, "");
+  EXPECT_FALSE(off.metrics_beyond_loopback);
+  EXPECT_TRUE(off.op_metrics);
+  EXPECT_EQ(off.drain_timeout_ms, 30'000u);
+  const Config on =
+      MustRead({"--metrics", "127.0.0.1:0", "--no-operation-metrics", "--drain-timeout", "500ms"});
+  EXPECT_EQ(on.metrics, "127.0.0.1:0");
+  EXPECT_FALSE(on.op_metrics);
+  EXPECT_EQ(on.drain_timeout_ms, 500u);
+  EXPECT_EQ(Refused({"--drain-timeout", "5 apples"}), 2);
+}
+
 TEST(ConfigTest, HelpAndVersionEndWithZeroAndMistakesWithTwo) {
   EXPECT_EQ(Refused({"--help"}), 0);
   EXPECT_EQ(Refused({"--version"}), 0);

@@ -558,6 +558,28 @@ TEST_F(ControlTest, LeasesOfASessionAreBounded) {
   EXPECT_EQ(h.Lookup(session, ns, {100}, 1000)->call.lease, LeaseOutcome::kGranted);
 }
 
+TEST_F(ControlTest, WhatWasDoneIsCountedByDomain) {
+  ControlHarness h;
+  const auto mine = h.Open(1);
+  const auto mine_too = h.Open(1);
+  h.Open(2);
+  const NamespaceId ns = h.Register(mine, ControlHarness::Descriptor());
+  h.Put(mine, ns, KeysFrom(100, 3));
+  h.Hits(mine_too, ns, KeysFrom(100, 5));
+  h.Put(mine_too, ns, KeysFrom(200, 100));  // More than there is room for.
+  h.End(mine);
+
+  const DomainUse& use = h.control.domain_uses().at(1);
+  EXPECT_EQ(use.sessions, 1u);
+  EXPECT_EQ(use.lookups, 1u);
+  EXPECT_EQ(use.lookup_blocks, 5u);
+  EXPECT_EQ(use.hit_blocks, 3u);
+  EXPECT_EQ(use.committed_blocks, h.control.counters().committed_blocks);
+  EXPECT_EQ(use.rejected_blocks, 1u);
+  EXPECT_EQ(h.control.domain_uses().at(2).sessions, 1u);
+  EXPECT_EQ(h.control.domain_uses().at(2).lookups, 0u);
+}
+
 // Whatever a tenant uses up, all of it in as many sessions as it likes, the others go on.
 TEST_F(ControlTest, ADomainLeavesSomethingToTheOthers) {
   ControlHarness::Options options;

@@ -7,13 +7,17 @@
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <filesystem>
+#include <numeric>
 #include <optional>
+#include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "client/session.h"
 
@@ -38,7 +42,7 @@ class SessionServerTest : public testing::Test {
   }
   void Start(SessionServer::Options options = {}) {
     options.path = folder_ + "/session";
-    auto server = SessionServer::Start(inbox_, copiers_, regions_, options);
+    auto server = SessionServer::Start(inbox_, copiers_, regions_, domains_, options);
     ASSERT_TRUE(server.ok()) << server.status();
     server_ = *std::move(server);
   }
@@ -74,6 +78,8 @@ class SessionServerTest : public testing::Test {
   Copier copier_{{.loop = "plain"}};
   CopierPool copiers_{board_, inbox_, copier_, {.threads = 1, .pages = PageKind::kSmall}};
   RegionDirectory regions_;
+  Domains domains_;
+  const DomainId ours_ = *domains_.OfUser(geteuid(), {});
   std::unique_ptr<SessionServer> server_;
 };
 
@@ -84,7 +90,7 @@ TEST_F(SessionServerTest, TellsWhoCameAndWhenTheyLeft) {
   const auto opened = Next<SessionOpened>();
   ASSERT_TRUE(opened.has_value());
   EXPECT_EQ(opened->token, (*session)->token());
-  EXPECT_EQ(opened->domain, geteuid());
+  EXPECT_EQ(opened->domain, ours_);
   EXPECT_EQ(opened->pid, getpid());
   session->reset();
   const auto ended = Next<SessionEnded>();
@@ -99,6 +105,47 @@ TEST_F(SessionServerTest, TokensAndSerialNumbersAreNeverTheSame) {
   ASSERT_TRUE(a.ok() && b.ok());
   EXPECT_NE((*a)->token(), (*b)->token());
   EXPECT_NE(Next<SessionOpened>()->serial, Next<SessionOpened>()->serial);
+}
+
+TEST_F(SessionServerTest, RulesSayWhichDomainAUserIsIn) {
+  Start();
+  const auto alone = Open();
+  domains_.SetRules({.domains = {{.name = "chat", .users = {geteuid()}}}});
+  const auto by_user = Open();
+  domains_.SetRules({.domains = {{.name = "primary", .groups = {getegid()}}}});
+  const auto by_group = Open();
+  ASSERT_TRUE(alone.ok() && by_user.ok() && by_group.ok());
+  EXPECT_EQ(domains_.Name(Next<SessionOpened>()->domain), absl::StrCat("uid:", geteuid()));
+  EXPECT_EQ(domains_.Name(Next<SessionOpened>()->domain), "chat");
+  EXPECT_EQ(domains_.Name(Next<SessionOpened>()->domain), "primary");
+}
+
+TEST_F(SessionServerTest, RefusesWhomNoRuleNamesAndSaysWhy) {
+  domains_.SetRules({.unlisted = Unlisted::kRefuse});
+  Start();
+  const absl::Status refused = Open().status();
+  EXPECT_EQ(refused.code(), absl::StatusCode::kPermissionDenied);
+  EXPECT_NE(refused.message().find(absl::StrCat("user ", geteuid())), absl::string_view::npos);
+  domains_.SetRules({});
+  EXPECT_TRUE(Open().ok());
+}
+
+// More groups than the first guess at their number.
+TEST_F(SessionServerTest, SupplementaryGroupsCount) {
+  if (geteuid() != 0) GTEST_SKIP() << "only root can give a process groups";
+  domains_.SetRules({.domains = {{.name = "many", .groups = {5000}}}});
+  Start();
+  const pid_t child = fork();
+  if (child == 0) {
+    std::vector<gid_t> groups(100);
+    std::iota(groups.begin(), groups.end(), 4901);
+    if (syscall(SYS_setgroups, groups.size(), groups.data()) != 0) _exit(1);
+    _exit(Open().ok() ? 0 : 2);
+  }
+  int status = 0;
+  waitpid(child, &status, 0);
+  EXPECT_EQ(status, 0);
+  EXPECT_EQ(domains_.Name(Next<SessionOpened>()->domain), "many");
 }
 
 TEST_F(SessionServerTest, PassesOnWhichSessionIsFinished) {
@@ -155,8 +202,8 @@ TEST_F(SessionServerTest, HasABoundOnSessionsAndForgetsThoseThatAreOver) {
   EXPECT_TRUE(c.ok()) << c.status();
 }
 
-TEST_F(SessionServerTest, HasABoundOnTheSessionsOfOneUser) {
-  Start({.max_sessions = 4, .max_user_sessions = 2});
+TEST_F(SessionServerTest, HasABoundOnTheSessionsOfOneDomain) {
+  Start({.max_sessions = 4, .max_domain_sessions = 2});
   const auto a = Open();
   const auto b = Open();
   ASSERT_TRUE(a.ok() && b.ok());
@@ -187,7 +234,7 @@ TEST_F(SessionServerTest, RefusesWhoComesWhenNoDescriptorIsLeft) {
 
 // A memfd of a terabyte costs nothing, but the address space for a hundred of them is all there is.
 TEST_F(SessionServerTest, OwnStagingOfAllSessionsIsBounded) {
-  Start({.max_all_own_staging_bytes = 3 << 20, .max_user_own_staging_bytes = 2 << 20});
+  Start({.max_all_own_staging_bytes = 3 << 20, .max_domain_own_staging_bytes = 2 << 20});
   const int fd = memfd_create("staging", MFD_CLOEXEC | MFD_ALLOW_SEALING);
   ASSERT_EQ(ftruncate(fd, 2 << 20), 0);
   ASSERT_EQ(fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK), 0);
@@ -232,8 +279,8 @@ TEST_F(SessionServerTest, GivesRegionsToTheirDomainAndNobodyElse) {
   auto region = MemoryRegion::Create(64 << 10, PageKind::kSmall);
   ASSERT_TRUE(region.ok());
   std::memset(region->data(), 0x5a, region->size_bytes());
-  regions_.Publish(1, geteuid(), region->read_only_fd(), region->size_bytes());
-  regions_.Publish(2, geteuid() + 1, region->read_only_fd(), region->size_bytes());
+  regions_.Publish(1, ours_, region->read_only_fd(), region->size_bytes());
+  regions_.Publish(2, ours_ + 1, region->read_only_fd(), region->size_bytes());
   Start();
   const auto session = Open();
   ASSERT_TRUE(session.ok());

@@ -37,9 +37,10 @@ class Server {
     folder_ = name;
     auto region = MemoryRegion::Create(64 << 10, kPages);
     KVD_CHECK(region.ok());
-    regions_.Publish(7, getuid(), region->read_only_fd(), region->size_bytes());
-    regions_.Publish(8, getuid() + 1, region->read_only_fd(), region->size_bytes());
-    auto server = SessionServer::Start(inbox_, copiers_, regions_, {.path = path()});
+    const DomainId ours = *domains_.OfUser(getuid(), {});
+    regions_.Publish(7, ours, region->read_only_fd(), region->size_bytes());
+    regions_.Publish(8, ours + 1, region->read_only_fd(), region->size_bytes());
+    auto server = SessionServer::Start(inbox_, copiers_, regions_, domains_, {.path = path()});
     KVD_CHECK(server.ok()) << server.status();
     server_ = *std::move(server);
     fds_ = {MakeMemfd(64 << 10, F_SEAL_SHRINK), MakeMemfd(64 << 10, 0), MakeMemfd(0, F_SEAL_SHRINK),
@@ -65,6 +66,7 @@ class Server {
   Copier copier_{{.loop = "plain"}};
   CopierPool copiers_{board_, inbox_, copier_, {.threads = 1, .pages = kPages}};
   RegionDirectory regions_;
+  Domains domains_;
   std::unique_ptr<SessionServer> server_;
   std::vector<int> fds_;
   std::vector<InboxEvent> events_;

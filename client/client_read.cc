@@ -1,0 +1,352 @@
+// The way out: lookup, get, load, and chains that are read in place.
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "client/client_impl.h"
+#include "proto/types/checksum.h"
+#include "proto/types/limits.h"
+#include "proto/types/packed.h"
+
+namespace kvd {
+namespace {
+
+using v1::Engine;
+
+// Turns the extents of one answer into bytes. Nothing outside its region is ever touched, and
+// nothing that could not be verified is ever returned.
+class ExtentReader {
+ public:
+  enum class Outcome { kBytes, kAbsent, kWrong };
+
+  ExtentReader(Session& session, std::string_view extents, absl::Time deadline)
+      : session_(session), extents_(extents), deadline_(deadline) {}
+
+  // Extent `i`, which must be `length` bytes of the part it stands for. Sets bytes() and sum().
+  Outcome Read(size_t i, uint32_t length) {
+    const PackedExtent extent = UnpackAt<PackedExtent>(extents_, i);
+    if (extent.length == 0) return Outcome::kAbsent;
+    const bool checkable = extent.codec == 0 && extent.sum_algorithm == kSumCrc32c &&
+                           (extent.sum_chunk == 0 || extent.sum_chunk >= extent.stored_length);
+    if (!checkable || extent.length != length || extent.stored_length != length) {
+      return Outcome::kWrong;
+    }
+    if (regions_.empty() || regions_.back()->number() != extent.region) {
+      absl::StatusOr<std::shared_ptr<const Region>> region =
+          session_.GetRegion(extent.region, deadline_);
+      if (!region.ok()) {
+        status_ = region.status();
+        return Outcome::kWrong;
+      }
+      regions_.push_back(*std::move(region));
+    }
+    const Region& region = *regions_.back();
+    if (extent.offset > region.size() || length > region.size() - extent.offset) {
+      return Outcome::kWrong;
+    }
+    bytes_ = region.Bytes(extent);
+    sum_ = extent.sum;
+    return Outcome::kBytes;
+  }
+
+  absl::Span<const std::byte> bytes() const { return bytes_; }
+  uint32_t sum() const { return sum_; }
+  // Why a region could not be had, if so.
+  const absl::Status& status() const { return status_; }
+  // The regions met, which keep bytes() mapped.
+  std::vector<std::shared_ptr<const Region>> TakeRegions() { return std::move(regions_); }
+
+ private:
+  Session& session_;
+  const std::string_view extents_;
+  const absl::Time deadline_;
+  std::vector<std::shared_ptr<const Region>> regions_;  // In the order met; few repeat.
+  absl::Span<const std::byte> bytes_;
+  uint32_t sum_ = 0;
+  absl::Status status_;
+};
+
+}  // namespace
+
+struct LoadedChain::Impl {
+  struct Piece {
+    absl::Span<const std::byte> bytes;  // The whole part. Empty: not there.
+    absl::Span<const std::byte> range;  // What was asked for of it.
+    uint32_t sum = 0;                   // Of the whole part.
+  };
+
+  ~Impl() { client->releases().AddHold(link->number, hold_id, std::move(damaged)); }
+
+  const Piece* Find(uint32_t block, uint32_t part, uint32_t parts) const {
+    const size_t at = size_t{block} * parts + part;
+    return part < parts && at < pieces.size() ? &pieces[at] : nullptr;
+  }
+  void Report(uint32_t extent) {
+    client->CountDamaged();
+    absl::MutexLock lock(&mu);
+    if (std::find(damaged.begin(), damaged.end(), extent) == damaged.end()) {
+      damaged.push_back(extent);
+    }
+  }
+
+  std::shared_ptr<Client::Impl> client;
+  std::shared_ptr<Link> link;
+  uint64_t hold_id = 0;
+  std::vector<Piece> pieces;
+  std::vector<std::shared_ptr<const Region>> regions;  // Keep the pieces mapped.
+  absl::Mutex mu;
+  std::vector<uint32_t> damaged ABSL_GUARDED_BY(mu);
+};
+
+// ---- lookup -------------------------------------------------------------------------------------
+
+LookupResult Client::Impl::Lookup(const Namespace& ns, std::string_view keys,
+                                  const LookupOptions& options) {
+  const absl::Time deadline = DeadlineOf(options.timeout);
+  const absl::StatusOr<const KnownNamespace*> known = Find(ns);
+  if (!known.ok()) return {known.status()};
+  const absl::StatusOr<uint32_t> count = CountKeys(**known, keys, kMaxLookupBlocks);
+  if (!count.ok()) return {count.status()};
+  if (absl::Status status = CheckParent(**known, options.parent); !status.ok()) return {status};
+  const absl::StatusOr<uint32_t> lease_ms = Milliseconds(options.lease, kMaxLeaseMs, "lease");
+  if (!lease_ms.ok()) return {lease_ms.status()};
+
+  const absl::StatusOr<LinkPtr> link = Connected(deadline);
+  if (!link.ok()) return {link.status()};
+  const absl::StatusOr<uint32_t> id = NamespaceId(**link, **known, deadline);
+  if (!id.ok()) return {id.status()};
+
+  v1::LookupRequest request;
+  request.set_namespace_id(*id);
+  request.set_keys(keys.data(), keys.size());
+  request.set_parent(options.parent.data(), options.parent.size());
+  request.set_lease_ms(*lease_ms);
+  v1::LookupReply reply;
+  LookupResult result;
+  result.status = Call(**link, &Engine::Stub::Lookup, request, &reply, deadline);
+  if (!result.status.ok()) return result;
+  result.hit_blocks = std::min(reply.hit_blocks(), *count);
+  if (reply.lease() == v1::LEASE_GRANTED) result.lease_id = reply.lease_id();
+  result.load_time = absl::Microseconds(reply.load_time_us());
+  return result;
+}
+
+// ---- get ----------------------------------------------------------------------------------------
+
+GetResult Client::Impl::Get(const Namespace& ns, std::string_view keys,
+                            absl::Span<const absl::Span<std::byte>> targets,
+                            const GetOptions& options) {
+  const absl::Time deadline = DeadlineOf(options.timeout);
+  GetResult result;
+  const absl::StatusOr<const KnownNamespace*> known = Find(ns);
+  if (!known.ok()) return {known.status()};
+  const absl::StatusOr<uint32_t> count = CountKeys(**known, keys, kMaxLookupBlocks);
+  if (!count.ok()) return {count.status()};
+  if (absl::Status status = CheckParent(**known, options.parent); !status.ok()) return {status};
+  const absl::StatusOr<uint32_t> lease_ms = Milliseconds(options.lease, kMaxLeaseMs, "lease");
+  if (!lease_ms.ok()) return {lease_ms.status()};
+  const absl::StatusOr<Selection> parts = Select(**known, options.parts);
+  if (!parts.ok()) return {parts.status()};
+  const uint32_t wanted = std::min(*count, PageBlocks(parts->size()));
+  if (targets.size() < wanted * parts->size()) {
+    return {absl::InvalidArgumentError("targets: fewer than blocks times parts")};
+  }
+  for (size_t i = 0; i < wanted * parts->size(); ++i) {
+    if (targets[i].size() != parts->bytes[i % parts->size()]) {
+      return {absl::InvalidArgumentError(absl::StrCat("targets[", i, "]: not part_bytes long"))};
+    }
+  }
+
+  const absl::StatusOr<LinkPtr> link = Connected(deadline);
+  if (!link.ok()) return {link.status()};
+  const absl::StatusOr<uint32_t> id = NamespaceId(**link, **known, deadline);
+  if (!id.ok()) return {id.status()};
+
+  v1::LookupRequest request;
+  request.set_namespace_id(*id);
+  request.set_keys(keys.data(), keys.size());
+  request.set_parent(options.parent.data(), options.parent.size());
+  request.set_lease_ms(*lease_ms);
+  request.set_extent_blocks(wanted);
+  request.set_parts(parts->packed);
+  v1::LookupReply reply;
+  result.status = Call(**link, &Engine::Stub::Lookup, request, &reply, deadline);
+  if (!result.status.ok()) return result;
+  result.hit_blocks = std::min(reply.hit_blocks(), *count);
+  if (reply.lease() == v1::LEASE_GRANTED) result.lease_id = reply.lease_id();
+  const uint32_t blocks = std::min({reply.extent_blocks(), result.hit_blocks, wanted});
+  if (reply.extents().size() != reply.extent_blocks() * parts->size() * sizeof(PackedExtent)) {
+    releases_.AddHold((*link)->number, reply.hold_id(), {});
+    result.status = absl::InternalError("extents: not as many as announced");
+    return result;
+  }
+
+  // Copy and verify in one pass. A full part that is missing or damaged ends the prefix; one of a
+  // window or a state may only make it shorter, which is worked out afterwards.
+  ExtentReader extents(*(*link)->session, reply.extents(), deadline);
+  std::vector<bool> usable(blocks * parts->size(), false);
+  std::vector<uint32_t> damaged;
+  bool as_promised = blocks == result.hit_blocks;
+  uint32_t copied = 0;
+  for (bool whole = true; whole && copied < blocks; copied += whole) {
+    if (absl::Now() > deadline) {
+      result.status = absl::DeadlineExceededError("get: ran out of time while copying");
+      break;
+    }
+    for (size_t part = 0; whole && part < parts->size(); ++part) {
+      const size_t i = copied * parts->size() + part;
+      const ExtentReader::Outcome outcome = extents.Read(i, parts->bytes[part]);
+      if (outcome == ExtentReader::Outcome::kBytes) {
+        usable[i] =
+            copier_->CopySum(targets[i], extents.bytes(), CopyUse::kMemory) == extents.sum();
+        if (!usable[i]) damaged.push_back(static_cast<uint32_t>(i));
+      }
+      if (outcome == ExtentReader::Outcome::kWrong) {
+        bad_extents_.fetch_add(1, std::memory_order_relaxed);
+      }
+      if (usable[i]) continue;
+      as_promised &= outcome == ExtentReader::Outcome::kAbsent;
+      whole = parts->groups[part]->kind != GroupKind::kFull && extents.status().ok();
+    }
+  }
+  as_promised &= copied == blocks;
+  result.blocks = as_promised ? blocks : ServableBlocks(*parts, usable, copied);
+  result.damaged = static_cast<uint32_t>(damaged.size());
+  if (result.status.ok()) result.status = extents.status();
+  damaged_parts_.fetch_add(damaged.size(), std::memory_order_relaxed);
+  releases_.AddHold((*link)->number, reply.hold_id(), std::move(damaged));
+  return result;
+}
+
+// ---- load ---------------------------------------------------------------------------------------
+
+LoadResult Client::Impl::Load(const Namespace& ns, std::string_view keys,
+                              const LoadOptions& options, const std::shared_ptr<Impl>& self) {
+  const absl::Time deadline = DeadlineOf(options.timeout);
+  LoadResult result;
+  const auto fail = [&result](absl::Status status) {
+    result.status = std::move(status);
+    return std::move(result);
+  };
+  const absl::StatusOr<const KnownNamespace*> known = Find(ns);
+  if (!known.ok()) return fail(known.status());
+  const absl::StatusOr<Selection> parts = Select(**known, options.parts);
+  if (!parts.ok()) return fail(parts.status());
+  const absl::StatusOr<uint32_t> count = CountKeys(**known, keys, PageBlocks(parts->size()));
+  if (!count.ok()) return fail(count.status());
+  for (const uint32_t part_bytes : parts->bytes) {
+    if (options.range_offset >= part_bytes) {
+      return fail(absl::InvalidArgumentError("range_offset: beyond a part"));
+    }
+  }
+
+  const absl::StatusOr<LinkPtr> link = Connected(deadline);
+  if (!link.ok()) return fail(link.status());
+  const absl::StatusOr<uint32_t> id = NamespaceId(**link, **known, deadline);
+  if (!id.ok()) return fail(id.status());
+
+  v1::LoadRequest request;
+  request.set_namespace_id(*id);
+  request.set_keys(keys.data(), keys.size());
+  request.set_parts(parts->packed);
+  request.set_range_offset(options.range_offset);
+  request.set_range_bytes(options.range_bytes);
+  v1::LoadReply reply;
+  absl::Status status = Call(**link, &Engine::Stub::Load, request, &reply, deadline);
+  if (!status.ok()) return fail(std::move(status));
+
+  auto chain = std::make_unique<LoadedChain::Impl>();
+  chain->client = self;
+  chain->link = *link;
+  chain->hold_id = reply.hold_id();  // From here on its destructor gives the hold back.
+  if (reply.blocks() > *count ||
+      reply.extents().size() != reply.blocks() * parts->size() * sizeof(PackedExtent)) {
+    return fail(absl::InternalError("extents: not as many as announced"));
+  }
+
+  // Everything is checked and mapped now, so that reading needs no daemon. The chain ends before
+  // the first block with an extent that will not do, or without a full part.
+  ExtentReader extents(*(*link)->session, reply.extents(), deadline);
+  chain->pieces.resize(reply.blocks() * parts->size());
+  uint32_t blocks = 0;
+  for (bool whole = true; whole && blocks < reply.blocks(); blocks += whole) {
+    for (size_t part = 0; whole && part < parts->size(); ++part) {
+      const size_t i = blocks * parts->size() + part;
+      switch (extents.Read(i, parts->bytes[part])) {
+        case ExtentReader::Outcome::kBytes:
+          chain->pieces[i] = {
+              extents.bytes(),
+              extents.bytes().subspan(options.range_offset, reply.range_bytes() > 0
+                                                                ? reply.range_bytes()
+                                                                : absl::Span<std::byte>::npos),
+              extents.sum()};
+          break;
+        case ExtentReader::Outcome::kAbsent:
+          whole = parts->groups[part]->kind != GroupKind::kFull;
+          break;
+        case ExtentReader::Outcome::kWrong:
+          bad_extents_.fetch_add(1, std::memory_order_relaxed);
+          whole = false;
+          break;
+      }
+    }
+  }
+  chain->pieces.resize(blocks * parts->size());
+  chain->regions = extents.TakeRegions();
+  result.status = extents.status();
+  result.chain = LoadedChain(std::move(chain), blocks, static_cast<uint32_t>(parts->size()));
+  return result;
+}
+
+// ---- chains -------------------------------------------------------------------------------------
+
+LoadedChain::LoadedChain(std::unique_ptr<Impl> impl, uint32_t blocks, uint32_t parts)
+    : impl_(std::move(impl)), blocks_(blocks), parts_(parts) {}
+LoadedChain::LoadedChain() noexcept = default;
+LoadedChain::LoadedChain(LoadedChain&& other) noexcept
+    : impl_(std::move(other.impl_)),
+      blocks_(std::exchange(other.blocks_, 0)),
+      parts_(std::exchange(other.parts_, 0)) {}
+LoadedChain& LoadedChain::operator=(LoadedChain&& other) noexcept {
+  impl_ = std::move(other.impl_);
+  blocks_ = std::exchange(other.blocks_, 0);
+  parts_ = std::exchange(other.parts_, 0);
+  return *this;
+}
+LoadedChain::~LoadedChain() = default;
+
+absl::Span<const std::byte> LoadedChain::part(uint32_t block, uint32_t part) const {
+  const Impl::Piece* piece = impl_ == nullptr ? nullptr : impl_->Find(block, part, parts_);
+  return piece == nullptr ? absl::Span<const std::byte>() : piece->range;
+}
+
+bool LoadedChain::Verify(uint32_t block, uint32_t part) {
+  const Impl::Piece* piece = impl_ == nullptr ? nullptr : impl_->Find(block, part, parts_);
+  if (piece == nullptr || piece->bytes.empty()) return false;
+  if (impl_->client->copier().Sum(piece->bytes) == piece->sum) return true;
+  impl_->Report(block * parts_ + part);
+  return false;
+}
+
+bool LoadedChain::CopyTo(uint32_t block, uint32_t part, absl::Span<std::byte> target) {
+  const Impl::Piece* piece = impl_ == nullptr ? nullptr : impl_->Find(block, part, parts_);
+  if (piece == nullptr || piece->bytes.empty() || target.size() != piece->range.size()) {
+    return false;
+  }
+  const Copier& copier = impl_->client->copier();
+  uint32_t sum = copier.CopySum(target, piece->range, CopyUse::kMemory);
+  if (piece->range.size() < piece->bytes.size()) {
+    // The sum covers the whole part: what is not copied is read.
+    const size_t before = static_cast<size_t>(piece->range.data() - piece->bytes.data());
+    const auto after = piece->bytes.subspan(before + piece->range.size());
+    sum = Crc32cConcat(copier.Sum(piece->bytes.first(before)), sum, piece->range.size());
+    sum = Crc32cConcat(sum, copier.Sum(after), after.size());
+  }
+  if (sum == piece->sum) return true;
+  impl_->Report(block * parts_ + part);
+  return false;
+}
+
+}  // namespace kvd
