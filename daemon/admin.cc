@@ -2,6 +2,7 @@
 
 #include <grpcpp/grpcpp.h>
 #include <grpcpp/health_check_service_interface.h>
+#include <grpcpp/server_posix.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -14,6 +15,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include "daemon/activation.h"
 #include "daemon/admin_rows.h"
 #include "daemon/control.h"
 #include "daemon/exposition.h"
@@ -64,7 +66,9 @@ class AdminServer::Impl final : public v1::Admin::Service {
 
   absl::Status Start() {
     grpc::ServerBuilder builder;
-    builder.AddListeningPort("unix:" + options_.path, grpc::InsecureServerCredentials());
+    if (options_.listener < 0) {
+      builder.AddListeningPort("unix:" + options_.path, grpc::InsecureServerCredentials());
+    }
     builder.RegisterService(this);
     builder.RegisterService(&reflection_);
     grpc::EnableDefaultHealthCheckService(true);
@@ -84,9 +88,15 @@ class AdminServer::Impl final : public v1::Admin::Service {
     for (const char* name : {"kvd.v1.Admin", "kvd.v1.Engine"}) {
       server_->GetHealthCheckService()->SetServingStatus(name, true);
     }
+    if (options_.listener < 0) return absl::OkStatus();
+    absl::StatusOr<std::unique_ptr<Acceptor>> acceptor = Acceptor::Start(
+        options_.listener, [this](int fd) { grpc::AddInsecureChannelFromFd(server_.get(), fd); });
+    if (!acceptor.ok()) return acceptor.status();
+    acceptor_ = *std::move(acceptor);
     return absl::OkStatus();
   }
   void Stop() {
+    acceptor_.reset();
     {
       absl::MutexLock lock(&answers_->mu);
       answers_->stopping = true;
@@ -573,6 +583,7 @@ class AdminServer::Impl final : public v1::Admin::Service {
   Reflection reflection_{{"kvd.v1.Admin", "grpc.health.v1.Health",
                           "grpc.reflection.v1alpha.ServerReflection"}};
   std::unique_ptr<grpc::Server> server_;
+  std::unique_ptr<Acceptor> acceptor_;  // Where somebody else bound the socket.
 };
 
 std::string AdminServer::NameOfUser(DomainId domain) { return absl::StrCat("uid:", domain); }

@@ -22,6 +22,7 @@ class AdminServer {
  public:
   struct Options {
     std::string path;      // Of the socket.
+    int listener = -1;     // Listens there already, and outlives the server; -1: bind it.
     std::string endpoint;  // What --listen said.
     std::string metrics;   // HOST:PORT where monitors ask; empty: nowhere.
     std::string tcp;       // HOST:PORT for clients without shared memory; empty: none.

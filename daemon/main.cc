@@ -26,6 +26,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/synchronization/notification.h"
+#include "daemon/activation.h"
 #include "daemon/admin.h"
 #include "daemon/config.h"
 #include "daemon/control.h"
@@ -66,9 +67,10 @@ void RaiseDescriptorLimit() {
   setrlimit(RLIMIT_NOFILE, &limit);
 }
 
-absl::Status OpenToEngines(const Config& config) {
-  for (const std::string& path :
-       {config.path(), config.path() + ".session", config.path() + ".stream"}) {
+absl::Status OpenToEngines(const Config& config, const ActivatedSockets& activated) {
+  for (const char* suffix : {"", ".session", ".stream"}) {
+    if (activated.at(suffix) >= 0) continue;  // Who may connect there, the socket unit said.
+    const std::string path = config.path() + suffix;
     if (!config.socket_group.empty() && chown(path.c_str(), static_cast<uid_t>(-1),
                                               getgrnam(config.socket_group.c_str())->gr_gid) != 0) {
       return ErrnoStatus(errno, "--socket-group: " + path);
@@ -125,6 +127,8 @@ absl::StatusOr<std::unique_ptr<Gateway>> StartGateway(const Config& config, Inbo
 }
 
 int Serve(const Config& config) {
+  const absl::StatusOr<ActivatedSockets> activated = ActivatedSockets::Take(config.path());
+  if (!activated.ok()) return Fail(activated.status());
   absl::StatusOr<EndpointLock> lock = EndpointLock::Take(config.path());
   if (!lock.ok()) return Fail(lock.status());
 
@@ -157,16 +161,20 @@ int Serve(const Config& config) {
                .secret = secret},
               [&copiers](uint32_t region, uint64_t bytes) { copiers->MakeRegion(region, bytes); });
 
-  absl::StatusOr<std::unique_ptr<SessionServer>> sessions =
-      SessionServer::Start(inbox, *copiers, regions, domains, {.path = config.path() + ".session"});
+  absl::StatusOr<std::unique_ptr<SessionServer>> sessions = SessionServer::Start(
+      inbox, *copiers, regions, domains,
+      {.path = config.path() + ".session", .listener = activated->at(".session")});
   if (!sessions.ok()) return Fail(sessions.status());
   limits.session_over = [&sessions](uint32_t serial) { (*sessions)->Forget(serial); };
   absl::Notification drained;
   limits.drained = [&drained] { drained.Notify(); };
   Control control(store, board, *copiers, inbox, clock, limits);
 
-  absl::StatusOr<std::unique_ptr<Service>> service = Service::Start(
-      control, clock, {.path = config.path(), .count_operations = config.op_metrics});
+  absl::StatusOr<std::unique_ptr<Service>> service =
+      Service::Start(control, clock,
+                     {.path = config.path(),
+                      .listener = activated->at(""),
+                      .count_operations = config.op_metrics});
   if (!service.ok()) return Fail(service.status());
   inbox.SetWake([&service] { (*service)->Wake(); });
   const MetricsSource metrics{
@@ -194,6 +202,7 @@ int Serve(const Config& config) {
   absl::StatusOr<std::unique_ptr<AdminServer>> admin =
       AdminServer::Start(inbox, control.events(),
                          {.path = config.path() + ".admin",
+                          .listener = activated->at(".admin"),
                           .endpoint = config.listen,
                           .metrics = metrics_address,
                           .tcp = (*gateway)->tcp_address(),
@@ -202,7 +211,7 @@ int Serve(const Config& config) {
                           .drain_timeout_ms = config.drain_timeout_ms,
                           .domain_name = [&domains](DomainId id) { return domains.Name(id); }});
   if (!admin.ok()) return Fail(admin.status());
-  if (absl::Status status = OpenToEngines(config); !status.ok()) return Fail(status);
+  if (absl::Status status = OpenToEngines(config, *activated); !status.ok()) return Fail(status);
   (*gateway)->Serve();
 
   const std::string& tcp_address = (*gateway)->tcp_address();
@@ -213,6 +222,7 @@ int Serve(const Config& config) {
               metrics_address.empty() ? "" : " metrics=", metrics_address.c_str(),
               tcp_address.empty() ? "" : " tcp=", tcp_address.c_str());
   std::fflush(stdout);
+  NotifyServiceManager("READY=1");
 
   // A signal is a drain, which operators can ask for as well. The second signal does not wait.
   std::atomic<bool> over{false};
@@ -227,6 +237,7 @@ int Serve(const Config& config) {
       sigwait(&signals, &signal);
       if (over) return;
       spdlog::info("daemon.draining signal={}", signal);
+      NotifyServiceManager("STOPPING=1");
       inbox.Post(Task{[patience](Control& draining) {
         draining.Drain(Control::DrainEnd::kExitPromptly, patience);
       }});
@@ -239,6 +250,8 @@ int Serve(const Config& config) {
     (*gateway)->Stop();
     (*service)->Shutdown();
   });
+  const Watchdog watchdog(
+      [&] { inbox.Post(Task{[](Control&) { NotifyServiceManager("WATCHDOG=1"); }}); });
   PreferThisThread();
   (*service)->Run();
   stopper.join();
@@ -253,7 +266,9 @@ int Serve(const Config& config) {
   sessions->reset();
   copiers.reset();
   inbox.SetWake(nullptr);
-  for (const char* suffix : {"", ".admin"}) unlink((config.path() + suffix).c_str());
+  for (const char* suffix : {"", ".admin"}) {
+    if (activated->at(suffix) < 0) unlink((config.path() + suffix).c_str());
+  }
   spdlog::info("daemon.stopped");
   return 0;
 }

@@ -3,12 +3,14 @@
 #include <grpcpp/alarm.h>
 #include <grpcpp/grpcpp.h>
 #include <grpcpp/health_check_service_interface.h>
+#include <grpcpp/server_posix.h>
 #include <sched.h>
 
 #include <chrono>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "daemon/activation.h"
 #include "daemon/methods.h"
 #include "proto/kvd.grpc.pb.h"
 
@@ -67,6 +69,7 @@ class Service::Impl {
   v1::Engine::AsyncService service_;
   std::unique_ptr<grpc::ServerCompletionQueue> queue_;
   std::unique_ptr<grpc::Server> server_;
+  std::unique_ptr<Acceptor> acceptor_;  // Where somebody else bound the socket.
 
   // Control thread only.
   std::deque<Resumable*> slices_;  // Calls that want to go on.
@@ -211,7 +214,9 @@ absl::Status Service::Impl::Start() {
   grpc::EnableDefaultHealthCheckService(false);
   grpc::ServerBuilder builder;
   int port = 0;
-  builder.AddListeningPort("unix:" + options_.path, grpc::InsecureServerCredentials(), &port);
+  if (options_.listener < 0) {
+    builder.AddListeningPort("unix:" + options_.path, grpc::InsecureServerCredentials(), &port);
+  }
   builder.RegisterService(&service_);
   builder.SetMaxReceiveMessageSize(kMaxMessageBytes);
   builder.SetMaxSendMessageSize(kMaxMessageBytes);
@@ -244,6 +249,11 @@ absl::Status Service::Impl::Start() {
       "a session without shared memory is opened at PATH.stream; here, connect to PATH.session");
   new RefusedStream<v1::WatchRequest, v1::WatchEvent>(*this, &Async::RequestWatch,
                                                       "events are not in this version");
+  if (options_.listener < 0) return absl::OkStatus();
+  absl::StatusOr<std::unique_ptr<Acceptor>> acceptor = Acceptor::Start(
+      options_.listener, [this](int fd) { grpc::AddInsecureChannelFromFd(server_.get(), fd); });
+  if (!acceptor.ok()) return acceptor.status();
+  acceptor_ = *std::move(acceptor);
   return absl::OkStatus();
 }
 
@@ -296,6 +306,7 @@ void Service::Impl::Wake() {
 }
 
 void Service::Impl::Shutdown() {
+  acceptor_.reset();
   server_->Shutdown(std::chrono::system_clock::now() + std::chrono::seconds(2));
   absl::MutexLock lock(&mu_);
   if (std::exchange(closing_, true)) return;
