@@ -38,6 +38,7 @@ constexpr MicroRowSpec kSpecs[] = {
     {"redis_get_2mib", "GB/s", AtLeast(3)},
     {"redis_put_2mib", "GB/s", AtLeast(2.2)},
     {"redis_exists_256", "us", AtMost(1.5)},
+    {"get_tls_2mib", "GB/s", AtLeast(0.7)},
     {"memory_beyond_arena_1m_blocks", "MiB", ValueAtMost(256)},
     {"memory_beyond_arena_1m_blocks_16_parts", "MiB", std::nullopt},
 };

@@ -95,6 +95,7 @@ class MicroRun {
 // The groups of rows. Each starts what it needs and ends it.
 absl::Status MeasureLookups(MicroRun& run);    // bench/micro_lookup.cc
 absl::Status MeasurePayload(MicroRun& run);    // bench/micro_payload.cc
+absl::Status MeasureStream(MicroRun& run);     // bench/micro_stream.cc
 absl::Status MeasureIndex(MicroRun& run);      // bench/micro_index.cc
 absl::Status MeasureManyParts(MicroRun& run);  // bench/micro_index.cc
 
