@@ -26,19 +26,6 @@ using prometheus::MetricFamily;
 using prometheus::MetricType;
 using Labels = std::initializer_list<std::pair<std::string_view, std::string_view>>;
 
-constexpr std::string_view kOpNames[] = {
-    "lookup", "load", "release", "reserve", "commit", "abort", "pin", "unpin", "register_namespace",
-    "other"};
-static_assert(std::size(kOpNames) == kOps);
-
-// Of gRPC, as its documentation writes them.
-constexpr std::string_view kCodeNames[] = {
-    "OK",        "CANCELLED",      "UNKNOWN",           "INVALID_ARGUMENT",   "DEADLINE_EXCEEDED",
-    "NOT_FOUND", "ALREADY_EXISTS", "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION",
-    "ABORTED",   "OUT_OF_RANGE",   "UNIMPLEMENTED",     "INTERNAL",           "UNAVAILABLE",
-    "DATA_LOSS", "UNAUTHENTICATED"};
-static_assert(std::size(kCodeNames) == ServiceMetrics::kCodes);
-
 constexpr std::string_view kEvictReasonNames[] = {"pressure", "admin", "purge"};
 static_assert(std::size(kEvictReasonNames) == kEvictReasons);
 
