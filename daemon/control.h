@@ -5,11 +5,15 @@
 // The life of a call: `service.cc` fills a struct of requests.h and calls the verb; kMore and kWait
 // ask to be called again (see there). Errors are those of kvd.proto.
 //
+// What operators ask (admin.proto) is in control_admin.cc: each function there is one turn of some
+// 50 us at most; who wants more calls again with the cursor that the last call gave.
+//
 // Threads: one, the control thread. Other threads post to the Inbox.
 
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <cstdint>
 #include <deque>
 #include <functional>
@@ -23,12 +27,14 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "daemon/events.h"
 #include "daemon/fill_board.h"
 #include "daemon/hold_table.h"
 #include "daemon/inbox.h"
 #include "daemon/lease_table.h"
 #include "daemon/metrics.h"
 #include "daemon/mover.h"
+#include "daemon/operator.h"
 #include "daemon/requests.h"
 #include "daemon/store.h"
 #include "proto/types/clock.h"
@@ -85,6 +91,9 @@ class Control {
     bool count_operations = true;
     // Told when a session is over: ended, and nothing is held under it. May be empty.
     std::function<void(uint32_t serial)> session_over;
+    // Told once, when a drain that ends the daemon is over. May be empty.
+    std::function<void()> drained;
+    uint32_t events = EventRing::kDefaultCapacity;  // That are remembered; a power of two.
   };
 
   // Collaborators must outlive this.
@@ -124,15 +133,59 @@ class Control {
   // When Poll() has something to do at the latest; INT64_MAX: nothing is due.
   Nanos NextDeadline() const;
 
+  // --- draining ----------------------------------------------------------------------------------
+
+  // From now on no new lease, hold, pin or reservation: kUnavailable. What is under way goes on,
+  // and lookups without a lease are answered. To exit, calls that wait end now, and
+  // Options::drained is called when nothing is left that is waited for, or after `patience`:
+  // kExit waits for holds and reservations, kExitPromptly for holds and for copies under way,
+  // neither for leases and pins. A later call replaces how the daemon ends, but for kStay.
+  enum class DrainEnd : uint8_t { kStay, kExit, kExitPromptly };
+  DrainProgress Drain(DrainEnd end, Nanos patience);
+  // kFailedPrecondition: too late, the daemon ends already.
+  absl::Status Undrain();
+  bool draining() const { return draining_.load(std::memory_order_relaxed); }  // Any thread.
+
+  // --- the operator's verbs (admin.proto says what they mean) ------------------------------------
+
+  // One turn each: appends rows from index `from` on (1: from the start) and returns where the next
+  // turn goes on; 0: that was all.
+  uint32_t ListSessions(uint32_t from, std::vector<SessionRow>& rows) const;
+  uint32_t ListLeases(uint32_t from, size_t most, std::vector<LeaseRow>& rows) const;
+  uint32_t ListNamespaces(uint32_t from, std::vector<NamespaceRow>& rows) const;
+  uint32_t ListBlocks(const BlockFilter& filter, uint32_t from, size_t most,
+                      std::vector<BlockRow>& rows) const;
+  // The blocks of whole key filter.key_prefix, found without a walk: one in a namespace.
+  uint32_t FindBlocks(const BlockFilter& filter, uint32_t from, size_t most,
+                      std::vector<BlockRow>& rows) const;
+  std::vector<DomainRow> ListDomains() const;
+
+  absl::Status PinChain(OperatorPin& pin);
+  absl::Status UnpinChain(LeaseId pin_id);
+
+  absl::StatusOr<Sweep> BeginEvict(NamespaceId ns, std::string_view key) const;
+  absl::StatusOr<Sweep> BeginDrop(NamespaceId ns) const;
+  Sweep BeginFlush() const { return {}; }
+  // One turn. True: it is done; a namespace whose last block has left is dropped then.
+  bool Continue(Sweep& sweep);
+
+  EventRing& events() { return event_ring_; }
+  Nanos now() const { return clock_.Now(); }
+  // Bytes of one key of a namespace, also of one that was dropped.
+  uint32_t hash_bytes(NamespaceId ns) const { return namespaces_[ns].descriptor.hash_bytes; }
+
   // --- looking -----------------------------------------------------------------------------------
 
   const ControlCounters& counters() const { return counters_; }
   const ControlMetrics& metrics() const { return metrics_; }  // Any thread.
   std::vector<std::pair<std::string, uint64_t>> Counters() const;
   const Store& store() const { return store_; }
+  // Of a key in this namespace. Requires: it was registered.
+  uint32_t hash_bytes(NamespaceId ns) const { return namespaces_[ns].descriptor.hash_bytes; }
   uint32_t sessions() const { return static_cast<uint32_t>(by_token_.size()); }
   uint32_t leases() const { return leases_.size() - pins(); }
   uint32_t pins() const { return static_cast<uint32_t>(pins_.size()); }
+  uint32_t namespaces() const { return static_cast<uint32_t>(namespace_ids_.size()); }
   const HoldTable& holds() const { return holds_; }
   uint32_t reservations() const { return static_cast<uint32_t>(reservations_.size()); }
   // Every domain that ever came.
@@ -144,7 +197,13 @@ class Control {
     NamespaceDescriptor descriptor;
     std::vector<PartId> parts;
     std::vector<uint32_t> group_part_bytes;
+    std::vector<uint32_t> slots;  // Sizes, of its pool.
     uint64_t block_bytes = 0;
+    bool dropped = false;  // Its number is never used again.
+  };
+  struct Pool {
+    EvictionPolicy::Pool number = 0;
+    uint32_t namespaces = 0;
   };
   struct Session {
     DomainUse* use = nullptr;
@@ -152,7 +211,9 @@ class Control {
     uint32_t index = 0;  // Dense; for the tables.
     SessionToken token{};
     DomainId domain = 0;
+    uid_t uid = 0;
     pid_t pid = 0;
+    Nanos opened = 0;
     std::shared_ptr<const StagedBytes> staging;
     uint32_t reservations = 0;
     bool ended = false;
@@ -187,6 +248,14 @@ class Control {
     Session* session = nullptr;
   };
 
+  struct PinOrder {
+    NamespaceId ns = 0;
+    ChainHash key;
+    std::string_view owner;
+    uint64_t budget_bytes = 0;
+    uint64_t ttl_ms = 0;
+  };
+
   absl::StatusOr<Session*> FindSession(std::string_view token);
   absl::StatusOr<Chain> ResolveChain(const CallHeader& header, uint32_t max_blocks);
   absl::StatusOr<absl::InlinedVector<PartId, 4>> ResolveParts(const NamespaceInfo& info,
@@ -197,7 +266,10 @@ class Control {
   void DrainHolds();
   uint32_t WaitersOf(DomainId domain) const;
   uint32_t SliceBlocks(size_t parts) const;
-  bool EndLease(LeaseId id);
+  bool EndLease(LeaseId id, EventReason why = EventReason::kGivenBack);
+  absl::StatusOr<LeaseId> AddPin(const PinOrder& order, uint32_t& blocks, uint64_t& bytes);
+  absl::Status CheckDraining();
+  void EndDrainIfOver(Nanos now);
   LeaseId AddLease(Session& session, BlockRef block, uint32_t lease_ms, LeaseOutcome& outcome);
   void CountLookup(const Chain& chain, uint32_t hit_blocks);
   Step FillExtents(const Chain& chain, ExtentCursor& cursor, std::string& extents);
@@ -220,6 +292,16 @@ class Control {
   void CloseReservation(uint64_t id);
   void FinishClosing(uint64_t id, Reservation& reservation);
   void ProductionChanged();
+
+  const NamespaceInfo* FindNamespace(NamespaceId ns) const;
+  std::string KeyOf(BlockRef block) const;
+  BlockRow RowOf(BlockRef block, const BlockFilter& filter, uint32_t& work) const;
+  bool ContinueChain(Sweep& sweep);
+  bool ContinueSlots(Sweep& sweep);
+  void DropNamespace(NamespaceId ns);
+  void Record(EventKind kind, DomainId domain, uint64_t number, NamespaceId ns = 0);
+  void RecordChain(EventKind kind, LeaseId id, BlockRef block,
+                   EventReason why = EventReason::kNone);
 
   void OnEvent(SessionOpened& event);
   void OnEvent(StagingOpened& event);
@@ -245,6 +327,7 @@ class Control {
   ThreadRole control_;
   LeaseTable leases_;
   HoldTable holds_;
+  EventRing event_ring_;
   ControlMetrics metrics_;
   ControlCounters& counters_ = metrics_.counters;
   uint64_t tick_ = 0;  // Counts uses; the policy's time.
@@ -252,11 +335,13 @@ class Control {
 
   std::vector<NamespaceInfo> namespaces_;                                  // [0] is unused.
   std::map<std::pair<DomainId, std::string>, NamespaceId> namespace_ids_;  // By canonical form.
-  std::map<std::pair<DomainId, std::vector<uint32_t>>, EvictionPolicy::Pool> pools_;
+  std::map<std::pair<DomainId, std::vector<uint32_t>>, Pool> pools_;
+  std::vector<EvictionPolicy::Pool> free_pools_;  // Numbers below pools_.size() that are free.
 
   std::map<DomainId, DomainUse> uses_;  // Of every domain that ever came; they never move.
   absl::flat_hash_map<uint32_t, std::unique_ptr<Session>> by_serial_;
   absl::flat_hash_map<std::string, Session*> by_token_;  // Living ones.
+  std::vector<Session*> by_index_;
   std::vector<uint32_t> free_session_indexes_;
   uint32_t session_indexes_ = 0;
 
@@ -272,6 +357,11 @@ class Control {
   };
   std::vector<Waiter> waiters_;
   bool waits_ended_ = false;
+  std::atomic<bool> draining_{false};  // Written by the control thread.
+  DrainEnd drain_end_ = DrainEnd::kStay;
+  bool drain_over_ = false;  // Options::drained was called.
+  Nanos drain_deadline_ = INT64_MAX;
+  Nanos drain_look_ = INT64_MAX;  // When Poll() looks at the latest whether it is over.
   std::deque<Resumable*> ready_;
   std::vector<std::pair<BlockRef, ChainHash>> orphans_;  // Producer gone, waiters not asked yet.
 

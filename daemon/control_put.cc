@@ -24,6 +24,10 @@ absl::StatusOr<Step> Control::Reserve(ReserveCall& call) {
   absl::StatusOr<Chain> chain = ResolveChain(call.header, kMaxPageBlocks);
   if (!chain.ok()) return chain.status();
   if (!call.started) {
+    if (draining_) {
+      ApplyReleases(*chain->session, call.header.releases);  // A drain waits for what they end.
+      return CheckDraining();
+    }
     if (absl::Status status = StartReservation(call, *chain); !status.ok()) {
       ++counters_.calls_refused;
       return status;
@@ -69,6 +73,7 @@ absl::Status Control::StartReservation(ReserveCall& call, const Chain& chain) {
   reservation->session = chain.session->serial;
   reservation->ns = call.header.ns;
   reservation->parts = *std::move(parts);
+  call.parts = static_cast<uint32_t>(reservation->parts.size());
   reservation->blocks.clear();
   reservation->states.clear();
   reservation->part_refs.clear();
@@ -138,8 +143,9 @@ Step Control::ReserveBlocks(ReserveCall& call, const Chain& chain) {
         if (state == ReserveState::kNoRoom) {
           ++counters_.reserves_refused;
           ++counters_.reserve_no_room_blocks;
-          ++reservation.use->rejected_blocks;
-          ++reservation.use->tenant->rejected_blocks;
+          const uint32_t rest = chain.keys.size() - call.next + 1;
+          reservation.use->rejected_blocks += rest;
+          reservation.use->tenant->rejected_blocks += rest;
         } else {
           ++counters_.reserve_no_parent_blocks;
         }

@@ -248,7 +248,8 @@ void AddPromises(const MetricsSource& source, const std::vector<Tenant>& tenants
   out.Gauge("kvd_held_bytes", "Room of such extents.").Add(control.holds().total_bytes());
   out.Gauge("kvd_sessions", "Clients that are connected, now.");
   for (const Tenant& t : tenants) {
-    out.Add(t.counters.sessions, {{"transport", "shm"}, {"tenant", t.name}});
+    out.Add(t.counters.shm_sessions, {{"transport", "shm"}, {"tenant", t.name}});
+    out.Add(t.counters.stream_sessions, {{"transport", "stream"}, {"tenant", t.name}});
   }
   out.Counter("kvd_sessions_opened_total", "Clients that came.").Add(c.sessions_opened);
 }
@@ -278,6 +279,7 @@ void AddTrouble(const MetricsSource& source, Families& out) {
   out.Add(c.pins_refused, {{"op", "pin"}, {"reason", "pins"}});
   out.Add(c.namespaces_refused, {{"op", "register_namespace"}, {"reason", "namespaces"}});
   out.Add(service.calls_refused, {{"op", "any"}, {"reason", "calls"}});
+  out.Add(c.drain_refusals, {{"op", "any"}, {"reason", "draining"}});
 }
 
 void AddCalls(const MetricsSource& source, Families& out) {

@@ -73,6 +73,9 @@ class HoldTable {
   uint64_t held_bytes(uint32_t session) const {
     return session < owned_.size() ? owned_[session].bytes : 0;
   }
+  uint32_t held_extents(uint32_t session) const {
+    return session < owned_.size() ? owned_[session].extents : 0;
+  }
   uint64_t total_extents() const { return total_extents_; }  // Any thread.
   uint64_t total_bytes() const { return total_bytes_; }      // Any thread.
 
@@ -94,6 +97,7 @@ class HoldTable {
   };
   struct Owned {
     uint32_t first = 0;
+    uint32_t extents = 0;
     uint64_t bytes = 0;
   };
 

@@ -57,6 +57,24 @@ struct TokenBuckets {
   static constexpr std::array<uint64_t, 12> kBounds = {
       64, 256, 1'024, 2'048, 4'096, 8'192, 16'384, 32'768, 65'536, 131'072, 262'144, 1'048'576};
 };
+// The value below which a share of all lies, 0 to 1, as if values were spread evenly in each
+// bucket; 0: there are none. What is beyond the largest bound counts as that.
+template <typename Buckets>
+double Quantile(const Histogram<Buckets>& histogram, double share) {
+  uint64_t all = 0;
+  for (size_t i = 0; i < histogram.kBuckets; ++i) all += histogram.count(i);
+  double left = share * static_cast<double>(all);
+  double lower = 0;
+  for (size_t i = 0; i < Buckets::kBounds.size(); ++i) {
+    const auto upper = static_cast<double>(Buckets::kBounds[i]);
+    const auto count = static_cast<double>(histogram.count(i));
+    if (count > 0 && left <= count) return lower + (upper - lower) * left / count;
+    left -= count;
+    lower = upper;
+  }
+  return all == 0 ? 0 : lower;
+}
+
 // Thousandths of what was asked.
 struct ShareBuckets {
   static constexpr std::array<uint64_t, 8> kBounds = {0, 100, 250, 500, 750, 900, 990, 1'000};
@@ -73,10 +91,11 @@ struct alignas(64) TenantCounters {
   SharedCount lookup_miss_tokens;
   SharedCount leases;  // Now; without pins.
   // The second line.
-  SharedCount sessions;      // Now.
-  SharedCount pins;          // Now.
-  SharedCount held_extents;  // Now.
-  SharedCount saved_tokens;  // Of blocks that loads named: nobody computes them again.
+  SharedCount shm_sessions;     // Now.
+  SharedCount stream_sessions;  // Now.
+  SharedCount pins;             // Now.
+  SharedCount held_extents;     // Now.
+  SharedCount saved_tokens;     // Of blocks that loads named: nobody computes them again.
   SharedCount committed_blocks;
   SharedCount rejected_blocks;  // Reserve found no room; of a list, the first.
 };
@@ -122,6 +141,7 @@ struct ControlCounters {
   SharedCount sessions_ended;
   SharedCount unknown_sessions;  // Calls that named none of ours.
   SharedCount calls_refused;     // Unknown session, bad field, a bound.
+  SharedCount drain_refusals;    // Calls that wanted something new while the daemon drains.
 };
 
 // Of the control thread's decisions.

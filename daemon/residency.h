@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "absl/types/span.h"
+#include "daemon/events.h"
 #include "policy/eviction.h"
 #include "proto/types/block.h"
 #include "proto/types/host_memory.h"
@@ -119,6 +120,9 @@ class Residency {
   // Collaborators must outlive this.
   Residency(EvictionPolicy& policy, RoomOwner& room, const Options& options);
 
+  // From now on tells `events` which blocks become findable, and which stop being so.
+  void Observe(EventRing& events) { events_ = &events; }
+
   // Namespaces are numbered from 1 in the order of registration.
   NamespaceId AddNamespace(NamespaceShape shape);
   const NamespaceShape& shape(NamespaceId ns) const { return shapes_[ns]; }
@@ -154,6 +158,9 @@ class Residency {
 
   // The part `id` of a block; 0: it has none.
   PartRef FindPart(BlockRef block, PartId id) const;
+
+  // The ancestor of `block` at `depth`, or itself. Requires: it is at least that deep.
+  BlockRef AncestorAt(BlockRef block, uint32_t depth) const;
 
   // --- growing -----------------------------------------------------------------------------------
 
@@ -228,6 +235,12 @@ class Residency {
     std::array<SharedCount, kEvictReasons> evicted_bytes_for;
   };
   const Counts& counts() const { return counts_; }
+  struct NamespaceUse {
+    uint64_t visible = 0;
+    uint64_t used = 0;   // In any state.
+    uint64_t bytes = 0;  // Payload of committed parts.
+  };
+  const NamespaceUse& use(NamespaceId ns) const { return uses_[ns]; }
   uint32_t max_blocks() const { return static_cast<uint32_t>(blocks_.size() - 1); }
 
   // Checks the blocks numbered [from, from + n): stranded ones and counts that do not add up.
@@ -272,9 +285,11 @@ class Residency {
   void Remove(BlockRef block);
   void BecomeStubOrGo(BlockRef block);
   void SetGap(Block& block, bool gap);
+  void Record(EventKind kind, BlockRef block, EventReason why = EventReason::kNone) const;
 
   EvictionPolicy& policy_;
   RoomOwner& room_;
+  EventRing* events_ = nullptr;
   const uint64_t secret_;
   std::array<uint64_t, 4> digest_secret_;
   const uint32_t bucket_mask_;
@@ -287,6 +302,7 @@ class Residency {
   // By namespace, blocks with `gap`: while it has any, presence is not monotone there, and lookups
   // go key by key. Those of others do not.
   std::vector<uint64_t> gaps_;
+  std::vector<NamespaceUse> uses_;  // By namespace.
   EvictionPolicy::Pool pools_ = 0;  // Pools in use count from 0.
   BlockRef free_block_ = 0;         // Chained by next_sibling.
   PartRef free_part_ = 0;           // Chained by next.
