@@ -26,7 +26,7 @@ using prometheus::MetricFamily;
 using prometheus::MetricType;
 using Labels = std::initializer_list<std::pair<std::string_view, std::string_view>>;
 
-constexpr std::string_view kEvictReasonNames[] = {"pressure", "admin", "purge"};
+constexpr std::string_view kEvictReasonNames[] = {"pressure", "admin", "purge", "corrupt"};
 static_assert(std::size(kEvictReasonNames) == kEvictReasons);
 
 // The families in the order in which they are made.
@@ -190,7 +190,6 @@ void AddEviction(const MetricsSource& source, Families& out) {
   for (size_t i = 0; i < kEvictReasons; ++i) {
     out.Add(counts.evicted_for[i], {{"tier", "dram"}, {"reason", kEvictReasonNames[i]}});
   }
-  out.Add(source.control->counters().damage_confirmed, {{"tier", "dram"}, {"reason", "corrupt"}});
   out.Counter("kvd_evicted_bytes_total", "Payload of such blocks.");
   for (size_t i = 0; i < kEvictReasons; ++i) {
     out.Add(counts.evicted_bytes_for[i], {{"tier", "dram"}, {"reason", kEvictReasonNames[i]}});

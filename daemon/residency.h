@@ -50,8 +50,9 @@ enum class EvictReason : uint8_t {
   kPressure,  // Somebody needed the room.
   kAdmin,     // An operator said so.
   kPurge,     // Its namespace is dropped.
+  kCorrupt,   // Its bytes were damaged; the block may stay as a stub.
 };
-inline constexpr size_t kEvictReasons = 3;
+inline constexpr size_t kEvictReasons = 4;
 
 // What the index must know of a namespace.
 struct NamespaceShape {

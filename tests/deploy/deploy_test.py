@@ -150,12 +150,12 @@ class CommandLineTest(unittest.TestCase):
         self.assertIn("Address already in use", done.stdout)
 
     def test_mistakes_in_the_address_are_named(self):
-        for address, why in (("127.0.0.1", "HOST:PORT"), ("127.0.0.1:65536", "port"),
-                             ("no-such-host.invalid:9464", "cannot be resolved"),
-                             ("0.0.0.0:0", "--metrics-beyond-loopback")):
+        for address, why in (("127.0.0.1", ":PORT"), ("127.0.0.1:65536", ":PORT"),
+                             ("no-such-host.invalid:9464", "no-such-host.invalid"),
+                             ("0.0.0.0:0", "beyond.loopback")):
             done = self.refuse("--metrics", address)
             self.assertEqual(done.returncode, 2, done.stdout)
-            self.assertIn(why, done.stdout)
+            self.assertRegex(done.stdout, why)
 
     def test_operations_are_not_counted_when_that_is_off(self):
         daemon = Daemon("--no-operation-metrics")
