@@ -171,9 +171,6 @@ class Control {
 
   EventRing& events() { return event_ring_; }
   Nanos now() const { return clock_.Now(); }
-  // Bytes of one key of a namespace, also of one that was dropped.
-  uint32_t hash_bytes(NamespaceId ns) const { return namespaces_[ns].descriptor.hash_bytes; }
-
   // --- looking -----------------------------------------------------------------------------------
 
   const ControlCounters& counters() const { return counters_; }
