@@ -1,7 +1,7 @@
 """What deploy/ promises to a monitor: promtool accepts it, and a real Prometheus that scrapes a
 real daemon under load has data for every panel of the dashboard and sees alerts fire and clear.
 
-    deploy_test.py KVD KVD_BENCH
+    deploy_test.py KVD KVD_BENCH KVCTL
 
 Ports are whatever is free; every wait asks again until it is answered or its time is over.
 """
@@ -29,7 +29,7 @@ RUNBOOK = ROOT / "deploy/RUNBOOK.md"
 DASHBOARD = ROOT / "deploy/grafana/kvd.json"
 TRACE = ROOT / "bench/traces/mooncake_conversation.kvtrace"
 
-KVD = KVD_BENCH = None  # Set by main().
+KVD = KVD_BENCH = KVCTL = None  # Set by main().
 PATIENCE = 40.0  # Seconds, of one wait.
 
 
@@ -129,9 +129,11 @@ class CommandLineTest(unittest.TestCase):
         with tempfile.TemporaryDirectory(prefix="kvd-deploy-") as folder:
             return run(KVD, "--listen", f"unix:{folder}/kvd", "--dram", "16MiB", *arguments)
 
-    def test_the_ready_line_names_the_port_and_promtool_accepts_the_page(self):
+    def test_the_ready_line_and_the_status_name_the_port_and_promtool_accepts_the_page(self):
         daemon = Daemon()
         try:
+            status = run(KVCTL, "--endpoint", daemon.endpoint, "status", "-o", "json")
+            self.assertIn(f'"{daemon.address}"', status.stdout)
             page = get(f"http://{daemon.address}/metrics")
             self.assertEqual(get(f"http://{daemon.address}/healthz"), "ok\n")
             self.assertEqual(get(f"http://{daemon.address}/readyz"), "ready\n")
@@ -370,14 +372,14 @@ class LiveTest(unittest.TestCase):
 
 
 def main():
-    global KVD, KVD_BENCH
-    if len(sys.argv) < 3:
+    global KVD, KVD_BENCH, KVCTL
+    if len(sys.argv) < 4:
         sys.exit(__doc__)
-    KVD, KVD_BENCH = sys.argv[1:3]
+    KVD, KVD_BENCH, KVCTL = sys.argv[1:4]
     for program in ("promtool", "prometheus"):
         if shutil.which(program) is None:
             sys.exit(f"{program} is not installed: the package prometheus has it")
-    unittest.main(argv=[sys.argv[0], *sys.argv[3:]], verbosity=2)
+    unittest.main(argv=[sys.argv[0], *sys.argv[4:]], verbosity=2)
 
 
 if __name__ == "__main__":
