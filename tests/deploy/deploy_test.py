@@ -26,6 +26,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 RULES = ROOT / "deploy/prometheus/kvd.rules.yml"
 RULES_TEST = ROOT / "deploy/prometheus/kvd.rules.test.yml"
 RUNBOOK = ROOT / "deploy/RUNBOOK.md"
+METRICS = ROOT / "deploy/METRICS.md"
 DASHBOARD = ROOT / "deploy/grafana/kvd.json"
 TRACE = ROOT / "bench/traces/mooncake_conversation.kvtrace"
 
@@ -139,6 +140,9 @@ class CommandLineTest(unittest.TestCase):
             self.assertEqual(get(f"http://{daemon.address}/readyz"), "ready\n")
         finally:
             self.assertEqual(daemon.stop(), 0)
+        scraped = set(re.findall(r"^# TYPE (\S+)", page, re.MULTILINE))
+        listed = set(re.findall(r"^\| `(\w+)`", METRICS.read_text(), re.MULTILINE))
+        self.assertEqual(scraped, listed, "deploy/METRICS.md")
         done = run("promtool", "check", "metrics", input=page)
         self.assertEqual(done.returncode, 0, done.stdout)
         self.assertEqual(done.stdout, "")
