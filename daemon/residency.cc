@@ -39,6 +39,8 @@ EventReason EventReasonOf(EvictReason reason) {
       return EventReason::kAdmin;
     case EvictReason::kPurge:
       return EventReason::kPurge;
+    case EvictReason::kCorrupt:  // Damage is an event of its own.
+      return EventReason::kNone;
   }
   return EventReason::kNone;
 }
