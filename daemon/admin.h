@@ -15,6 +15,7 @@
 #include "absl/status/statusor.h"
 #include "daemon/events.h"
 #include "daemon/inbox.h"
+#include "daemon/metrics.h"
 
 namespace kvd {
 
@@ -26,8 +27,9 @@ class AdminServer {
     std::string endpoint;  // What --listen said.
     std::string metrics;   // HOST:PORT where monitors ask; empty: nowhere.
     std::string tcp;       // HOST:PORT for clients without shared memory; empty: none.
+    const ServiceMetrics* service = nullptr;  // How long calls take; null: nobody times them.
     std::string policy;
-    std::string copy_loops;  // What calibration chose.
+    std::string copy_loops;              // What calibration chose.
     uint64_t drain_timeout_ms = 30'000;  // Of a drain whose caller names none.
     // What people call a domain. Safe from any thread.
     std::function<std::string(DomainId)> domain_name = NameOfUser;

@@ -556,10 +556,11 @@ absl::StatusOr<LeaseId> Control::AddPin(const PinOrder& order, uint32_t& blocks,
                      " are pinned already, the budget is ", order.budget_bytes));
   }
   DomainUse& use = uses_[info.domain];
-  const LeaseId id = pins_.size() < options_.max_pins && use.pins < options_.domain_pins
-                         ? leases_.Add(block, LeaseTable::kPinOwner,
-                                       clock_.Now() + static_cast<Nanos>(order.ttl_ms) * kMillisecond)
-                         : 0;
+  const LeaseId id =
+      pins_.size() < options_.max_pins && use.pins < options_.domain_pins
+          ? leases_.Add(block, LeaseTable::kPinOwner,
+                        clock_.Now() + static_cast<Nanos>(order.ttl_ms) * kMillisecond)
+          : 0;
   if (id == 0) {
     ++counters_.pins_refused;
     return absl::ResourceExhaustedError("pins: this daemon has as many as it may");
@@ -669,8 +670,9 @@ void Control::OnEvent(SessionOpened& event) {
   session->use = &uses_[event.domain];
   ++session->use->sessions;
   if (session->use->tenant == nullptr) session->use->tenant = &metrics_.AddTenant(event.domain);
-  ++session->use->tenant->sessions;
   session->pid = event.pid;
+  ++(session->pid == 0 ? session->use->tenant->stream_sessions
+                       : session->use->tenant->shm_sessions);
   if (free_session_indexes_.empty()) {
     session->index = session_indexes_++;
   } else {
@@ -710,7 +712,7 @@ void Control::OnEvent(SessionEnded& event) {
   by_token_.erase(std::string(session.token.begin(), session.token.end()));
   ++counters_.sessions_ended;
   --session.use->sessions;
-  --session.use->tenant->sessions;
+  --(session.pid == 0 ? session.use->tenant->stream_sessions : session.use->tenant->shm_sessions);
   Record(EventKind::kSessionEnded, session.domain, session.serial);
   while (const LeaseId lease = leases_.AnyOf(session.index)) {
     EndLease(lease);

@@ -3,6 +3,7 @@
 #include <grp.h>
 #include <pthread.h>
 #include <sched.h>
+#include <spdlog/async.h>
 #include <spdlog/sinks/stdout_sinks.h>
 #include <spdlog/spdlog.h>
 #include <sys/prctl.h>
@@ -28,6 +29,7 @@
 #include "absl/synchronization/notification.h"
 #include "daemon/activation.h"
 #include "daemon/admin.h"
+#include "daemon/call_log.h"
 #include "daemon/config.h"
 #include "daemon/control.h"
 #include "daemon/copier_pool.h"
@@ -59,6 +61,21 @@ int Misconfigured(const absl::Status& status) {
 
 // For the control thread to take a turn, before it is called dead.
 constexpr absl::Duration kHeartbeatPatience = absl::Seconds(3);
+
+// Writes where the default logger does, on a thread of its own: the control thread must not wait
+// for whoever reads our log.
+std::shared_ptr<spdlog::logger> CallLogger() {
+  constexpr size_t kLines = 1024;
+  spdlog::init_thread_pool(kLines, /*threads_n=*/1);
+  const std::shared_ptr<spdlog::logger> shared = spdlog::default_logger();
+  auto logger = std::make_shared<spdlog::async_logger>(
+      shared->name() + ".call", shared->sinks().begin(), shared->sinks().end(),
+      spdlog::thread_pool(), spdlog::async_overflow_policy::overrun_oldest);
+  logger->set_level(shared->level());
+  logger->flush_on(spdlog::level::info);
+  spdlog::register_logger(logger);  // For a level that changes later.
+  return logger;
+}
 
 void RaiseDescriptorLimit() {
   rlimit limit;
@@ -170,11 +187,13 @@ int Serve(const Config& config) {
   limits.drained = [&drained] { drained.Notify(); };
   Control control(store, board, *copiers, inbox, clock, limits);
 
+  CallLog call_log(CallLogger());
   absl::StatusOr<std::unique_ptr<Service>> service =
       Service::Start(control, clock,
                      {.path = config.path(),
                       .listener = activated->at(""),
-                      .count_operations = config.op_metrics});
+                      .count_operations = config.op_metrics,
+                      .log = &call_log});
   if (!service.ok()) return Fail(service.status());
   inbox.SetWake([&service] { (*service)->Wake(); });
   const MetricsSource metrics{
@@ -206,6 +225,7 @@ int Serve(const Config& config) {
                           .endpoint = config.listen,
                           .metrics = metrics_address,
                           .tcp = (*gateway)->tcp_address(),
+                          .service = &(*service)->metrics(),
                           .policy = config.policy,
                           .copy_loops = copier.description(),
                           .drain_timeout_ms = config.drain_timeout_ms,

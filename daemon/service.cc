@@ -7,11 +7,15 @@
 #include <sched.h>
 
 #include <chrono>
+#include <iterator>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "daemon/activation.h"
+#include "daemon/call_log.h"
 #include "daemon/methods.h"
+#include "daemon/trace_context.h"
 #include "proto/kvd.grpc.pb.h"
 
 namespace kvd {
@@ -22,6 +26,13 @@ constexpr int kArrivalsPerSlice = 16;
 
 grpc::Status ToGrpc(const absl::Status& status) {
   return {static_cast<grpc::StatusCode>(status.code()), std::string(status.message())};
+}
+
+// The trace context of a call that carries one, and only one.
+std::optional<TraceContext> FindTrace(const grpc::ServerContext& context) {
+  const auto [first, last] = context.client_metadata().equal_range("traceparent");
+  if (first == last || std::next(first) != last) return std::nullopt;
+  return ParseTraceparent({first->second.data(), first->second.size()});
 }
 
 // What the completion queue hands back.
@@ -156,8 +167,19 @@ class Service::Impl::Call final : public Tag, public Resumable {
     // After the answer is on its way: the caller does not wait for our arithmetic.
     ServiceMetrics::OfOp& counts = impl_.metrics_.ops[static_cast<size_t>(op_)];
     ++counts.answers[static_cast<size_t>(status.error_code())];
+    Nanos took = 0;
     if (impl_.options_.count_operations) {
-      counts.duration.Observe(static_cast<uint64_t>(impl_.clock_.Now() - arrived_));
+      took = impl_.clock_.Now() - arrived_;
+      counts.duration.Observe(static_cast<uint64_t>(took));
+    }
+    if (impl_.options_.log != nullptr &&
+        impl_.options_.log->Wants(op_, status.error_code(), took)) {
+      impl_.options_.log->Write({.op = op_,
+                                 .code = status.error_code(),
+                                 .took = took,
+                                 .now = arrived_ + took,
+                                 .error = status.error_message(),
+                                 .trace = FindTrace(context_)});
     }
   }
 
@@ -210,7 +232,8 @@ class Service::Impl::RefusedStream final : public Tag {
 };
 
 absl::Status Service::Impl::Start() {
-  // Its queue and threads would poll our connections too, and wake us second. Other servers have it.
+  // Its queue and threads would poll our connections too, and wake us second. Other servers have
+  // it.
   grpc::EnableDefaultHealthCheckService(false);
   grpc::ServerBuilder builder;
   int port = 0;

@@ -25,6 +25,8 @@
 
 namespace kvd {
 
+class CallLog;
+
 class Service {
  public:
   struct Options {
@@ -36,6 +38,7 @@ class Service {
     // message on each of their streams; beyond this gRPC drops some.
     size_t max_message_memory = size_t{1} << 30;
     bool count_operations = true;  // How long each call took, as histograms.
+    CallLog* log = nullptr;        // Told of what is answered; outlives this. May be null.
   };
 
   // Binds the socket; calls are served once Run() does. `control` must outlive this, and so must
