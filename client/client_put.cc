@@ -25,8 +25,9 @@ bool OutcomeUnknown(const absl::Status& status) {
     case absl::StatusCode::kCancelled:
     case absl::StatusCode::kUnknown:
     case absl::StatusCode::kInternal:
-    case absl::StatusCode::kUnavailable:
       return true;
+    case absl::StatusCode::kUnavailable:
+      return !status.GetPayload(kDrainingKey).has_value();
     default:
       return false;
   }
