@@ -1,13 +1,12 @@
 #include "daemon/admin.h"
 
 #include <grpcpp/grpcpp.h>
+#include <grpcpp/health_check_service_interface.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <cinttypes>
-#include <cstdio>
 #include <utility>
 #include <vector>
 
@@ -17,6 +16,8 @@
 #include "absl/time/time.h"
 #include "daemon/admin_rows.h"
 #include "daemon/control.h"
+#include "daemon/exposition.h"
+#include "daemon/reflection.h"
 #include "proto/admin.grpc.pb.h"
 
 namespace kvd {
@@ -37,19 +38,6 @@ constexpr uint32_t kMaxEventReaders = 8;
 constexpr absl::Duration kBetweenReads = absl::Milliseconds(5);
 constexpr absl::Duration kUntilCancelled = absl::Seconds(1);  // How late we notice a caller gone.
 constexpr uint64_t kMaxDrainMs = 24 * 3600 * 1000;
-
-// Resident memory that is neither arena nor staging (those are shared memory).
-uint64_t PrivateBytes() {
-  uint64_t kib = 0;
-  if (std::FILE* status = std::fopen("/proc/self/status", "re")) {
-    char line[256];
-    while (std::fgets(line, sizeof line, status) != nullptr) {
-      if (std::sscanf(line, "RssAnon: %" SCNu64, &kib) == 1) break;
-    }
-    std::fclose(status);
-  }
-  return kib * 1024;
-}
 
 grpc::Status ToGrpc(const absl::Status& status) {
   return {static_cast<grpc::StatusCode>(status.code()), std::string(status.message())};
@@ -78,6 +66,8 @@ class AdminServer::Impl final : public v1::Admin::Service {
     grpc::ServerBuilder builder;
     builder.AddListeningPort("unix:" + options_.path, grpc::InsecureServerCredentials());
     builder.RegisterService(this);
+    builder.RegisterService(&reflection_);
+    grpc::EnableDefaultHealthCheckService(true);
     builder.SetMaxReceiveMessageSize(64 * 1024);
     builder.SetSyncServerOption(grpc::ServerBuilder::SyncServerOption::NUM_CQS, 1);
     builder.SetSyncServerOption(grpc::ServerBuilder::SyncServerOption::MIN_POLLERS, 1);
@@ -89,6 +79,10 @@ class AdminServer::Impl final : public v1::Admin::Service {
     server_ = builder.BuildAndStart();
     if (server_ == nullptr) {
       return absl::UnavailableError(absl::StrCat("cannot listen at unix:", options_.path));
+    }
+    // Of the daemon: whoever may ask here may not be able to at the gateway.
+    for (const char* name : {"kvd.v1.Admin", "kvd.v1.Engine"}) {
+      server_->GetHealthCheckService()->SetServingStatus(name, true);
     }
     return absl::OkStatus();
   }
@@ -152,6 +146,8 @@ class AdminServer::Impl final : public v1::Admin::Service {
     reply->set_pid(static_cast<uint32_t>(getpid()));
     reply->set_uptime_ms(static_cast<uint64_t>((clock_.Now() - started_) / kMillisecond));
     reply->set_endpoint(options_.endpoint);
+    reply->set_metrics(options_.metrics);
+    reply->set_tcp(options_.tcp);
     reply->set_policy(options_.policy);
     reply->set_copy_loops(options_.copy_loops);
     reply->set_memory_beside_arena_bytes(PrivateBytes());
@@ -572,6 +568,8 @@ class AdminServer::Impl final : public v1::Admin::Service {
   const Nanos started_ = clock_.Now();
   const std::shared_ptr<Answers> answers_ = std::make_shared<Answers>();
   std::atomic<uint32_t> event_readers_{0};
+  Reflection reflection_{{"kvd.v1.Admin", "grpc.health.v1.Health",
+                          "grpc.reflection.v1alpha.ServerReflection"}};
   std::unique_ptr<grpc::Server> server_;
 };
 

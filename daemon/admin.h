@@ -23,6 +23,8 @@ class AdminServer {
   struct Options {
     std::string path;      // Of the socket.
     std::string endpoint;  // What --listen said.
+    std::string metrics;   // HOST:PORT where monitors ask; empty: nowhere.
+    std::string tcp;       // HOST:PORT for clients without shared memory; empty: none.
     std::string policy;
     std::string copy_loops;  // What calibration chose.
     uint64_t drain_timeout_ms = 30'000;  // Of a drain whose caller names none.

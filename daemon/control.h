@@ -13,6 +13,7 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <cstdint>
 #include <deque>
 #include <functional>
@@ -143,7 +144,7 @@ class Control {
   DrainProgress Drain(DrainEnd end, Nanos patience);
   // kFailedPrecondition: too late, the daemon ends already.
   absl::Status Undrain();
-  bool draining() const { return draining_; }
+  bool draining() const { return draining_.load(std::memory_order_relaxed); }  // Any thread.
 
   // --- the operator's verbs (admin.proto says what they mean) ------------------------------------
 
@@ -179,6 +180,8 @@ class Control {
   const ControlMetrics& metrics() const { return metrics_; }  // Any thread.
   std::vector<std::pair<std::string, uint64_t>> Counters() const;
   const Store& store() const { return store_; }
+  // Of a key in this namespace. Requires: it was registered.
+  uint32_t hash_bytes(NamespaceId ns) const { return namespaces_[ns].descriptor.hash_bytes; }
   uint32_t sessions() const { return static_cast<uint32_t>(by_token_.size()); }
   uint32_t leases() const { return leases_.size() - pins(); }
   uint32_t pins() const { return static_cast<uint32_t>(pins_.size()); }
@@ -354,7 +357,7 @@ class Control {
   };
   std::vector<Waiter> waiters_;
   bool waits_ended_ = false;
-  bool draining_ = false;
+  std::atomic<bool> draining_{false};  // Written by the control thread.
   DrainEnd drain_end_ = DrainEnd::kStay;
   bool drain_over_ = false;  // Options::drained was called.
   Nanos drain_deadline_ = INT64_MAX;

@@ -411,7 +411,7 @@ void Control::DropNamespace(NamespaceId ns) {
 // -------------------------------------------------------------------------------------
 
 absl::Status Control::CheckDraining() {
-  if (!draining_) return absl::OkStatus();
+  if (!draining()) return absl::OkStatus();
   ++counters_.drain_refusals;
   return absl::UnavailableError(
       "draining: this daemon takes no new leases, holds, pins and reservations; take it for a miss");
@@ -419,7 +419,7 @@ absl::Status Control::CheckDraining() {
 
 DrainProgress Control::Drain(DrainEnd end, Nanos patience) {
   control_.AssertHeld();
-  if (!std::exchange(draining_, true)) Record(EventKind::kDrainBegan, kNoDomain, 0);
+  if (!draining_.exchange(true)) Record(EventKind::kDrainBegan, kNoDomain, 0);
   if (end != DrainEnd::kStay) {
     drain_end_ = end;
     drain_deadline_ = clock_.Now() + std::max<Nanos>(patience, 0);
@@ -434,7 +434,7 @@ absl::Status Control::Undrain() {
   if (drain_over_) {
     return absl::FailedPreconditionError("the drain is over and the daemon ends: start another");
   }
-  if (std::exchange(draining_, false)) Record(EventKind::kDrainEnded, kNoDomain, 0);
+  if (draining_.exchange(false)) Record(EventKind::kDrainEnded, kNoDomain, 0);
   drain_end_ = DrainEnd::kStay;
   drain_deadline_ = drain_look_ = INT64_MAX;
   waits_ended_ = false;

@@ -73,6 +73,7 @@ absl::Status Control::StartReservation(ReserveCall& call, const Chain& chain) {
   reservation->session = chain.session->serial;
   reservation->ns = call.header.ns;
   reservation->parts = *std::move(parts);
+  call.parts = static_cast<uint32_t>(reservation->parts.size());
   reservation->blocks.clear();
   reservation->states.clear();
   reservation->part_refs.clear();

@@ -77,7 +77,7 @@ struct alignas(64) TenantCounters {
   Tally held_extents;  // Now.
   Tally saved_tokens;  // Of blocks that loads named: nobody computes them again.
   Tally committed_blocks;
-  Tally rejected_blocks;  // Reserve found no room.
+  Tally rejected_blocks;  // Reserve found no room; of a list, the first.
 };
 
 // Counters since start. Names on the wire are these, see Control::Counters().

@@ -2,6 +2,7 @@
 
 #include <grpcpp/alarm.h>
 #include <grpcpp/grpcpp.h>
+#include <grpcpp/health_check_service_interface.h>
 #include <sched.h>
 
 #include <chrono>
@@ -35,6 +36,7 @@ class Service::Impl {
  public:
   Impl(Control& control, const Clock& clock, const Options& options)
       : control_(control), clock_(clock), options_(options), wake_tag_(*this) {}
+  ~Impl();
 
   absl::Status Start();
   void Run();
@@ -45,7 +47,8 @@ class Service::Impl {
  private:
   template <typename Method>
   class Call;
-  class WatchCall;
+  template <typename Request, typename Event>
+  class RefusedStream;
   class WakeTag final : public Tag {
    public:
     explicit WakeTag(Impl& impl) : impl_(impl) {}
@@ -172,34 +175,45 @@ class Service::Impl::Call final : public Tag, public Resumable {
   bool answered_ = false;
 };
 
-// The one streaming method; not in this version.
-class Service::Impl::WatchCall final : public Tag {
+// A method that answers with a stream, which this server does not have.
+template <typename Request, typename Event>
+class Service::Impl::RefusedStream final : public Tag {
  public:
-  explicit WatchCall(Impl& impl) : impl_(impl), writer_(&context_) {
+  using Post = void (v1::Engine::AsyncService::*)(grpc::ServerContext*, Request*,
+                                                  grpc::ServerAsyncWriter<Event>*,
+                                                  grpc::CompletionQueue*,
+                                                  grpc::ServerCompletionQueue*, void*);
+
+  RefusedStream(Impl& impl, Post post, const char* why)
+      : impl_(impl), post_(post), why_(why), writer_(&context_) {
     Tag* tag = this;
-    impl_.service_.RequestWatch(&context_, &request_, &writer_, impl_.queue_.get(),
-                                impl_.queue_.get(), tag);
+    (impl_.service_.*post_)(&context_, &request_, &writer_, impl_.queue_.get(), impl_.queue_.get(),
+                            tag);
   }
   void OnEvent(bool ok) override {
     if (answered_ || !ok) {
       delete this;
       return;
     }
-    new WatchCall(impl_);
+    new RefusedStream(impl_, post_, why_);
     answered_ = true;
     Tag* tag = this;
-    writer_.Finish(ToGrpc(absl::UnimplementedError("events are not in this version")), tag);
+    writer_.Finish(ToGrpc(absl::UnimplementedError(why_)), tag);
   }
 
  private:
   Impl& impl_;
+  const Post post_;
+  const char* const why_;
   grpc::ServerContext context_;
-  v1::WatchRequest request_;
-  grpc::ServerAsyncWriter<v1::WatchEvent> writer_;
+  Request request_;
+  grpc::ServerAsyncWriter<Event> writer_;
   bool answered_ = false;
 };
 
 absl::Status Service::Impl::Start() {
+  // Its queue and threads would poll our connections too, and wake us second. Other servers have it.
+  grpc::EnableDefaultHealthCheckService(false);
   grpc::ServerBuilder builder;
   int port = 0;
   builder.AddListeningPort("unix:" + options_.path, grpc::InsecureServerCredentials(), &port);
@@ -215,7 +229,6 @@ absl::Status Service::Impl::Start() {
     return absl::UnavailableError(absl::StrCat("cannot listen at unix:", options_.path));
   }
   using Async = v1::Engine::AsyncService;
-  new Call<OpenSessionMethod>(*this, Op::kOther, &Async::RequestOpenSession);
   new Call<RegisterNamespaceMethod>(*this, Op::kRegisterNamespace,
                                     &Async::RequestRegisterNamespace);
   new Call<LookupMethod>(*this, Op::kLookup, &Async::RequestLookup);
@@ -231,7 +244,11 @@ absl::Status Service::Impl::Start() {
   new Call<HintMethod>(*this, Op::kOther, &Async::RequestHint);
   new Call<UnimplementedMethod<v1::RetainRequest, v1::RetainReply>>(*this, Op::kOther,
                                                                     &Async::RequestRetain);
-  new WatchCall(*this);
+  new RefusedStream<v1::OpenSessionRequest, v1::OpenSessionReply>(
+      *this, &Async::RequestOpenSession,
+      "a session without shared memory is opened at PATH.stream; here, connect to PATH.session");
+  new RefusedStream<v1::WatchRequest, v1::WatchEvent>(*this, &Async::RequestWatch,
+                                                      "events are not in this version");
   return absl::OkStatus();
 }
 
@@ -288,6 +305,15 @@ void Service::Impl::Shutdown() {
   absl::MutexLock lock(&mu_);
   if (std::exchange(closing_, true)) return;
   queue_->Shutdown();
+}
+
+// One that never ran, as when a start fails further on, still has calls posted.
+Service::Impl::~Impl() {
+  if (server_ == nullptr) return;
+  Shutdown();
+  void* tag = nullptr;
+  bool ok = false;
+  while (queue_->Next(&tag, &ok)) static_cast<Tag*>(tag)->OnEvent(/*ok=*/false);
 }
 
 Service::Service(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}

@@ -744,9 +744,12 @@ TEST_F(BadInputTest, WhatIsNotInThisVersionSaysSo) {
   Refused(&Stub::Prefetch, v1::PrefetchRequest(), StatusCode::UNIMPLEMENTED, "");
   Refused(&Stub::Retain, v1::RetainRequest(), StatusCode::UNIMPLEMENTED, "");
   grpc::ClientContext context;
+  const auto opening = session_->stub().OpenSession(&context, {});
   v1::OpenSessionReply opened;
-  EXPECT_EQ(session_->stub().OpenSession(&context, {}, &opened).error_code(),
-            StatusCode::UNIMPLEMENTED);
+  EXPECT_FALSE(opening->Read(&opened));
+  const grpc::Status refused = opening->Finish();
+  EXPECT_EQ(refused.error_code(), StatusCode::UNIMPLEMENTED);
+  EXPECT_THAT(refused.error_message(), HasSubstr("PATH.stream"));
   grpc::ClientContext watching;
   v1::WatchRequest watch;
   watch.set_session(session_->token());
@@ -1127,7 +1130,7 @@ TEST_F(E2eTest, KvctlTellsScriptsWhatWentWrong) {
       {{"--help"}, 0},
       {{}, 2},
       {{"explode"}, 2},
-      {{"status", "-o", "yaml"}, 2},
+      {{"status", "-o", "xml"}, 2},
       {{"--endpoint", "localhost:1", "status"}, 2},
       {{"--endpoint", nobody, "status"}, 4},
       {{"--endpoint", nobody, "tiers", "-o", "json"}, 4}};
