@@ -470,9 +470,7 @@ class AdminServer::Impl final : public v1::Admin::Service {
         message.set_unix_ms(
             static_cast<uint64_t>(unix_ms - (turn.now - event.time) / kMillisecond));
         Write(event, turn.key_bytes[i], options_.domain_name, message);
-        grpc::WriteOptions how;
-        if (i + 1 < turn.batch.size) how.set_buffer_hint();
-        if (!writer->Write(message, how)) return grpc::Status::CANCELLED;
+        if (!writer->Write(message)) return grpc::Status::CANCELLED;
       }
       if (!request->follow() || turn.batch.size == kEventsPerTurn) continue;
       absl::SleepFor(read_at + kBetweenReads - absl::Now());

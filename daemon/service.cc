@@ -17,6 +17,7 @@
 #include "daemon/methods.h"
 #include "daemon/trace_context.h"
 #include "proto/kvd.grpc.pb.h"
+#include "proto/types/session_wire.h"
 
 namespace kvd {
 namespace {
@@ -162,6 +163,10 @@ class Service::Impl::Call final : public Tag, public Resumable {
  private:
   void Answer(const grpc::Status& status) {
     answered_ = true;
+    // Our own word, not that of a connection which broke: the session goes on.
+    if (status.error_code() == grpc::StatusCode::UNAVAILABLE) {
+      context_.AddTrailingMetadata(kDrainingKey, "1");
+    }
     Tag* tag = this;
     writer_.Finish(reply_, status, tag);
     // After the answer is on its way: the caller does not wait for our arithmetic.
