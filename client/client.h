@@ -37,8 +37,20 @@
 
 namespace kvd {
 
+// Of a daemon on another host: PEM files. The identity in the certificate is who the daemon takes
+// this client for.
+struct ClientTls {
+  std::string certificate;
+  std::string key;
+  std::string authority;    // Whoever it vouches for is believed to be the daemon.
+  std::string server_name;  // That the daemon's certificate must have; empty: the host's.
+};
+
 struct ClientOptions {
-  std::string endpoint = DefaultEndpoint();           // As the daemon's --listen.
+  // As the daemon's --listen. "tcp:HOST:PORT" (its --tcp, with `tls`) and "stream:unix:PATH" (the
+  // PATH of its --listen) use no shared memory: bytes are streamed, and Load is refused.
+  std::string endpoint = DefaultEndpoint();
+  ClientTls tls;
   absl::Duration timeout = absl::Milliseconds(1000);  // Of a call that names none.
   absl::Duration reconnect_interval = absl::Milliseconds(100);
   uint64_t staging_bytes = 16u << 20;  // Memory for puts, at most 16 MiB; no part may be larger.

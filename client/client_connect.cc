@@ -64,6 +64,7 @@ std::shared_ptr<const Copier> MakeCopier(const std::string& loop) {
 Client::Impl::Impl(ClientOptions options)
     : options_(std::move(options)),
       path_(PathOf(options_.endpoint)),
+      remote_(ParseRemoteEndpoint(options_.endpoint)),
       copier_(MakeCopier(options_.copy_loop)) {
   try {
     flusher_ = std::thread([this] { FlushInBackground(); });
@@ -92,8 +93,10 @@ absl::StatusOr<Client::Impl::LinkPtr> Client::Impl::Connected(absl::Time deadlin
   }
 
   absl::StatusOr<std::unique_ptr<Session>> session =
-      path_.empty() ? absl::InvalidArgumentError("endpoint: must be unix:PATH")
-                    : Session::Open(path_ + ".session", FinishedSession(), deadline);
+      remote_.has_value() ? RemoteSession::Open(*remote_, options_.tls, deadline)
+      : path_.empty()     ? absl::InvalidArgumentError(
+                                "endpoint: must be unix:PATH, stream:unix:PATH or tcp:HOST:PORT")
+                      : Session::Open(path_ + ".session", FinishedSession(), deadline);
   absl::MutexLock lock(&mu_);
   next_attempt_ = absl::Now() + options_.reconnect_interval;
   if (!session.ok()) return last_failure_ = session.status();
@@ -101,7 +104,8 @@ absl::StatusOr<Client::Impl::LinkPtr> Client::Impl::Connected(absl::Time deadlin
   auto link = std::make_shared<Link>();
   link->number = ++sessions_;
   link->session = *std::move(session);
-  link->stub = MakeStub(options_.endpoint);
+  RemoteSession* remote = link->session->remote();
+  link->stub = remote != nullptr ? Engine::NewStub(remote->channel()) : MakeStub(options_.endpoint);
   if (link->number > 1) reconnects_.fetch_add(1, std::memory_order_relaxed);
   releases_.StartSession(link->number);
   link_ = link;

@@ -26,11 +26,13 @@
 #include "client/client.h"
 #include "client/convert.h"
 #include "client/release_queue.h"
+#include "client/remote.h"
 #include "client/selection.h"
 #include "client/session.h"
 #include "client/staging.h"
 #include "client/turn.h"
 #include "proto/kvd.grpc.pb.h"
+#include "proto/stream.grpc.pb.h"
 #include "proto/types/verified_copy.h"
 
 namespace kvd {
@@ -115,12 +117,21 @@ class Client::Impl {
   absl::Status FillGranted(Link& link, Staging& staging, const PutCall& put,
                            const v1::ReserveReply& reserved);
 
+  // Of sessions without shared memory; in remote.cc.
+  GetResult GetStreamed(Link& link, const v1::GetRequest& request, const Selection& parts,
+                        absl::Span<const absl::Span<std::byte>> targets, absl::Time deadline);
+  PutResult PutStreamed(Link& link, uint32_t namespace_id, const PutCall& put);
+  void SendParts(grpc::ClientWriter<v1::PutChunk>& writer, v1::PutStart start,
+                 const std::string& states, const PutCall& put);
+  void CountCall(Link& link, const absl::Status& status);
+
   void FlushInBackground();
   absl::Status SendOwed(Link& link, absl::Time deadline);
 
   // Constant after construction.
   const ClientOptions options_;
   const std::string path_;
+  const std::optional<RemoteEndpoint> remote_;  // Instead of path_.
   const std::shared_ptr<const Copier> copier_;
   std::thread flusher_;  // Joined by Shutdown().
 

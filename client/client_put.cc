@@ -49,6 +49,12 @@ PutResult Client::Impl::Put(const Namespace& ns, std::string_view keys,
   if (!link.ok()) return {link.status()};
   const absl::StatusOr<uint32_t> id = NamespaceId(**link, **known, deadline);
   if (!id.ok()) return {id.status()};
+  if (remote_.has_value()) {
+    PutResult result = PutStreamed(**link, *id, *put);
+    result.present = static_cast<uint32_t>(
+        std::count(result.results.begin(), result.results.end(), CommitResult::kPresent));
+    return result;
+  }
   const absl::StatusOr<Staging*> staging = StagingOf(**link, deadline);
   if (!staging.ok()) return {staging.status()};
   const uint32_t largest = *std::max_element(parts->bytes.begin(), parts->bytes.end());

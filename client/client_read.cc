@@ -164,6 +164,20 @@ GetResult Client::Impl::Get(const Namespace& ns, std::string_view keys,
   const absl::StatusOr<uint32_t> id = NamespaceId(**link, **known, deadline);
   if (!id.ok()) return {id.status()};
 
+  if (remote_.has_value()) {
+    v1::GetRequest request;
+    request.set_session((*link)->session->token().data(), (*link)->session->token().size());
+    request.set_namespace_id(*id);
+    request.set_keys(keys.data(), keys.size());
+    request.set_parent(options.parent.data(), options.parent.size());
+    request.set_parts(parts->packed);
+    request.set_lease_ms(*lease_ms);
+    request.set_max_blocks(wanted);
+    result = GetStreamed(**link, request, *parts, targets.first(wanted * parts->size()), deadline);
+    result.hit_blocks = std::min(result.hit_blocks, *count);
+    return result;
+  }
+
   v1::LookupRequest request;
   request.set_namespace_id(*id);
   request.set_keys(keys.data(), keys.size());
@@ -230,6 +244,10 @@ LoadResult Client::Impl::Load(const Namespace& ns, std::string_view keys,
     result.status = std::move(status);
     return std::move(result);
   };
+  if (remote_.has_value()) {
+    return fail(absl::FailedPreconditionError(
+        "load: this endpoint has no shared memory to read in place; use Get, which streams"));
+  }
   const absl::StatusOr<const KnownNamespace*> known = Find(ns);
   if (!known.ok()) return fail(known.status());
   const absl::StatusOr<Selection> parts = Select(**known, options.parts);

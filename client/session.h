@@ -88,6 +88,8 @@ struct StagingMemory {
   UniqueFd fill_channel;  // Non-blocking.
 };
 
+class RemoteSession;
+
 class Session {
  public:
   // Connects to `path` and says hello, within `deadline`. `finished` is a session of this process
@@ -99,29 +101,34 @@ class Session {
   static absl::StatusOr<std::unique_ptr<Session>> Open(const std::string& path,
                                                        const SessionToken& finished,
                                                        absl::Time deadline);
-  ~Session() = default;
+  virtual ~Session() = default;
 
   const SessionToken& token() const { return token_; }
 
   // Whether calls can no longer use this session. Costs one poll().
-  bool ended() const;
+  virtual bool ended() const;
   // Ends it for both sides, now. Mappings stay.
-  void End();
+  virtual void End();
 
   // The region of that number, mapped; asked for once, then remembered.
   // kNotFound: no such region for this domain, a miss.
-  absl::StatusOr<std::shared_ptr<const Region>> GetRegion(uint32_t number, absl::Time deadline);
+  virtual absl::StatusOr<std::shared_ptr<const Region>> GetRegion(uint32_t number,
+                                                                  absl::Time deadline);
 
   // Staging memory of at most `size_bytes`, with its fill channel. Once in a session.
-  absl::StatusOr<StagingMemory> OpenStaging(uint64_t size_bytes, absl::Time deadline);
+  virtual absl::StatusOr<StagingMemory> OpenStaging(uint64_t size_bytes, absl::Time deadline);
+
+  // This, when it is one without shared memory; otherwise null.
+  virtual RemoteSession* remote() { return nullptr; }
+
+ protected:
+  Session(UniqueFd socket, const SessionToken& token) : socket_(std::move(socket)), token_(token) {}
 
  private:
   struct CachedRegion {
     std::shared_ptr<const Region> region;
     uint64_t last_use = 0;
   };
-
-  Session(UniqueFd socket, const SessionToken& token) : socket_(std::move(socket)), token_(token) {}
 
   std::shared_ptr<const Region> FindRegion(uint32_t number);
   void RememberRegion(std::shared_ptr<const Region> region);

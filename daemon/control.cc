@@ -33,7 +33,10 @@ Control::Control(Store& store, FillBoard& board, Mover& mover, Inbox& inbox, con
       options_(options),
       leases_(options.max_leases),
       holds_(options.holds),
-      namespaces_(1) {}
+      event_ring_(options.events),
+      namespaces_(1) {
+  residency_.Observe(event_ring_);
+}
 
 // --- who is calling, and about what
 // ---------------------------------------------------------------
@@ -43,6 +46,7 @@ absl::StatusOr<Control::Session*> Control::FindSession(std::string_view token) {
   const auto it = by_token_.find(View(token));
   if (it == by_token_.end()) {
     ++counters_.calls_refused;
+    ++counters_.unknown_sessions;
     return absl::UnauthenticatedError("session: unknown or ended; open one at the session socket");
   }
   return it->second;
@@ -50,6 +54,11 @@ absl::StatusOr<Control::Session*> Control::FindSession(std::string_view token) {
 
 absl::Status Control::CheckSession(std::string_view session) {
   return FindSession(session).status();
+}
+
+const Control::NamespaceInfo* Control::FindNamespace(NamespaceId ns) const {
+  return ns == 0 || ns >= namespaces_.size() || namespaces_[ns].dropped ? nullptr
+                                                                        : &namespaces_[ns];
 }
 
 absl::StatusOr<Control::Chain> Control::ResolveChain(const CallHeader& header,
@@ -61,11 +70,11 @@ absl::StatusOr<Control::Chain> Control::ResolveChain(const CallHeader& header,
     return status;
   };
   // A namespace of another domain does not exist for this one.
-  if (header.ns == 0 || header.ns >= namespaces_.size() ||
-      namespaces_[header.ns].domain != (*session)->domain) {
+  const NamespaceInfo* info = FindNamespace(header.ns);
+  if (info == nullptr || info->domain != (*session)->domain) {
     return refuse(absl::NotFoundError(absl::StrCat("namespace_id: no namespace ", header.ns)));
   }
-  Chain chain{.info = &namespaces_[header.ns], .session = *session};
+  Chain chain{.info = info, .session = *session};
   const uint32_t hash_bytes = chain.info->descriptor.hash_bytes;
   if (header.keys.empty() || header.keys.size() % hash_bytes != 0) {
     return refuse(InvalidField("keys", absl::StrCat("must be one or more hashes of ", hash_bytes,
@@ -158,25 +167,36 @@ absl::StatusOr<Control::RegisteredNamespace> Control::RegisterNamespace(
   }
   std::sort(slots.begin(), slots.end());
   slots.erase(std::unique(slots.begin(), slots.end()), slots.end());
+  info.slots = slots;
   const bool new_pool = !pools_.contains({domain, slots});
   DomainUse& use = *(*session)->use;
-  if (namespaces_.size() > options_.max_namespaces ||
+  if (namespace_ids_.size() > options_.max_namespaces ||
       (new_pool && pools_.size() >= EvictionPolicy::kMaxPools)) {
     namespace_ids_.erase(it);
+    ++counters_.namespaces_refused;
     return refuse(absl::ResourceExhaustedError("namespaces: this daemon has as many as it may"));
   }
   if (use.namespaces >= options_.domain_namespaces ||
       (new_pool && use.layouts >= options_.domain_layouts)) {
     namespace_ids_.erase(it);
+    ++counters_.namespaces_refused;
     return refuse(absl::ResourceExhaustedError("namespaces: this user has as many as it may"));
   }
   ++use.namespaces;
   use.layouts += new_pool;
-  shape.pool = pools_.try_emplace({domain, slots}, static_cast<EvictionPolicy::Pool>(pools_.size()))
-                   .first->second;
+  Pool& pool = pools_[{domain, std::move(slots)}];
+  if (new_pool && free_pools_.empty()) {
+    pool.number = static_cast<EvictionPolicy::Pool>(pools_.size() - 1);
+  } else if (new_pool) {
+    pool.number = free_pools_.back();
+    free_pools_.pop_back();
+  }
+  ++pool.namespaces;
+  shape.pool = pool.number;
   it->second = residency_.AddNamespace(std::move(shape));
   namespaces_.push_back(std::move(info));
   KVD_CHECK(it->second + 1 == namespaces_.size()) << it->second;
+  Record(EventKind::kNamespaceRegistered, domain, it->second, it->second);
   return RegisteredNamespace{it->second, descriptor.Fingerprint(), true};
 }
 
@@ -198,6 +218,9 @@ absl::StatusOr<Step> Control::Lookup(LookupCall& call) {
       }
     }
     ApplyReleases(*chain->session, call.header.releases);
+    if (call.lease_ms > 0 || call.extent_blocks > 0) {
+      if (absl::Status status = CheckDraining(); !status.ok()) return status;
+    }
     ++counters_.lookups;
     counters_.lookup_blocks += chain->keys.size();
     DomainUse& use = *chain->session->use;
@@ -210,6 +233,7 @@ absl::StatusOr<Step> Control::Lookup(LookupCall& call) {
     call.hit_blocks = prefix.blocks;
     counters_.lookup_hit_blocks += prefix.blocks;
     use.hit_blocks += prefix.blocks;
+    if (options_.count_operations) CountLookup(*chain, prefix.blocks);
     if (prefix.blocks == 0) return Step::kDone;
     residency_.Use(prefix.deepest, ++tick_);
     if (call.lease_ms > 0) {
@@ -220,6 +244,23 @@ absl::StatusOr<Step> Control::Lookup(LookupCall& call) {
     call.cursor.limit = std::min(call.extent_blocks, prefix.blocks);
   }
   return FillExtents(*chain, call.cursor, call.extents);
+}
+
+// Attributes each block that was asked for, once: to the tier that has it, or to a miss.
+void Control::CountLookup(const Chain& chain, uint32_t hit_blocks) {
+  TenantCounters& tenant = *chain.session->use->tenant;
+  const uint64_t asked = chain.keys.size();
+  const uint64_t missed = asked - hit_blocks;
+  const uint64_t block_tokens = chain.info->descriptor.groups[0].block_tokens;  // Of every group.
+  ++(missed == 0       ? tenant.lookups_full
+     : hit_blocks == 0 ? tenant.lookups_none
+                       : tenant.lookups_partial);
+  tenant.lookup_dram_blocks += hit_blocks;
+  tenant.lookup_miss_blocks += missed;
+  tenant.lookup_dram_tokens += hit_blocks * block_tokens;
+  tenant.lookup_miss_tokens += missed * block_tokens;
+  metrics_.prompt_tokens.Observe(asked * block_tokens);
+  metrics_.match_share.Observe(hit_blocks * 1000 / asked);
 }
 
 absl::StatusOr<Step> Control::Load(LoadCall& call) {
@@ -242,12 +283,18 @@ absl::StatusOr<Step> Control::Load(LoadCall& call) {
     }
     call.range_bytes = call.range_bytes == 0 ? longest : std::min(call.range_bytes, longest);
     ApplyReleases(*chain->session, call.header.releases);
+    if (absl::Status status = CheckDraining(); !status.ok()) return status;
     ++counters_.loads;
     call.started = true;
     call.cursor.limit = chain->keys.size();
   }
   const Step step = FillExtents(*chain, call.cursor, call.extents);
-  if (step == Step::kDone) counters_.load_blocks += call.cursor.next;
+  if (step == Step::kDone) {
+    counters_.load_blocks += call.cursor.next;
+    if (call.cursor.outcome == LoadOutcome::kMiss) {
+      counters_.load_miss_blocks += chain->keys.size() - call.cursor.next;
+    }
+  }
   return step;
 }
 
@@ -259,6 +306,21 @@ uint32_t Control::SliceBlocks(size_t parts) const {
 
 // Takes holds and writes extents for the blocks from cursor.next on, as far as they are there.
 Step Control::FillExtents(const Chain& chain, ExtentCursor& cursor, std::string& extents) {
+  const uint32_t blocks_before = cursor.next;
+  const uint64_t bytes_before = cursor.hold == 0 ? 0 : holds_.bytes(cursor.hold);
+  const Step step = FillSlice(chain, cursor, extents);
+  if (cursor.next > blocks_before) {
+    counters_.load_bytes += holds_.bytes(cursor.hold) - bytes_before;
+    // Each worker of an engine loads its own parts of a block: together they save its tokens once.
+    const NamespaceInfo& info = *chain.info;
+    const uint64_t tokens = uint64_t{info.descriptor.groups[0].block_tokens} *
+                            (cursor.next - blocks_before) * cursor.parts.size();
+    chain.session->use->tenant->saved_tokens += tokens / info.parts.size();
+  }
+  return step;
+}
+
+Step Control::FillSlice(const Chain& chain, ExtentCursor& cursor, std::string& extents) {
   if (cursor.limit == 0) return Step::kDone;
   if (cursor.hold == 0) {
     if (chain.session->use->holds < options_.domain_holds) {
@@ -315,6 +377,7 @@ Step Control::FillExtents(const Chain& chain, ExtentCursor& cursor, std::string&
         return Step::kDone;
       }
       ++chain.session->use->extents;
+      ++chain.session->use->tenant->held_extents;
       if (there) {
         extent.region = store_.arena().Number(part.region);
         extent.generation = part.generation;
@@ -360,22 +423,28 @@ LeaseId Control::AddLease(Session& session, BlockRef block, uint32_t lease_ms,
   }
   residency_.Lease(block);
   ++session.use->leases;
+  ++session.use->tenant->leases;
   ++counters_.leases_granted;
   outcome = LeaseOutcome::kGranted;
   return id;
 }
 
-bool Control::EndLease(LeaseId id) {
+bool Control::EndLease(LeaseId id, EventReason why) {
   const std::optional<LeaseTable::Lease> lease = leases_.Remove(id);
   if (!lease.has_value()) return false;
   DomainUse& use = uses_[namespaces_[residency_.block(lease->block).ns].domain];
-  --(lease->owner == LeaseTable::kPinOwner ? use.pins : use.leases);
-  if (lease->owner == LeaseTable::kPinOwner) {
+  const bool pinned_chain = lease->owner == LeaseTable::kPinOwner;
+  --(pinned_chain ? use.pins : use.leases);
+  --(pinned_chain ? use.tenant->pins : use.tenant->leases);
+  if (pinned_chain) {
     const auto pin = pins_.find(id);
     const auto pinned = pinned_bytes_.find({pin->second.domain, pin->second.owner});
     pinned->second -= pin->second.bytes;
     if (pinned->second == 0) pinned_bytes_.erase(pinned);  // Owners come and go without a bound.
     pins_.erase(pin);
+    RecordChain(EventKind::kPinEnded, id, lease->block, why);
+  } else if (why == EventReason::kExpired) {
+    RecordChain(EventKind::kLeaseExpired, id, lease->block);
   }
   residency_.Unlease(lease->block);
   return true;
@@ -386,7 +455,7 @@ void Control::ExpireLeases(int most) {
   for (; most > 0; --most) {
     const LeaseId id = leases_.Expired(now);
     if (id == 0) return;
-    EndLease(id);
+    EndLease(id, EventReason::kExpired);
     ++counters_.leases_expired;
   }
 }
@@ -394,6 +463,7 @@ void Control::ExpireLeases(int most) {
 void Control::CloseHold(Session& session, HoldId hold) {
   --session.use->holds;
   session.use->extents -= holds_.extents(hold);
+  session.use->tenant->held_extents -= holds_.extents(hold);
   holds_.Close(hold);
 }
 
@@ -450,40 +520,58 @@ absl::Status Control::Pin(PinCall& call) {
   call.header.keys = call.key;
   absl::StatusOr<Chain> chain = ResolveChain(call.header, 1);
   if (!chain.ok()) return chain.status();
-  if (call.owner.empty() || call.owner.size() > kMaxNameBytes) {
+  const absl::StatusOr<LeaseId> pin = AddPin({.ns = call.header.ns,
+                                              .key = chain->keys[0],
+                                              .owner = call.owner,
+                                              .budget_bytes = call.budget_bytes,
+                                              .ttl_ms = call.ttl_ms},
+                                             call.blocks, call.bytes);
+  if (!pin.ok()) return pin.status();
+  call.pin_id = *pin;
+  return absl::OkStatus();
+}
+
+// Requires: the namespace is there.
+absl::StatusOr<LeaseId> Control::AddPin(const PinOrder& order, uint32_t& blocks, uint64_t& bytes) {
+  if (absl::Status status = CheckDraining(); !status.ok()) return status;
+  if (order.owner.empty() || order.owner.size() > kMaxNameBytes) {
     return InvalidField("owner", "must be 1 to 256 bytes");
   }
-  if (call.ttl_ms == 0 || call.ttl_ms > kMaxPinMs)
+  if (order.ttl_ms == 0 || order.ttl_ms > kMaxPinMs)
     return InvalidField("ttl_ms", "must be 1 ms to 7 days");
-  const BlockRef block = residency_.Find(call.header.ns, chain->keys[0]);
+  const BlockRef block = residency_.Find(order.ns, order.key);
   if (block == 0 || residency_.block(block).state != BlockState::kVisible) {
     return absl::NotFoundError("key: no such block");
   }
-  call.blocks = residency_.block(block).depth + 1;
-  call.bytes = call.blocks * chain->info->block_bytes;
-  const std::pair<DomainId, std::string> owner{chain->session->domain, std::string(call.owner)};
+  const NamespaceInfo& info = namespaces_[order.ns];
+  blocks = residency_.block(block).depth + 1;
+  bytes = blocks * info.block_bytes;
+  const std::pair<DomainId, std::string> owner{info.domain, std::string(order.owner)};
   const auto pinned = pinned_bytes_.find(owner);
   const uint64_t already = pinned == pinned_bytes_.end() ? 0 : pinned->second;
-  if (call.bytes > call.budget_bytes || already > call.budget_bytes - call.bytes) {
+  if (bytes > order.budget_bytes || already > order.budget_bytes - bytes) {
     ++counters_.pins_refused;
     return absl::ResourceExhaustedError(
-        absl::StrCat("budget_bytes: the chain has ", call.bytes, " bytes, ", already,
-                     " are pinned already, the budget is ", call.budget_bytes));
+        absl::StrCat("budget_bytes: the chain has ", bytes, " bytes, ", already,
+                     " are pinned already, the budget is ", order.budget_bytes));
   }
-  call.pin_id = pins_.size() < options_.max_pins && chain->session->use->pins < options_.domain_pins
-                    ? leases_.Add(block, LeaseTable::kPinOwner,
-                                  clock_.Now() + static_cast<Nanos>(call.ttl_ms) * kMillisecond)
-                    : 0;
-  if (call.pin_id == 0) {
+  DomainUse& use = uses_[info.domain];
+  const LeaseId id = pins_.size() < options_.max_pins && use.pins < options_.domain_pins
+                         ? leases_.Add(block, LeaseTable::kPinOwner,
+                                       clock_.Now() + static_cast<Nanos>(order.ttl_ms) * kMillisecond)
+                         : 0;
+  if (id == 0) {
     ++counters_.pins_refused;
     return absl::ResourceExhaustedError("pins: this daemon has as many as it may");
   }
   residency_.Lease(block);
-  pinned_bytes_[owner] += call.bytes;
-  pins_[call.pin_id] = {owner.first, owner.second, call.bytes};
-  ++chain->session->use->pins;
+  pinned_bytes_[owner] += bytes;
+  pins_[id] = {owner.first, owner.second, bytes};
+  ++use.pins;
+  ++use.tenant->pins;
   ++counters_.pins_granted;
-  return absl::OkStatus();
+  RecordChain(EventKind::kPinGranted, id, block);
+  return id;
 }
 
 absl::Status Control::Unpin(std::string_view token, LeaseId pin_id) {
@@ -502,12 +590,14 @@ absl::Status Control::Unpin(std::string_view token, LeaseId pin_id) {
 
 void Control::Poll() {
   control_.AssertHeld();
+  const Nanos now = clock_.Now();
+  event_ring_.SetTime(now);
   inbox_.Drain(events_);
   for (InboxEvent& event : events_) {
     std::visit([this](auto& e) { OnEvent(e); }, event);
   }
   events_.clear();
-  const Nanos now = clock_.Now();
+  polled_at_ = now;
   ExpireLeases(kLeasesExpiredPerPoll);
   DrainHolds();
   if (now >= next_expiry_) {
@@ -523,6 +613,8 @@ void Control::Poll() {
     }
     for (const uint64_t id : expired) {
       ++counters_.reservations_expired;
+      const NamespaceId ns = reservations_.find(id)->second->ns;
+      Record(EventKind::kReservationExpired, namespaces_[ns].domain, id, ns);
       CloseReservation(id);
     }
   }
@@ -541,6 +633,9 @@ void Control::Poll() {
     }
     orphans_.clear();
   }
+  EndDrainIfOver(now);
+  event_ring_.Publish();
+  metrics_.waiting_calls = waiters_.size();
 }
 
 Resumable* Control::NextReady() {
@@ -551,7 +646,7 @@ Resumable* Control::NextReady() {
 }
 
 Nanos Control::NextDeadline() const {
-  Nanos next = next_expiry_;
+  Nanos next = std::min(next_expiry_, drain_look_);
   for (const Waiter& waiter : waiters_) next = std::min(next, waiter.until);
   return orphans_.empty() && holds_.drained() ? next : 0;
 }
@@ -569,8 +664,12 @@ void Control::OnEvent(SessionOpened& event) {
   session->serial = event.serial;
   session->token = event.token;
   session->domain = event.domain;
+  session->uid = event.uid;
+  session->opened = clock_.Now();
   session->use = &uses_[event.domain];
   ++session->use->sessions;
+  if (session->use->tenant == nullptr) session->use->tenant = &metrics_.AddTenant(event.domain);
+  ++session->use->tenant->sessions;
   session->pid = event.pid;
   if (free_session_indexes_.empty()) {
     session->index = session_indexes_++;
@@ -578,6 +677,8 @@ void Control::OnEvent(SessionOpened& event) {
     session->index = free_session_indexes_.back();
     free_session_indexes_.pop_back();
   }
+  if (by_index_.size() <= session->index) by_index_.resize(session->index + 1);
+  by_index_[session->index] = session.get();
   // The same process says that nobody reads any more under a session of before.
   if (event.finished != SessionToken{}) {
     for (const auto& [serial, old] : by_serial_) {
@@ -592,6 +693,7 @@ void Control::OnEvent(SessionOpened& event) {
   by_token_[std::string(event.token.begin(), event.token.end())] = session.get();
   by_serial_[event.serial] = std::move(session);
   ++counters_.sessions_opened;
+  Record(EventKind::kSessionOpened, event.domain, event.serial);
 }
 
 void Control::OnEvent(StagingOpened& event) {
@@ -608,7 +710,12 @@ void Control::OnEvent(SessionEnded& event) {
   by_token_.erase(std::string(session.token.begin(), session.token.end()));
   ++counters_.sessions_ended;
   --session.use->sessions;
-  while (const LeaseId lease = leases_.AnyOf(session.index)) EndLease(lease);
+  --session.use->tenant->sessions;
+  Record(EventKind::kSessionEnded, session.domain, session.serial);
+  while (const LeaseId lease = leases_.AnyOf(session.index)) {
+    EndLease(lease);
+    ++counters_.leases_ended_with_session;
+  }
   std::vector<uint64_t> open;
   for (const auto& [id, reservation] : reservations_) {
     if (reservation->session == session.serial && !reservation->closing) open.push_back(id);
@@ -641,6 +748,7 @@ void Control::ForgetSessionIfOver(uint32_t serial) {
   const Session& session = *it->second;
   if (!session.ended || holds_.AnyOf(session.index) != 0) return;
   free_session_indexes_.push_back(session.index);
+  by_index_[session.index] = nullptr;
   by_serial_.erase(it);
   if (options_.session_over) options_.session_over(serial);
 }
@@ -710,7 +818,8 @@ std::vector<std::pair<std::string, uint64_t>> Control::Counters() const {
           {"damage_confirmed", c.damage_confirmed},
           {"sessions_opened", c.sessions_opened},
           {"sessions_ended", c.sessions_ended},
-          {"calls_refused", c.calls_refused}};
+          {"calls_refused", c.calls_refused},
+          {"drain_refusals", c.drain_refusals}};
 }
 
 }  // namespace kvd

@@ -5,11 +5,15 @@
 // The life of a call: `service.cc` fills a struct of requests.h and calls the verb; kMore and kWait
 // ask to be called again (see there). Errors are those of kvd.proto.
 //
+// What operators ask (admin.proto) is in control_admin.cc: each function there is one turn of some
+// 50 us at most; who wants more calls again with the cursor that the last call gave.
+//
 // Threads: one, the control thread. Other threads post to the Inbox.
 
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <cstdint>
 #include <deque>
 #include <functional>
@@ -23,11 +27,14 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "daemon/events.h"
 #include "daemon/fill_board.h"
 #include "daemon/hold_table.h"
 #include "daemon/inbox.h"
 #include "daemon/lease_table.h"
+#include "daemon/metrics.h"
 #include "daemon/mover.h"
+#include "daemon/operator.h"
 #include "daemon/requests.h"
 #include "daemon/store.h"
 #include "proto/types/clock.h"
@@ -37,41 +44,10 @@
 
 namespace kvd {
 
-// Counters since start. Names on the wire are these, see Control::Counters().
-struct ControlCounters {
-  uint64_t lookups = 0;
-  uint64_t lookup_blocks = 0;
-  uint64_t lookup_hit_blocks = 0;
-  uint64_t loads = 0;
-  uint64_t load_blocks = 0;
-  uint64_t hold_budget_refusals = 0;
-  uint64_t reserves = 0;
-  uint64_t reserve_granted_blocks = 0;
-  uint64_t reserve_present_blocks = 0;
-  uint64_t reserve_in_production_blocks = 0;
-  uint64_t reserve_no_room_blocks = 0;
-  uint64_t reserve_waits = 0;
-  uint64_t reservations_expired = 0;
-  uint64_t reservations_aborted = 0;
-  uint64_t commits = 0;
-  uint64_t committed_blocks = 0;  // Made visible.
-  uint64_t parked_blocks = 0;
-  uint64_t put_sums_differ = 0;  // Parts whose staged bytes were not those that were summed.
-  uint64_t leases_granted = 0;
-  uint64_t leases_refused = 0;
-  uint64_t leases_expired = 0;
-  uint64_t pins_granted = 0;
-  uint64_t pins_refused = 0;
-  uint64_t damage_reported = 0;
-  uint64_t damage_confirmed = 0;
-  uint64_t sessions_opened = 0;
-  uint64_t sessions_ended = 0;
-  uint64_t calls_refused = 0;  // Unknown session, bad field, a bound.
-};
-
 // What the sessions of one domain have together, and what was done for them since start.
 struct DomainUse {
-  uint32_t sessions = 0;  // Whose socket is open.
+  TenantCounters* tenant = nullptr;  // The same for monitors, who share one beyond some tenants.
+  uint32_t sessions = 0;             // Whose socket is open.
   uint32_t leases = 0;
   uint32_t holds = 0;
   uint32_t extents = 0;
@@ -111,8 +87,13 @@ class Control {
     double load_bytes_per_us = 10000;  // Measured: what a client's verified copy reaches.
     uint32_t slice_blocks = 128;       // Of one call, before others have their turn, ...
     uint32_t slice_extents = 512;      // ... or fewer, to name no more than so many parts.
+    // Attribute lookups to tenants, and their lengths to histograms.
+    bool count_operations = true;
     // Told when a session is over: ended, and nothing is held under it. May be empty.
     std::function<void(uint32_t serial)> session_over;
+    // Told once, when a drain that ends the daemon is over. May be empty.
+    std::function<void()> drained;
+    uint32_t events = EventRing::kDefaultCapacity;  // That are remembered; a power of two.
   };
 
   // Collaborators must outlive this.
@@ -142,6 +123,9 @@ class Control {
 
   // Takes in what other threads posted, and ends what has had its time.
   void Poll();
+  // When Poll() was called last: what came in with it arrived then, near enough, and it costs no
+  // second look at the clock.
+  Nanos polled_at() const { return polled_at_; }
   // The next waiting call that can go on; null: none.
   Resumable* NextReady();
   // Ends all waits, and those of calls to come: they answer with what there is.
@@ -149,14 +133,59 @@ class Control {
   // When Poll() has something to do at the latest; INT64_MAX: nothing is due.
   Nanos NextDeadline() const;
 
+  // --- draining ----------------------------------------------------------------------------------
+
+  // From now on no new lease, hold, pin or reservation: kUnavailable. What is under way goes on,
+  // and lookups without a lease are answered. To exit, calls that wait end now, and
+  // Options::drained is called when nothing is left that is waited for, or after `patience`:
+  // kExit waits for holds and reservations, kExitPromptly for holds and for copies under way,
+  // neither for leases and pins. A later call replaces how the daemon ends, but for kStay.
+  enum class DrainEnd : uint8_t { kStay, kExit, kExitPromptly };
+  DrainProgress Drain(DrainEnd end, Nanos patience);
+  // kFailedPrecondition: too late, the daemon ends already.
+  absl::Status Undrain();
+  bool draining() const { return draining_.load(std::memory_order_relaxed); }  // Any thread.
+
+  // --- the operator's verbs (admin.proto says what they mean) ------------------------------------
+
+  // One turn each: appends rows from index `from` on (1: from the start) and returns where the next
+  // turn goes on; 0: that was all.
+  uint32_t ListSessions(uint32_t from, std::vector<SessionRow>& rows) const;
+  uint32_t ListLeases(uint32_t from, size_t most, std::vector<LeaseRow>& rows) const;
+  uint32_t ListNamespaces(uint32_t from, std::vector<NamespaceRow>& rows) const;
+  uint32_t ListBlocks(const BlockFilter& filter, uint32_t from, size_t most,
+                      std::vector<BlockRow>& rows) const;
+  // The blocks of whole key filter.key_prefix, found without a walk: one in a namespace.
+  uint32_t FindBlocks(const BlockFilter& filter, uint32_t from, size_t most,
+                      std::vector<BlockRow>& rows) const;
+  std::vector<DomainRow> ListDomains() const;
+
+  absl::Status PinChain(OperatorPin& pin);
+  absl::Status UnpinChain(LeaseId pin_id);
+
+  absl::StatusOr<Sweep> BeginEvict(NamespaceId ns, std::string_view key) const;
+  absl::StatusOr<Sweep> BeginDrop(NamespaceId ns) const;
+  Sweep BeginFlush() const { return {}; }
+  // One turn. True: it is done; a namespace whose last block has left is dropped then.
+  bool Continue(Sweep& sweep);
+
+  EventRing& events() { return event_ring_; }
+  Nanos now() const { return clock_.Now(); }
+  // Bytes of one key of a namespace, also of one that was dropped.
+  uint32_t hash_bytes(NamespaceId ns) const { return namespaces_[ns].descriptor.hash_bytes; }
+
   // --- looking -----------------------------------------------------------------------------------
 
   const ControlCounters& counters() const { return counters_; }
+  const ControlMetrics& metrics() const { return metrics_; }  // Any thread.
   std::vector<std::pair<std::string, uint64_t>> Counters() const;
   const Store& store() const { return store_; }
+  // Of a key in this namespace. Requires: it was registered.
+  uint32_t hash_bytes(NamespaceId ns) const { return namespaces_[ns].descriptor.hash_bytes; }
   uint32_t sessions() const { return static_cast<uint32_t>(by_token_.size()); }
   uint32_t leases() const { return leases_.size() - pins(); }
   uint32_t pins() const { return static_cast<uint32_t>(pins_.size()); }
+  uint32_t namespaces() const { return static_cast<uint32_t>(namespace_ids_.size()); }
   const HoldTable& holds() const { return holds_; }
   uint32_t reservations() const { return static_cast<uint32_t>(reservations_.size()); }
   // Every domain that ever came.
@@ -168,7 +197,13 @@ class Control {
     NamespaceDescriptor descriptor;
     std::vector<PartId> parts;
     std::vector<uint32_t> group_part_bytes;
+    std::vector<uint32_t> slots;  // Sizes, of its pool.
     uint64_t block_bytes = 0;
+    bool dropped = false;  // Its number is never used again.
+  };
+  struct Pool {
+    EvictionPolicy::Pool number = 0;
+    uint32_t namespaces = 0;
   };
   struct Session {
     DomainUse* use = nullptr;
@@ -176,7 +211,9 @@ class Control {
     uint32_t index = 0;  // Dense; for the tables.
     SessionToken token{};
     DomainId domain = 0;
+    uid_t uid = 0;
     pid_t pid = 0;
+    Nanos opened = 0;
     std::shared_ptr<const StagedBytes> staging;
     uint32_t reservations = 0;
     bool ended = false;
@@ -211,6 +248,14 @@ class Control {
     Session* session = nullptr;
   };
 
+  struct PinOrder {
+    NamespaceId ns = 0;
+    ChainHash key;
+    std::string_view owner;
+    uint64_t budget_bytes = 0;
+    uint64_t ttl_ms = 0;
+  };
+
   absl::StatusOr<Session*> FindSession(std::string_view token);
   absl::StatusOr<Chain> ResolveChain(const CallHeader& header, uint32_t max_blocks);
   absl::StatusOr<absl::InlinedVector<PartId, 4>> ResolveParts(const NamespaceInfo& info,
@@ -221,9 +266,14 @@ class Control {
   void DrainHolds();
   uint32_t WaitersOf(DomainId domain) const;
   uint32_t SliceBlocks(size_t parts) const;
-  bool EndLease(LeaseId id);
+  bool EndLease(LeaseId id, EventReason why = EventReason::kGivenBack);
+  absl::StatusOr<LeaseId> AddPin(const PinOrder& order, uint32_t& blocks, uint64_t& bytes);
+  absl::Status CheckDraining();
+  void EndDrainIfOver(Nanos now);
   LeaseId AddLease(Session& session, BlockRef block, uint32_t lease_ms, LeaseOutcome& outcome);
+  void CountLookup(const Chain& chain, uint32_t hit_blocks);
   Step FillExtents(const Chain& chain, ExtentCursor& cursor, std::string& extents);
+  Step FillSlice(const Chain& chain, ExtentCursor& cursor, std::string& extents);
   void DropEmptyHold(const Chain& chain, ExtentCursor& cursor);
 
   absl::Status StartReservation(ReserveCall& call, const Chain& chain);
@@ -242,6 +292,16 @@ class Control {
   void CloseReservation(uint64_t id);
   void FinishClosing(uint64_t id, Reservation& reservation);
   void ProductionChanged();
+
+  const NamespaceInfo* FindNamespace(NamespaceId ns) const;
+  std::string KeyOf(BlockRef block) const;
+  BlockRow RowOf(BlockRef block, const BlockFilter& filter, uint32_t& work) const;
+  bool ContinueChain(Sweep& sweep);
+  bool ContinueSlots(Sweep& sweep);
+  void DropNamespace(NamespaceId ns);
+  void Record(EventKind kind, DomainId domain, uint64_t number, NamespaceId ns = 0);
+  void RecordChain(EventKind kind, LeaseId id, BlockRef block,
+                   EventReason why = EventReason::kNone);
 
   void OnEvent(SessionOpened& event);
   void OnEvent(StagingOpened& event);
@@ -267,16 +327,21 @@ class Control {
   ThreadRole control_;
   LeaseTable leases_;
   HoldTable holds_;
-  ControlCounters counters_;
+  EventRing event_ring_;
+  ControlMetrics metrics_;
+  ControlCounters& counters_ = metrics_.counters;
   uint64_t tick_ = 0;  // Counts uses; the policy's time.
+  Nanos polled_at_ = 0;
 
   std::vector<NamespaceInfo> namespaces_;                                  // [0] is unused.
   std::map<std::pair<DomainId, std::string>, NamespaceId> namespace_ids_;  // By canonical form.
-  std::map<std::pair<DomainId, std::vector<uint32_t>>, EvictionPolicy::Pool> pools_;
+  std::map<std::pair<DomainId, std::vector<uint32_t>>, Pool> pools_;
+  std::vector<EvictionPolicy::Pool> free_pools_;  // Numbers below pools_.size() that are free.
 
   std::map<DomainId, DomainUse> uses_;  // Of every domain that ever came; they never move.
   absl::flat_hash_map<uint32_t, std::unique_ptr<Session>> by_serial_;
   absl::flat_hash_map<std::string, Session*> by_token_;  // Living ones.
+  std::vector<Session*> by_index_;
   std::vector<uint32_t> free_session_indexes_;
   uint32_t session_indexes_ = 0;
 
@@ -292,6 +357,11 @@ class Control {
   };
   std::vector<Waiter> waiters_;
   bool waits_ended_ = false;
+  std::atomic<bool> draining_{false};  // Written by the control thread.
+  DrainEnd drain_end_ = DrainEnd::kStay;
+  bool drain_over_ = false;  // Options::drained was called.
+  Nanos drain_deadline_ = INT64_MAX;
+  Nanos drain_look_ = INT64_MAX;  // When Poll() looks at the latest whether it is over.
   std::deque<Resumable*> ready_;
   std::vector<std::pair<BlockRef, ChainHash>> orphans_;  // Producer gone, waiters not asked yet.
 

@@ -24,6 +24,10 @@ absl::StatusOr<Step> Control::Reserve(ReserveCall& call) {
   absl::StatusOr<Chain> chain = ResolveChain(call.header, kMaxPageBlocks);
   if (!chain.ok()) return chain.status();
   if (!call.started) {
+    if (draining_) {
+      ApplyReleases(*chain->session, call.header.releases);  // A drain waits for what they end.
+      return CheckDraining();
+    }
     if (absl::Status status = StartReservation(call, *chain); !status.ok()) {
       ++counters_.calls_refused;
       return status;
@@ -44,15 +48,18 @@ absl::Status Control::StartReservation(ReserveCall& call, const Chain& chain) {
     return InvalidField("keys", "blocks times parts is more than 16384");
   }
   if (chain.session->reservations >= options_.session_reservations) {
+    ++counters_.reservations_refused;
     return absl::ResourceExhaustedError(
         absl::StrCat("reservations: this session has ", options_.session_reservations, " open"));
   }
   if (chain.session->use->reservations >= options_.domain_reservations) {
+    ++counters_.reservations_refused;
     return absl::ResourceExhaustedError(absl::StrCat(
         "reservations: the sessions of this user have ", options_.domain_reservations, " open"));
   }
   call.reservation_id = board_.Open(chain.session->serial);
   if (call.reservation_id == 0) {
+    ++counters_.reservations_refused;
     return absl::ResourceExhaustedError("reservations: this daemon has as many open as it may");
   }
   std::unique_ptr<Reservation> reservation;
@@ -66,6 +73,7 @@ absl::Status Control::StartReservation(ReserveCall& call, const Chain& chain) {
   reservation->session = chain.session->serial;
   reservation->ns = call.header.ns;
   reservation->parts = *std::move(parts);
+  call.parts = static_cast<uint32_t>(reservation->parts.size());
   reservation->blocks.clear();
   reservation->states.clear();
   reservation->part_refs.clear();
@@ -95,6 +103,8 @@ Step Control::ReserveBlocks(ReserveCall& call, const Chain& chain) {
   Reservation& reservation = *it->second;
   const uint32_t end =
       std::min(chain.keys.size(), call.next + SliceBlocks(reservation.parts.size()));
+  const uint64_t parts_bytes =  // Of one block, as many as were asked for.
+      chain.info->block_bytes * reservation.parts.size() / chain.info->parts.size();
   while (call.next < end) {
     const BlockRef above = reservation.last;
     const ReserveState state = ReserveBlock(reservation, chain, call.next);
@@ -121,15 +131,24 @@ Step Control::ReserveBlocks(ReserveCall& call, const Chain& chain) {
         break;
       case ReserveState::kPresent:
         ++counters_.reserve_present_blocks;
+        counters_.dedup_saved_bytes += parts_bytes;
         break;
       case ReserveState::kInProduction:
         ++counters_.reserve_in_production_blocks;
+        counters_.dedup_saved_bytes += parts_bytes;
         break;
       case ReserveState::kNoRoom:
       case ReserveState::kNoParent:
         // Nothing can stand below: the rest of the list has the same answer.
-        counters_.reserve_no_room_blocks += state == ReserveState::kNoRoom;
-        reservation.use->rejected_blocks += state == ReserveState::kNoRoom;
+        if (state == ReserveState::kNoRoom) {
+          ++counters_.reserves_refused;
+          ++counters_.reserve_no_room_blocks;
+          const uint32_t rest = chain.keys.size() - call.next + 1;
+          reservation.use->rejected_blocks += rest;
+          reservation.use->tenant->rejected_blocks += rest;
+        } else {
+          ++counters_.reserve_no_parent_blocks;
+        }
         reservation.states.resize(chain.keys.size(), static_cast<char>(state));
         call.next = chain.keys.size();
         return Step::kDone;
@@ -283,6 +302,7 @@ Step Control::CommitBlocks(CommitCall& call, uint64_t id, Reservation& reservati
   }
   counters_.committed_blocks += call.stored - stored_before;
   reservation.use->committed_blocks += call.stored - stored_before;
+  reservation.use->tenant->committed_blocks += call.stored - stored_before;
   ProductionChanged();
   return call.next < call.blocks ? Step::kMore : Step::kDone;
 }
@@ -317,6 +337,7 @@ CommitResult Control::CommitBlock(CommitCall& call, uint64_t id, Reservation& re
     const PartRef part = std::exchange(reservation.part_refs[i], 0);
     if (part == 0) continue;
     const uint32_t sum = board_.Get(id, static_cast<uint32_t>(i)).sum;
+    counters_.committed_bytes += residency_.part(part).length;
     call.stored += residency_.CommitPart(part, sum, tick_);
   }
   reservation.blocks[position] = 0;
@@ -405,6 +426,7 @@ absl::StatusOr<Step> Control::StartInlineFills(CommitCall& call, Session& sessio
   }
   if (!mover_.Fill(std::move(job))) {
     CloseReservation(id);
+    ++counters_.puts_refused;
     return absl::ResourceExhaustedError("copiers: too many puts wait already");
   }
   call.phase = CommitCall::Phase::kFill;

@@ -35,6 +35,7 @@ bool HoldTable::Append(HoldId id, PartRef part, uint32_t bytes) {
   ++hold.extents;
   hold.bytes += bytes;
   owned_[hold.session].bytes += bytes;
+  ++owned_[hold.session].extents;
   ++total_extents_;
   total_bytes_ += bytes;
   return true;
@@ -68,6 +69,7 @@ void HoldTable::Close(HoldId id) {
   }
   Owned& owned = owned_[hold.session];
   owned.bytes -= hold.bytes;
+  owned.extents -= hold.extents;
   total_bytes_ -= hold.bytes;
   total_extents_ -= hold.extents;
   if (hold.next != 0) holds_[hold.next].prev = hold.prev;

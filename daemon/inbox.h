@@ -30,7 +30,8 @@ struct SessionOpened {
   uint32_t serial = 0;  // Of the session; never used again.
   SessionToken token{};
   DomainId domain = 0;
-  pid_t pid = 0;
+  uid_t uid = 0;
+  pid_t pid = 0;  // 0: no process of this machine; its bytes are streamed.
   SessionToken finished{};  // A session of the same process whose holds end now.
 };
 struct StagingOpened {

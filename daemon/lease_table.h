@@ -39,6 +39,10 @@ class LeaseTable {
   // A lease whose time has come; 0: none.
   LeaseId Expired(Nanos now) const;
 
+  // The lease in entry `index`, for a walk over [1, entries()]; 0: it is free.
+  LeaseId At(uint32_t index) const { return entries_[index].position != 0 ? IdOf(index) : 0; }
+  uint32_t entries() const { return static_cast<uint32_t>(entries_.size() - 1); }
+
   uint32_t size() const { return static_cast<uint32_t>(heap_.size()); }
 
  private:

@@ -12,24 +12,34 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
+#include <ctime>
 #include <memory>
+#include <string>
 #include <thread>
 #include <variant>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/synchronization/notification.h"
 #include "daemon/admin.h"
 #include "daemon/config.h"
 #include "daemon/control.h"
 #include "daemon/copier_pool.h"
 #include "daemon/domains.h"
 #include "daemon/endpoint_lock.h"
+#include "daemon/exposition.h"
+#include "daemon/gateway.h"
+#include "daemon/heartbeat.h"
+#include "daemon/metrics_http.h"
 #include "daemon/service.h"
 #include "daemon/session_server.h"
 #include "daemon/store.h"
+#include "daemon/tls.h"
 #include "policy/policies.h"
 
 namespace kvd {
@@ -40,6 +50,15 @@ int Fail(const absl::Status& status) {
   return 1;
 }
 
+// A mistake in what the operator said, as those that ReadConfig() finds.
+int Misconfigured(const absl::Status& status) {
+  spdlog::error("config.invalid error=\"{}\"", std::string(status.message()));
+  return 2;
+}
+
+// For the control thread to take a turn, before it is called dead.
+constexpr absl::Duration kHeartbeatPatience = absl::Seconds(3);
+
 void RaiseDescriptorLimit() {
   rlimit limit;
   if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
@@ -48,7 +67,8 @@ void RaiseDescriptorLimit() {
 }
 
 absl::Status OpenToEngines(const Config& config) {
-  for (const std::string& path : {config.path(), config.path() + ".session"}) {
+  for (const std::string& path :
+       {config.path(), config.path() + ".session", config.path() + ".stream"}) {
     if (!config.socket_group.empty() && chown(path.c_str(), static_cast<uid_t>(-1),
                                               getgrnam(config.socket_group.c_str())->gr_gid) != 0) {
       return ErrnoStatus(errno, "--socket-group: " + path);
@@ -91,6 +111,19 @@ void PreferThisThread() {
   syscall(SYS_sched_setattr, 0, &wanted, 0);
 }
 
+absl::StatusOr<std::unique_ptr<Gateway>> StartGateway(const Config& config, Inbox& inbox,
+                                                      CopierPool& copiers, const Copier& copier,
+                                                      Domains& domains) {
+  Gateway::Options options{.path = config.path() + ".stream", .tcp = config.tcp};
+  if (!config.tcp.empty()) {
+    absl::StatusOr<TlsIdentity> tls =
+        ReadTls({config.tls_certificate, config.tls_key, config.tls_client_ca}, std::time(nullptr));
+    if (!tls.ok()) return tls.status();
+    options.tls = *std::move(tls);
+  }
+  return Gateway::Start(inbox, copiers, copier, domains, std::move(options));
+}
+
 int Serve(const Config& config) {
   absl::StatusOr<EndpointLock> lock = EndpointLock::Take(config.path());
   if (!lock.ok()) return Fail(lock.status());
@@ -113,7 +146,8 @@ int Serve(const Config& config) {
 
   const std::unique_ptr<EvictionPolicy> policy = MakePolicy(config.policy, config.max_blocks);
   Inbox inbox;
-  Control::Options limits{.load_bytes_per_us = MeasureCopy(copier, clock)};
+  Control::Options limits{.load_bytes_per_us = MeasureCopy(copier, clock),
+                          .count_operations = config.op_metrics};
   FillBoard board(limits.max_reservations);
   auto copiers = std::make_unique<CopierPool>(board, inbox, copier,
                                               CopierPool::Options{.threads = config.copiers});
@@ -127,41 +161,94 @@ int Serve(const Config& config) {
       SessionServer::Start(inbox, *copiers, regions, domains, {.path = config.path() + ".session"});
   if (!sessions.ok()) return Fail(sessions.status());
   limits.session_over = [&sessions](uint32_t serial) { (*sessions)->Forget(serial); };
+  absl::Notification drained;
+  limits.drained = [&drained] { drained.Notify(); };
   Control control(store, board, *copiers, inbox, clock, limits);
 
-  absl::StatusOr<std::unique_ptr<Service>> service =
-      Service::Start(control, clock, {.path = config.path()});
+  absl::StatusOr<std::unique_ptr<Service>> service = Service::Start(
+      control, clock, {.path = config.path(), .count_operations = config.op_metrics});
   if (!service.ok()) return Fail(service.status());
   inbox.SetWake([&service] { (*service)->Wake(); });
+  const MetricsSource metrics{
+      .control = &control,
+      .service = &(*service)->metrics(),
+      .tenant_name = [&domains](DomainId domain) { return domains.Name(domain); },
+      .version = KVD_VERSION,
+      .count_operations = config.op_metrics};
+  Heartbeat heartbeat(inbox);
+  std::unique_ptr<MetricsHttp> http;
+  if (!config.metrics.empty()) {
+    absl::StatusOr<std::unique_ptr<MetricsHttp>> started = MetricsHttp::Start(
+        {.address = config.metrics, .beyond_loopback = config.metrics_beyond_loopback},
+        {.metrics = [&metrics] { return MetricsText(metrics); },
+         .alive = [&heartbeat] { return heartbeat.Beats(kHeartbeatPatience); },
+         .why_not_ready = [&control] { return control.draining() ? "draining" : ""; }});
+    if (absl::IsInvalidArgument(started.status())) return Misconfigured(started.status());
+    if (!started.ok()) return Fail(started.status());
+    http = *std::move(started);
+  }
+  const std::string metrics_address = http == nullptr ? "" : http->address();
+  absl::StatusOr<std::unique_ptr<Gateway>> gateway =
+      StartGateway(config, inbox, *copiers, copier, domains);
+  if (!gateway.ok()) return Fail(gateway.status());
   absl::StatusOr<std::unique_ptr<AdminServer>> admin =
-      AdminServer::Start(inbox, {.path = config.path() + ".admin",
-                                 .endpoint = config.listen,
-                                 .policy = config.policy,
-                                 .copy_loops = copier.description()});
+      AdminServer::Start(inbox, control.events(),
+                         {.path = config.path() + ".admin",
+                          .endpoint = config.listen,
+                          .metrics = metrics_address,
+                          .tcp = (*gateway)->tcp_address(),
+                          .policy = config.policy,
+                          .copy_loops = copier.description(),
+                          .drain_timeout_ms = config.drain_timeout_ms,
+                          .domain_name = [&domains](DomainId id) { return domains.Name(id); }});
   if (!admin.ok()) return Fail(admin.status());
   if (absl::Status status = OpenToEngines(config); !status.ok()) return Fail(status);
+  (*gateway)->Serve();
 
-  spdlog::info("daemon.ready listen={} pid={} blocks={} policy={} copiers={}", config.listen,
-               getpid(), config.max_blocks, config.policy, config.copiers);
-  std::printf("kvd ready listen=%s pid=%d\n", config.listen.c_str(), getpid());
+  const std::string& tcp_address = (*gateway)->tcp_address();
+  spdlog::info("daemon.ready listen={} pid={} blocks={} policy={} copiers={} metrics={} tcp={}",
+               config.listen, getpid(), config.max_blocks, config.policy, config.copiers,
+               metrics_address, tcp_address);
+  std::printf("kvd ready listen=%s pid=%d%s%s%s%s\n", config.listen.c_str(), getpid(),
+              metrics_address.empty() ? "" : " metrics=", metrics_address.c_str(),
+              tcp_address.empty() ? "" : " tcp=", tcp_address.c_str());
   std::fflush(stdout);
 
-  std::thread stopper([&] {
+  // A signal is a drain, which operators can ask for as well. The second signal does not wait.
+  std::atomic<bool> over{false};
+  std::thread listener([&] {
     sigset_t signals;
     sigemptyset(&signals);
     sigaddset(&signals, SIGTERM);
     sigaddset(&signals, SIGINT);
-    int signal = 0;
-    sigwait(&signals, &signal);
-    spdlog::info("daemon.draining signal={}", signal);
-    inbox.Post(Task{[](Control& draining) { draining.EndWaits(); }});
+    Nanos patience = static_cast<Nanos>(config.drain_timeout_ms) * kMillisecond;
+    while (true) {
+      int signal = 0;
+      sigwait(&signals, &signal);
+      if (over) return;
+      spdlog::info("daemon.draining signal={}", signal);
+      inbox.Post(Task{[patience](Control& draining) {
+        draining.Drain(Control::DrainEnd::kExitPromptly, patience);
+      }});
+      patience = 0;
+    }
+  });
+  std::thread stopper([&] {
+    drained.WaitForNotification();
+    spdlog::info("daemon.drained");
+    (*gateway)->Stop();
     (*service)->Shutdown();
   });
   PreferThisThread();
   (*service)->Run();
   stopper.join();
+  over = true;
+  pthread_kill(listener.native_handle(), SIGTERM);
+  listener.join();
   // The reverse of the construction, but for the threads that wake the control thread: they end
   // while there still is a service to wake.
+  http.reset();
+  gateway->reset();
   admin->reset();
   sessions->reset();
   copiers.reset();
@@ -171,12 +258,13 @@ int Serve(const Config& config) {
   return 0;
 }
 
-// Before gRPC starts. Both are worth half the time of a small call.
+// Before gRPC starts. Two of them are worth half the time of a small call.
 void TuneLibraries() {
   // gRPC's epoll engine has one poller for the whole process. A thread of the admin server would be
   // it most of the time, and each call of an engine would wake that thread first and the control
   // thread second. With poll() a thread waits for its own queue only. The operator's choice stands.
   setenv("GRPC_POLL_STRATEGY", "poll", /*overwrite=*/0);
+  Tls13Only();
   // Debian builds Abseil with the checks of a debug build: every lock would note its order.
   absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
 }

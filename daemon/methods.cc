@@ -87,11 +87,6 @@ NamespaceDescriptor ReadDescriptor(const v1::NamespaceDescriptor& from) {
 
 }  // namespace
 
-absl::StatusOr<Step> OpenSessionMethod::Run(Control&, const OpenSessionMethod::Request&,
-                                            OpenSessionMethod::State&, OpenSessionMethod::Reply&) {
-  return absl::UnimplementedError("sessions without shared memory are not in this version");
-}
-
 absl::StatusOr<Step> RegisterNamespaceMethod::Run(Control& control,
                                                   const RegisterNamespaceMethod::Request& request,
                                                   RegisterNamespaceMethod::State&,

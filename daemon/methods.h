@@ -20,14 +20,6 @@
 
 namespace kvd {
 
-struct OpenSessionMethod {
-  using Request = v1::OpenSessionRequest;
-  using Reply = v1::OpenSessionReply;
-  struct State {};
-  static absl::StatusOr<Step> Run(Control& control, const Request& request, State& state,
-                                  Reply& reply);
-};
-
 struct RegisterNamespaceMethod {
   using Request = v1::RegisterNamespaceRequest;
   using Reply = v1::RegisterNamespaceReply;

@@ -106,6 +106,7 @@ struct ReserveCall {
   uint64_t reservation_id = 0;
   std::string states;
   uint32_t granted = 0;
+  uint32_t parts = 0;  // Of each block.
   uint32_t expires_ms = 0;
   // Progress.
   bool started = false;

@@ -31,6 +31,18 @@ uint64_t SplitMix(uint64_t& state) {
   return z ^ (z >> 31);
 }
 
+EventReason EventReasonOf(EvictReason reason) {
+  switch (reason) {
+    case EvictReason::kPressure:
+      return EventReason::kPressure;
+    case EvictReason::kAdmin:
+      return EventReason::kAdmin;
+    case EvictReason::kPurge:
+      return EventReason::kPurge;
+  }
+  return EventReason::kNone;
+}
+
 uint32_t BucketCount(uint32_t max_blocks) { return std::bit_ceil(2 * max_blocks + 2); }
 
 }  // namespace
@@ -45,6 +57,7 @@ Residency::Residency(EvictionPolicy& policy, RoomOwner& room, const Options& opt
       buckets_(BucketCount(options.max_blocks), Touch::kNow),
       shapes_(1),
       gaps_(1),
+      uses_(1),
       path_bits_(options.secret * 0x9e3779b97f4a7c15u + 1) {
   uint64_t state = options.secret;
   for (uint64_t& word : digest_secret_) word = SplitMix(state);
@@ -58,6 +71,7 @@ NamespaceId Residency::AddNamespace(NamespaceShape shape) {
   pools_ = std::max<EvictionPolicy::Pool>(pools_, shape.pool + 1);
   shapes_.push_back(std::move(shape));
   gaps_.push_back(0);
+  uses_.emplace_back();
   return static_cast<NamespaceId>(shapes_.size() - 1);
 }
 
@@ -95,6 +109,14 @@ PartRef Residency::FindPart(BlockRef block, PartId id) const {
   PartRef part = blocks_[block].first_part;
   while (part != 0 && parts_[part].id != id) part = parts_[part].next;
   return part;
+}
+
+BlockRef Residency::AncestorAt(BlockRef ref, uint32_t depth) const {
+  while (blocks_[ref].depth > depth) {
+    const Block& block = blocks_[ref];
+    ref = block.jump != 0 && blocks_[block.jump].depth >= depth ? block.jump : block.parent;
+  }
+  return ref;
 }
 
 uint32_t Residency::Scan(NamespaceId ns, const KeyList& keys, const ChainHash* parent,
@@ -311,6 +333,7 @@ BlockRef Residency::Add(NamespaceId ns, const ChainHash& key, BlockRef parent, u
   policy_.Insert(ref, shapes_[ns].pool);
   policy_.Use(ref, tick);
   ++counts_.used;
+  ++uses_[ns].used;
   return ref;
 }
 
@@ -326,6 +349,7 @@ PartRef Residency::AddPart(BlockRef block, PartId id, uint32_t region, uint32_t 
   Part& part = parts_[ref];
   part = Part{.block = block, .region = region, .slot = slot, .generation = generation, .id = id};
   part.length = length;
+  counts_.reserved_bytes += length;
   part.state = static_cast<uint32_t>(PartState::kReserved);
   part.next = std::exchange(blocks_[block].first_part, ref);
   ++blocks_[block].reserved_parts;
@@ -343,8 +367,10 @@ uint32_t Residency::CommitPart(PartRef ref, uint32_t sum, uint64_t tick) {
   KVD_CHECK(part.state == static_cast<uint32_t>(PartState::kReserved)) << ref;
   part.sum = sum;
   part.state = static_cast<uint32_t>(PartState::kCommitted);
+  counts_.reserved_bytes -= part.length;
   Block& block = blocks_[part.block];
   --block.reserved_parts;
+  uses_[block.ns].bytes += part.length;
 
   const NamespaceShape& shape = shapes_[block.ns];
   uint32_t committed = 0;
@@ -373,7 +399,9 @@ void Residency::Show(BlockRef ref, uint64_t tick) {
   SetGap(blocks_[ref], false);
   policy_.Use(ref, tick);
   ++counts_.visible;
+  ++uses_[blocks_[ref].ns].visible;
   UpdateOffer(ref);
+  if (events_ != nullptr) Record(EventKind::kStored, ref);
 }
 
 // Shows a block and, below it, all that was only waiting for it. Preorder, without recursion: the
@@ -437,6 +465,7 @@ void Residency::DropParts(BlockRef ref) {
     }
     *link = parts_[part].next;
     block.holds -= parts_[part].holds;
+    uses_[block.ns].bytes -= parts_[part].length;
     ReleasePart(part);
   }
   block.complete_groups = 0;
@@ -452,7 +481,11 @@ void Residency::Remove(BlockRef ref) {
         << ref;
     const BlockRef parent = block.parent;
     if (block.state == BlockState::kStub) --counts_.stubs;
-    if (block.state == BlockState::kVisible) --counts_.visible;
+    if (block.state == BlockState::kVisible) {
+      --counts_.visible;
+      --uses_[block.ns].visible;
+    }
+    --uses_[block.ns].used;
     SetGap(block, false);
     policy_.Erase(ref, parent);
     EraseBucket(Tag(block.ns, block.key), ref);
@@ -483,7 +516,10 @@ void Residency::BecomeStubOrGo(BlockRef ref) {
     Remove(ref);
     return;
   }
-  if (block.state == BlockState::kVisible) --counts_.visible;
+  if (block.state == BlockState::kVisible) {
+    --counts_.visible;
+    --uses_[block.ns].visible;
+  }
   if (block.state == BlockState::kStub) --counts_.stubs;
   block.state = block.reserved_parts > 0 ? BlockState::kProducing : BlockState::kStub;
   if (block.state == BlockState::kStub) ++counts_.stubs;
@@ -499,6 +535,7 @@ void Residency::SetGap(Block& block, bool gap) {
 void Residency::DropReserved(PartRef ref) {
   Part& part = parts_[ref];
   KVD_CHECK(part.state == static_cast<uint32_t>(PartState::kReserved)) << ref;
+  counts_.reserved_bytes -= part.length;
   const BlockRef block = part.block;
   UnlinkPart(part, ref);
   --blocks_[block].reserved_parts;
@@ -603,8 +640,30 @@ void Residency::Unhold(PartRef ref) {
 
 // --- leaving -------------------------------------------------------------------------------------
 
-void Residency::Evict(BlockRef ref) {
+void Residency::Record(EventKind kind, BlockRef ref, EventReason why) const {
+  const Block& block = blocks_[ref];
+  Event event{.number = block.depth + uint64_t{1},
+              .ns = block.ns,
+              .domain = shapes_[block.ns].domain,
+              .kind = kind,
+              .reason = why,
+              .has_parent = block.parent != 0,
+              .key = block.key};
+  if (event.has_parent) event.parent = blocks_[block.parent].key;
+  events_->Add(event);
+}
+
+void Residency::Evict(BlockRef ref, EvictReason reason) {
   KVD_CHECK(evictable(ref)) << ref;
+  if (events_ != nullptr && blocks_[ref].state == BlockState::kVisible) {
+    Record(EventKind::kEvicted, ref, EventReasonOf(reason));
+  }
+  uint64_t bytes = 0;
+  for (PartRef part = blocks_[ref].first_part; part != 0; part = parts_[part].next) {
+    bytes += parts_[part].length;
+  }
+  ++counts_.evicted_for[static_cast<size_t>(reason)];
+  counts_.evicted_bytes_for[static_cast<size_t>(reason)] += bytes;
   blocks_[ref].offered = false;
   policy_.Withdraw(ref);
   ++counts_.evicted;
@@ -640,10 +699,14 @@ void Residency::MarkDamaged(PartRef ref) {
   const uint32_t group = part.id.group;
   UnlinkPart(part, ref);
   block.holds -= part.holds;
+  uses_[block.ns].bytes -= part.length;
   block.complete_groups = static_cast<uint16_t>(block.complete_groups & ~(1u << group));
   ReleasePart(ref);
 
   const bool needed = (shapes_[block.ns].full_groups >> group & 1) != 0;
+  if (events_ != nullptr && block.state == BlockState::kVisible) {
+    Record(needed ? EventKind::kDamaged : EventKind::kPartDamaged, block_ref);
+  }
   if (needed && block.state == BlockState::kParked) block.state = BlockState::kProducing;
   if (needed && block.state == BlockState::kVisible) {
     BecomeStubOrGo(block_ref);

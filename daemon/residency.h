@@ -20,9 +20,11 @@
 #include <vector>
 
 #include "absl/types/span.h"
+#include "daemon/events.h"
 #include "policy/eviction.h"
 #include "proto/types/block.h"
 #include "proto/types/host_memory.h"
+#include "proto/types/tally.h"
 
 namespace kvd {
 
@@ -42,6 +44,14 @@ enum class PartState : uint32_t {
   kCommitted = 1,
   kQuarantined = 2,  // Belongs to no block any more; its room waits for its holds to end.
 };
+
+// Why a block left.
+enum class EvictReason : uint8_t {
+  kPressure,  // Somebody needed the room.
+  kAdmin,     // An operator said so.
+  kPurge,     // Its namespace is dropped.
+};
+inline constexpr size_t kEvictReasons = 3;
 
 // What the index must know of a namespace.
 struct NamespaceShape {
@@ -110,6 +120,9 @@ class Residency {
   // Collaborators must outlive this.
   Residency(EvictionPolicy& policy, RoomOwner& room, const Options& options);
 
+  // From now on tells `events` which blocks become findable, and which stop being so.
+  void Observe(EventRing& events) { events_ = &events; }
+
   // Namespaces are numbered from 1 in the order of registration.
   NamespaceId AddNamespace(NamespaceShape shape);
   const NamespaceShape& shape(NamespaceId ns) const { return shapes_[ns]; }
@@ -145,6 +158,9 @@ class Residency {
 
   // The part `id` of a block; 0: it has none.
   PartRef FindPart(BlockRef block, PartId id) const;
+
+  // The ancestor of `block` at `depth`, or itself. Requires: it is at least that deep.
+  BlockRef AncestorAt(BlockRef block, uint32_t depth) const;
 
   // --- growing -----------------------------------------------------------------------------------
 
@@ -186,7 +202,7 @@ class Residency {
   // --- leaving -----------------------------------------------------------------------------------
 
   // Drops a block and its room. Requires: it may leave (it is offered to the policy).
-  void Evict(BlockRef block);
+  void Evict(BlockRef block, EvictReason reason = EvictReason::kPressure);
   bool evictable(BlockRef block) const { return blocks_[block].offered; }
 
   // Evicts the block of `pool`, or of any pool, that the policy names. False: none may leave.
@@ -204,17 +220,27 @@ class Residency {
 
   // --- counting ----------------------------------------------------------------------------------
 
+  // Read by any thread; changed by one.
   struct Counts {
-    uint64_t visible = 0;
-    uint64_t stubs = 0;
-    uint64_t used = 0;  // In any state.
-    uint64_t parts = 0;
-    uint64_t quarantined_parts = 0;
-    uint64_t quarantined_bytes = 0;
-    uint64_t parked_dropped = 0;  // Since start.
-    uint64_t evicted = 0;         // Blocks, since start.
+    Tally visible;
+    Tally stubs;
+    Tally used;  // In any state.
+    Tally parts;
+    Tally reserved_bytes;  // Of parts that are not committed yet.
+    Tally quarantined_parts;
+    Tally quarantined_bytes;
+    Tally parked_dropped;  // Since start.
+    Tally evicted;         // Blocks, since start.
+    std::array<Tally, kEvictReasons> evicted_for;
+    std::array<Tally, kEvictReasons> evicted_bytes_for;
   };
   const Counts& counts() const { return counts_; }
+  struct NamespaceUse {
+    uint64_t visible = 0;
+    uint64_t used = 0;   // In any state.
+    uint64_t bytes = 0;  // Payload of committed parts.
+  };
+  const NamespaceUse& use(NamespaceId ns) const { return uses_[ns]; }
   uint32_t max_blocks() const { return static_cast<uint32_t>(blocks_.size() - 1); }
 
   // Checks the blocks numbered [from, from + n): stranded ones and counts that do not add up.
@@ -259,9 +285,11 @@ class Residency {
   void Remove(BlockRef block);
   void BecomeStubOrGo(BlockRef block);
   void SetGap(Block& block, bool gap);
+  void Record(EventKind kind, BlockRef block, EventReason why = EventReason::kNone) const;
 
   EvictionPolicy& policy_;
   RoomOwner& room_;
+  EventRing* events_ = nullptr;
   const uint64_t secret_;
   std::array<uint64_t, 4> digest_secret_;
   const uint32_t bucket_mask_;
@@ -274,6 +302,7 @@ class Residency {
   // By namespace, blocks with `gap`: while it has any, presence is not monotone there, and lookups
   // go key by key. Those of others do not.
   std::vector<uint64_t> gaps_;
+  std::vector<NamespaceUse> uses_;  // By namespace.
   EvictionPolicy::Pool pools_ = 0;  // Pools in use count from 0.
   BlockRef free_block_ = 0;         // Chained by next_sibling.
   PartRef free_part_ = 0;           // Chained by next.

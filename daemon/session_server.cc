@@ -22,6 +22,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "daemon/peer_groups.h"
 #include "proto/types/status.h"
 
 #ifndef SO_PEERPIDFD
@@ -51,21 +52,6 @@ class MappedStaging final : public StagedBytes {
   void* data_;
   size_t size_;
 };
-
-// All groups of the peer when it connected. Without the supplementary ones where the kernel does
-// not tell them: that can only make it a member of less.
-std::vector<gid_t> PeerGroups(int socket, gid_t primary) {
-  std::vector<gid_t> groups(64);
-  socklen_t size = static_cast<socklen_t>(groups.size() * sizeof(gid_t));
-  int failed = getsockopt(socket, SOL_SOCKET, SO_PEERGROUPS, groups.data(), &size);
-  if (failed != 0 && errno == ERANGE) {  // Now `size` says how much it takes.
-    groups.resize(size / sizeof(gid_t));
-    failed = getsockopt(socket, SOL_SOCKET, SO_PEERGROUPS, groups.data(), &size);
-  }
-  groups.resize(failed == 0 ? size / sizeof(gid_t) : 0);
-  groups.push_back(primary);
-  return groups;
-}
 
 int OpenPidfd(int socket, pid_t pid) {
   int pidfd = -1;
@@ -297,6 +283,7 @@ void SessionServer::Accept() {
   peer->socket = socket;
   peer->pidfd = pidfd;
   peer->domain = *domain;
+  peer->uid = credentials.uid;
   peer->pid = credentials.pid;
   peers_[peer->serial] = std::move(peer);
 }
@@ -355,6 +342,7 @@ bool SessionServer::Greet(Peer& peer, const SessionHello& hello) {
   inbox_.Post(SessionOpened{.serial = peer.serial,
                             .token = welcome.token,
                             .domain = peer.domain,
+                            .uid = peer.uid,
                             .pid = peer.pid,
                             .finished = hello.finished_session});
   return Send(peer.socket, &welcome, sizeof welcome, {});

@@ -65,6 +65,7 @@ class SessionServer {
     int socket = -1;  // -1: closed.
     int pidfd = -1;
     DomainId domain = 0;
+    uid_t uid = 0;
     pid_t pid = 0;
     bool greeted = false;
     bool has_staging = false;

@@ -26,6 +26,8 @@ inline constexpr uint32_t kMaxLeaseMs = 10 * 60 * 1000;
 inline constexpr uint32_t kMaxPinMs = 7u * 24 * 3600 * 1000;
 inline constexpr uint32_t kMaxNameBytes = 256;  // Any string of a descriptor, an owner's name.
 inline constexpr uint32_t kMaxMessageBytes = 1280 * 1024;    // 1.25 MiB, both directions.
+inline constexpr uint32_t kMaxChunkBytes = 512 * 1024;       // Of a stream.
+inline constexpr uint32_t kMaxStreamMs = 60 * 60 * 1000;     // From start to deadline.
 inline constexpr uint32_t kMaxStagingBytes = 16u << 20;      // Of one session, made by the daemon.
 inline constexpr uint64_t kMaxOwnStagingBytes = 1ull << 40;  // A memfd that a client brings.
 

@@ -575,7 +575,7 @@ TEST_F(ControlTest, WhatWasDoneIsCountedByDomain) {
   EXPECT_EQ(use.lookup_blocks, 5u);
   EXPECT_EQ(use.hit_blocks, 3u);
   EXPECT_EQ(use.committed_blocks, h.control.counters().committed_blocks);
-  EXPECT_EQ(use.rejected_blocks, 1u);
+  EXPECT_GT(use.rejected_blocks, 1u);  // And what stood below it in the list.
   EXPECT_EQ(h.control.domain_uses().at(2).sessions, 1u);
   EXPECT_EQ(h.control.domain_uses().at(2).lookups, 0u);
 }

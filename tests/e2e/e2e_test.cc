@@ -744,9 +744,12 @@ TEST_F(BadInputTest, WhatIsNotInThisVersionSaysSo) {
   Refused(&Stub::Prefetch, v1::PrefetchRequest(), StatusCode::UNIMPLEMENTED, "");
   Refused(&Stub::Retain, v1::RetainRequest(), StatusCode::UNIMPLEMENTED, "");
   grpc::ClientContext context;
+  const auto opening = session_->stub().OpenSession(&context, {});
   v1::OpenSessionReply opened;
-  EXPECT_EQ(session_->stub().OpenSession(&context, {}, &opened).error_code(),
-            StatusCode::UNIMPLEMENTED);
+  EXPECT_FALSE(opening->Read(&opened));
+  const grpc::Status refused = opening->Finish();
+  EXPECT_EQ(refused.error_code(), StatusCode::UNIMPLEMENTED);
+  EXPECT_THAT(refused.error_message(), HasSubstr("PATH.stream"));
   grpc::ClientContext watching;
   v1::WatchRequest watch;
   watch.set_session(session_->token());
