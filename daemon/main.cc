@@ -1,32 +1,29 @@
-// kvd: flags, construct, serve, drain.
+// kvd: configuration, construct, serve, drain.
 
-#include <grp.h>
 #include <pthread.h>
-#include <sched.h>
 #include <spdlog/sinks/stdout_sinks.h>
 #include <spdlog/spdlog.h>
-#include <sys/prctl.h>
 #include <sys/random.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <csignal>
 #include <cstdio>
-#include <cstdlib>
 #include <memory>
 #include <thread>
 #include <variant>
 #include <vector>
 
-#include "absl/synchronization/mutex.h"
+#include "daemon/accounts.h"
 #include "daemon/admin.h"
 #include "daemon/config.h"
 #include "daemon/control.h"
 #include "daemon/copier_pool.h"
 #include "daemon/domains.h"
 #include "daemon/endpoint_lock.h"
+#include "daemon/process.h"
+#include "daemon/reload.h"
 #include "daemon/service.h"
 #include "daemon/session_server.h"
 #include "daemon/store.h"
@@ -40,17 +37,10 @@ int Fail(const absl::Status& status) {
   return 1;
 }
 
-void RaiseDescriptorLimit() {
-  rlimit limit;
-  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
-  limit.rlim_cur = limit.rlim_max;
-  setrlimit(RLIMIT_NOFILE, &limit);
-}
-
 absl::Status OpenToEngines(const Config& config) {
   for (const std::string& path : {config.path(), config.path() + ".session"}) {
-    if (!config.socket_group.empty() && chown(path.c_str(), static_cast<uid_t>(-1),
-                                              getgrnam(config.socket_group.c_str())->gr_gid) != 0) {
+    if (!config.socket_group.empty() &&
+        chown(path.c_str(), static_cast<uid_t>(-1), *GroupId(config.socket_group)) != 0) {
       return ErrnoStatus(errno, "--socket-group: " + path);
     }
     if (chmod(path.c_str(), config.socket_mode) != 0) {
@@ -71,30 +61,11 @@ double MeasureCopy(const Copier& copier, const Clock& clock) {
   return kBytes * 1e3 / static_cast<double>(std::max<Nanos>(1, clock.Now() - start));
 }
 
-// The control thread does little at a time and everybody waits for it: it should run as soon as it
-// is woken, also beside copiers and engines that use their CPUs up. Best effort: a shorter slice
-// (Linux 6.12) is for anybody to take, a higher priority for those who may.
-void PreferThisThread() {
-  struct {  // sched_attr of sched_setattr(2), which libc does not declare.
-    uint32_t size = sizeof(*this);
-    uint32_t policy = SCHED_OTHER;
-    uint64_t flags = 0;
-    int32_t nice = 0;
-    uint32_t priority = 0;
-    uint64_t runtime_ns = 100'000;
-    uint64_t deadline_ns = 0;
-    uint64_t period_ns = 0;
-  } wanted;
-  wanted.nice = -10;
-  if (syscall(SYS_sched_setattr, 0, &wanted, 0) == 0) return;
-  wanted.nice = getpriority(PRIO_PROCESS, 0);
-  syscall(SYS_sched_setattr, 0, &wanted, 0);
-}
-
 int Serve(const Config& config) {
   absl::StatusOr<EndpointLock> lock = EndpointLock::Take(config.path());
   if (!lock.ok()) return Fail(lock.status());
 
+  spdlog::info("config.in_force {}", DescribeConfig(config));
   SystemClock clock;
   uint64_t secret = 0;
   if (getrandom(&secret, sizeof secret, 0) != sizeof secret) {
@@ -104,6 +75,10 @@ int Serve(const Config& config) {
   spdlog::info("copy.calibrated {}", copier.description());
 
   Domains domains(config.domains);
+  ConfigReloader reloader(config, [&domains](const Config& changed) {
+    spdlog::set_level(spdlog::level::from_str(changed.log_level));
+    domains.SetRules(changed.domains);
+  });
   RegionDirectory regions;
   absl::StatusOr<std::unique_ptr<Arena>> arena = Arena::Open(regions, {.bytes = config.dram_bytes});
   if (!arena.ok()) return Fail(arena.status());
@@ -147,12 +122,8 @@ int Serve(const Config& config) {
   std::fflush(stdout);
 
   std::thread stopper([&] {
-    sigset_t signals;
-    sigemptyset(&signals);
-    sigaddset(&signals, SIGTERM);
-    sigaddset(&signals, SIGINT);
-    int signal = 0;
-    sigwait(&signals, &signal);
+    int signal = WaitForSignal();
+    for (; signal == SIGHUP; signal = WaitForSignal()) reloader.Reload().IgnoreError();
     spdlog::info("daemon.draining signal={}", signal);
     inbox.Post(Task{[](Control& draining) { draining.EndWaits(); }});
     (*service)->Shutdown();
@@ -171,16 +142,6 @@ int Serve(const Config& config) {
   return 0;
 }
 
-// Before gRPC starts. Both are worth half the time of a small call.
-void TuneLibraries() {
-  // gRPC's epoll engine has one poller for the whole process. A thread of the admin server would be
-  // it most of the time, and each call of an engine would wake that thread first and the control
-  // thread second. With poll() a thread waits for its own queue only. The operator's choice stands.
-  setenv("GRPC_POLL_STRATEGY", "poll", /*overwrite=*/0);
-  // Debian builds Abseil with the checks of a debug build: every lock would note its order.
-  absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
-}
-
 }  // namespace
 }  // namespace kvd
 
@@ -192,17 +153,6 @@ int main(int argc, char** argv) {
   spdlog::set_level(spdlog::level::from_str(std::get<kvd::Config>(config).log_level));
   spdlog::flush_on(spdlog::level::info);
 
-  // Engines often run under our user id, and seals do not keep a process of the same id from
-  // writing through /proc/PID/mem or ptrace. It costs the core file, which would hold everybody's
-  // blocks.
-  prctl(PR_SET_DUMPABLE, 0);
-  umask(0177);  // Sockets are ours alone until we open them to engines.
-  kvd::RaiseDescriptorLimit();
-  sigset_t signals;  // Every thread leaves these to the one that waits for them.
-  sigemptyset(&signals);
-  sigaddset(&signals, SIGTERM);
-  sigaddset(&signals, SIGINT);
-  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
-  std::signal(SIGPIPE, SIG_IGN);
+  kvd::PrepareProcess();
   return kvd::Serve(std::get<kvd::Config>(config));
 }
