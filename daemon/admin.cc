@@ -4,14 +4,13 @@
 #include <unistd.h>
 
 #include <chrono>
-#include <cinttypes>
-#include <cstdio>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/notification.h"
 #include "absl/time/time.h"
 #include "daemon/control.h"
+#include "daemon/exposition.h"
 #include "proto/admin.grpc.pb.h"
 
 namespace kvd {
@@ -19,19 +18,6 @@ namespace {
 
 constexpr uint32_t kAuditSlots = 1024;  // For each turn of the control thread, about 50 us.
 constexpr absl::Duration kPatience = absl::Seconds(5);
-
-// Resident memory that is neither arena nor staging (those are shared memory).
-uint64_t PrivateBytes() {
-  uint64_t kib = 0;
-  if (std::FILE* status = std::fopen("/proc/self/status", "re")) {
-    char line[256];
-    while (std::fgets(line, sizeof line, status) != nullptr) {
-      if (std::sscanf(line, "RssAnon: %" SCNu64, &kib) == 1) break;
-    }
-    std::fclose(status);
-  }
-  return kib * 1024;
-}
 
 }  // namespace
 
@@ -88,6 +74,7 @@ class AdminServer::Impl final : public v1::Admin::Service {
     reply->set_pid(static_cast<uint32_t>(getpid()));
     reply->set_uptime_ms(static_cast<uint64_t>((clock_.Now() - started_) / kMillisecond));
     reply->set_endpoint(options_.endpoint);
+    reply->set_metrics(options_.metrics);
     reply->set_policy(options_.policy);
     reply->set_copy_loops(options_.copy_loops);
     reply->set_memory_beside_arena_bytes(PrivateBytes());

@@ -21,6 +21,7 @@ class AdminServer {
   struct Options {
     std::string path;      // Of the socket.
     std::string endpoint;  // What --listen said.
+    std::string metrics;   // HOST:PORT where monitors ask; empty: nowhere.
     std::string policy;
     std::string copy_loops;  // What calibration chose.
   };

@@ -43,6 +43,7 @@ absl::StatusOr<Control::Session*> Control::FindSession(std::string_view token) {
   const auto it = by_token_.find(View(token));
   if (it == by_token_.end()) {
     ++counters_.calls_refused;
+    ++counters_.unknown_sessions;
     return absl::UnauthenticatedError("session: unknown or ended; open one at the session socket");
   }
   return it->second;
@@ -163,11 +164,13 @@ absl::StatusOr<Control::RegisteredNamespace> Control::RegisterNamespace(
   if (namespaces_.size() > options_.max_namespaces ||
       (new_pool && pools_.size() >= EvictionPolicy::kMaxPools)) {
     namespace_ids_.erase(it);
+    ++counters_.namespaces_refused;
     return refuse(absl::ResourceExhaustedError("namespaces: this daemon has as many as it may"));
   }
   if (use.namespaces >= options_.domain_namespaces ||
       (new_pool && use.layouts >= options_.domain_layouts)) {
     namespace_ids_.erase(it);
+    ++counters_.namespaces_refused;
     return refuse(absl::ResourceExhaustedError("namespaces: this user has as many as it may"));
   }
   ++use.namespaces;
@@ -210,6 +213,7 @@ absl::StatusOr<Step> Control::Lookup(LookupCall& call) {
     call.hit_blocks = prefix.blocks;
     counters_.lookup_hit_blocks += prefix.blocks;
     use.hit_blocks += prefix.blocks;
+    if (options_.count_operations) CountLookup(*chain, prefix.blocks);
     if (prefix.blocks == 0) return Step::kDone;
     residency_.Use(prefix.deepest, ++tick_);
     if (call.lease_ms > 0) {
@@ -220,6 +224,23 @@ absl::StatusOr<Step> Control::Lookup(LookupCall& call) {
     call.cursor.limit = std::min(call.extent_blocks, prefix.blocks);
   }
   return FillExtents(*chain, call.cursor, call.extents);
+}
+
+// Attributes each block that was asked for, once: to the tier that has it, or to a miss.
+void Control::CountLookup(const Chain& chain, uint32_t hit_blocks) {
+  TenantCounters& tenant = *chain.session->use->tenant;
+  const uint64_t asked = chain.keys.size();
+  const uint64_t missed = asked - hit_blocks;
+  const uint64_t block_tokens = chain.info->descriptor.groups[0].block_tokens;  // Of every group.
+  ++(missed == 0       ? tenant.lookups_full
+     : hit_blocks == 0 ? tenant.lookups_none
+                       : tenant.lookups_partial);
+  tenant.lookup_dram_blocks += hit_blocks;
+  tenant.lookup_miss_blocks += missed;
+  tenant.lookup_dram_tokens += hit_blocks * block_tokens;
+  tenant.lookup_miss_tokens += missed * block_tokens;
+  metrics_.prompt_tokens.Observe(asked * block_tokens);
+  metrics_.match_share.Observe(hit_blocks * 1000 / asked);
 }
 
 absl::StatusOr<Step> Control::Load(LoadCall& call) {
@@ -247,7 +268,12 @@ absl::StatusOr<Step> Control::Load(LoadCall& call) {
     call.cursor.limit = chain->keys.size();
   }
   const Step step = FillExtents(*chain, call.cursor, call.extents);
-  if (step == Step::kDone) counters_.load_blocks += call.cursor.next;
+  if (step == Step::kDone) {
+    counters_.load_blocks += call.cursor.next;
+    if (call.cursor.outcome == LoadOutcome::kMiss) {
+      counters_.load_miss_blocks += chain->keys.size() - call.cursor.next;
+    }
+  }
   return step;
 }
 
@@ -259,6 +285,21 @@ uint32_t Control::SliceBlocks(size_t parts) const {
 
 // Takes holds and writes extents for the blocks from cursor.next on, as far as they are there.
 Step Control::FillExtents(const Chain& chain, ExtentCursor& cursor, std::string& extents) {
+  const uint32_t blocks_before = cursor.next;
+  const uint64_t bytes_before = cursor.hold == 0 ? 0 : holds_.bytes(cursor.hold);
+  const Step step = FillSlice(chain, cursor, extents);
+  if (cursor.next > blocks_before) {
+    counters_.load_bytes += holds_.bytes(cursor.hold) - bytes_before;
+    // Each worker of an engine loads its own parts of a block: together they save its tokens once.
+    const NamespaceInfo& info = *chain.info;
+    const uint64_t tokens = uint64_t{info.descriptor.groups[0].block_tokens} *
+                            (cursor.next - blocks_before) * cursor.parts.size();
+    chain.session->use->tenant->saved_tokens += tokens / info.parts.size();
+  }
+  return step;
+}
+
+Step Control::FillSlice(const Chain& chain, ExtentCursor& cursor, std::string& extents) {
   if (cursor.limit == 0) return Step::kDone;
   if (cursor.hold == 0) {
     if (chain.session->use->holds < options_.domain_holds) {
@@ -315,6 +356,7 @@ Step Control::FillExtents(const Chain& chain, ExtentCursor& cursor, std::string&
         return Step::kDone;
       }
       ++chain.session->use->extents;
+      ++chain.session->use->tenant->held_extents;
       if (there) {
         extent.region = store_.arena().Number(part.region);
         extent.generation = part.generation;
@@ -360,6 +402,7 @@ LeaseId Control::AddLease(Session& session, BlockRef block, uint32_t lease_ms,
   }
   residency_.Lease(block);
   ++session.use->leases;
+  ++session.use->tenant->leases;
   ++counters_.leases_granted;
   outcome = LeaseOutcome::kGranted;
   return id;
@@ -369,8 +412,10 @@ bool Control::EndLease(LeaseId id) {
   const std::optional<LeaseTable::Lease> lease = leases_.Remove(id);
   if (!lease.has_value()) return false;
   DomainUse& use = uses_[namespaces_[residency_.block(lease->block).ns].domain];
-  --(lease->owner == LeaseTable::kPinOwner ? use.pins : use.leases);
-  if (lease->owner == LeaseTable::kPinOwner) {
+  const bool pinned_chain = lease->owner == LeaseTable::kPinOwner;
+  --(pinned_chain ? use.pins : use.leases);
+  --(pinned_chain ? use.tenant->pins : use.tenant->leases);
+  if (pinned_chain) {
     const auto pin = pins_.find(id);
     const auto pinned = pinned_bytes_.find({pin->second.domain, pin->second.owner});
     pinned->second -= pin->second.bytes;
@@ -394,6 +439,7 @@ void Control::ExpireLeases(int most) {
 void Control::CloseHold(Session& session, HoldId hold) {
   --session.use->holds;
   session.use->extents -= holds_.extents(hold);
+  session.use->tenant->held_extents -= holds_.extents(hold);
   holds_.Close(hold);
 }
 
@@ -482,6 +528,7 @@ absl::Status Control::Pin(PinCall& call) {
   pinned_bytes_[owner] += call.bytes;
   pins_[call.pin_id] = {owner.first, owner.second, call.bytes};
   ++chain->session->use->pins;
+  ++chain->session->use->tenant->pins;
   ++counters_.pins_granted;
   return absl::OkStatus();
 }
@@ -508,6 +555,7 @@ void Control::Poll() {
   }
   events_.clear();
   const Nanos now = clock_.Now();
+  polled_at_ = now;
   ExpireLeases(kLeasesExpiredPerPoll);
   DrainHolds();
   if (now >= next_expiry_) {
@@ -541,6 +589,7 @@ void Control::Poll() {
     }
     orphans_.clear();
   }
+  metrics_.waiting_calls = waiters_.size();
 }
 
 Resumable* Control::NextReady() {
@@ -571,6 +620,8 @@ void Control::OnEvent(SessionOpened& event) {
   session->domain = event.domain;
   session->use = &uses_[event.domain];
   ++session->use->sessions;
+  if (session->use->tenant == nullptr) session->use->tenant = &metrics_.AddTenant(event.domain);
+  ++session->use->tenant->sessions;
   session->pid = event.pid;
   if (free_session_indexes_.empty()) {
     session->index = session_indexes_++;
@@ -608,7 +659,11 @@ void Control::OnEvent(SessionEnded& event) {
   by_token_.erase(std::string(session.token.begin(), session.token.end()));
   ++counters_.sessions_ended;
   --session.use->sessions;
-  while (const LeaseId lease = leases_.AnyOf(session.index)) EndLease(lease);
+  --session.use->tenant->sessions;
+  while (const LeaseId lease = leases_.AnyOf(session.index)) {
+    EndLease(lease);
+    ++counters_.leases_ended_with_session;
+  }
   std::vector<uint64_t> open;
   for (const auto& [id, reservation] : reservations_) {
     if (reservation->session == session.serial && !reservation->closing) open.push_back(id);

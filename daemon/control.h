@@ -27,6 +27,7 @@
 #include "daemon/hold_table.h"
 #include "daemon/inbox.h"
 #include "daemon/lease_table.h"
+#include "daemon/metrics.h"
 #include "daemon/mover.h"
 #include "daemon/requests.h"
 #include "daemon/store.h"
@@ -37,41 +38,10 @@
 
 namespace kvd {
 
-// Counters since start. Names on the wire are these, see Control::Counters().
-struct ControlCounters {
-  uint64_t lookups = 0;
-  uint64_t lookup_blocks = 0;
-  uint64_t lookup_hit_blocks = 0;
-  uint64_t loads = 0;
-  uint64_t load_blocks = 0;
-  uint64_t hold_budget_refusals = 0;
-  uint64_t reserves = 0;
-  uint64_t reserve_granted_blocks = 0;
-  uint64_t reserve_present_blocks = 0;
-  uint64_t reserve_in_production_blocks = 0;
-  uint64_t reserve_no_room_blocks = 0;
-  uint64_t reserve_waits = 0;
-  uint64_t reservations_expired = 0;
-  uint64_t reservations_aborted = 0;
-  uint64_t commits = 0;
-  uint64_t committed_blocks = 0;  // Made visible.
-  uint64_t parked_blocks = 0;
-  uint64_t put_sums_differ = 0;  // Parts whose staged bytes were not those that were summed.
-  uint64_t leases_granted = 0;
-  uint64_t leases_refused = 0;
-  uint64_t leases_expired = 0;
-  uint64_t pins_granted = 0;
-  uint64_t pins_refused = 0;
-  uint64_t damage_reported = 0;
-  uint64_t damage_confirmed = 0;
-  uint64_t sessions_opened = 0;
-  uint64_t sessions_ended = 0;
-  uint64_t calls_refused = 0;  // Unknown session, bad field, a bound.
-};
-
 // What the sessions of one domain have together, and what was done for them since start.
 struct DomainUse {
-  uint32_t sessions = 0;  // Whose socket is open.
+  TenantCounters* tenant = nullptr;  // The same for monitors, who share one beyond some tenants.
+  uint32_t sessions = 0;             // Whose socket is open.
   uint32_t leases = 0;
   uint32_t holds = 0;
   uint32_t extents = 0;
@@ -111,6 +81,8 @@ class Control {
     double load_bytes_per_us = 10000;  // Measured: what a client's verified copy reaches.
     uint32_t slice_blocks = 128;       // Of one call, before others have their turn, ...
     uint32_t slice_extents = 512;      // ... or fewer, to name no more than so many parts.
+    // Attribute lookups to tenants, and their lengths to histograms.
+    bool count_operations = true;
     // Told when a session is over: ended, and nothing is held under it. May be empty.
     std::function<void(uint32_t serial)> session_over;
   };
@@ -142,6 +114,9 @@ class Control {
 
   // Takes in what other threads posted, and ends what has had its time.
   void Poll();
+  // When Poll() was called last: what came in with it arrived then, near enough, and it costs no
+  // second look at the clock.
+  Nanos polled_at() const { return polled_at_; }
   // The next waiting call that can go on; null: none.
   Resumable* NextReady();
   // Ends all waits, and those of calls to come: they answer with what there is.
@@ -152,6 +127,7 @@ class Control {
   // --- looking -----------------------------------------------------------------------------------
 
   const ControlCounters& counters() const { return counters_; }
+  const ControlMetrics& metrics() const { return metrics_; }  // Any thread.
   std::vector<std::pair<std::string, uint64_t>> Counters() const;
   const Store& store() const { return store_; }
   uint32_t sessions() const { return static_cast<uint32_t>(by_token_.size()); }
@@ -223,7 +199,9 @@ class Control {
   uint32_t SliceBlocks(size_t parts) const;
   bool EndLease(LeaseId id);
   LeaseId AddLease(Session& session, BlockRef block, uint32_t lease_ms, LeaseOutcome& outcome);
+  void CountLookup(const Chain& chain, uint32_t hit_blocks);
   Step FillExtents(const Chain& chain, ExtentCursor& cursor, std::string& extents);
+  Step FillSlice(const Chain& chain, ExtentCursor& cursor, std::string& extents);
   void DropEmptyHold(const Chain& chain, ExtentCursor& cursor);
 
   absl::Status StartReservation(ReserveCall& call, const Chain& chain);
@@ -267,8 +245,10 @@ class Control {
   ThreadRole control_;
   LeaseTable leases_;
   HoldTable holds_;
-  ControlCounters counters_;
+  ControlMetrics metrics_;
+  ControlCounters& counters_ = metrics_.counters;
   uint64_t tick_ = 0;  // Counts uses; the policy's time.
+  Nanos polled_at_ = 0;
 
   std::vector<NamespaceInfo> namespaces_;                                  // [0] is unused.
   std::map<std::pair<DomainId, std::string>, NamespaceId> namespace_ids_;  // By canonical form.

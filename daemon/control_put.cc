@@ -44,15 +44,18 @@ absl::Status Control::StartReservation(ReserveCall& call, const Chain& chain) {
     return InvalidField("keys", "blocks times parts is more than 16384");
   }
   if (chain.session->reservations >= options_.session_reservations) {
+    ++counters_.reservations_refused;
     return absl::ResourceExhaustedError(
         absl::StrCat("reservations: this session has ", options_.session_reservations, " open"));
   }
   if (chain.session->use->reservations >= options_.domain_reservations) {
+    ++counters_.reservations_refused;
     return absl::ResourceExhaustedError(absl::StrCat(
         "reservations: the sessions of this user have ", options_.domain_reservations, " open"));
   }
   call.reservation_id = board_.Open(chain.session->serial);
   if (call.reservation_id == 0) {
+    ++counters_.reservations_refused;
     return absl::ResourceExhaustedError("reservations: this daemon has as many open as it may");
   }
   std::unique_ptr<Reservation> reservation;
@@ -95,6 +98,8 @@ Step Control::ReserveBlocks(ReserveCall& call, const Chain& chain) {
   Reservation& reservation = *it->second;
   const uint32_t end =
       std::min(chain.keys.size(), call.next + SliceBlocks(reservation.parts.size()));
+  const uint64_t parts_bytes =  // Of one block, as many as were asked for.
+      chain.info->block_bytes * reservation.parts.size() / chain.info->parts.size();
   while (call.next < end) {
     const BlockRef above = reservation.last;
     const ReserveState state = ReserveBlock(reservation, chain, call.next);
@@ -121,15 +126,23 @@ Step Control::ReserveBlocks(ReserveCall& call, const Chain& chain) {
         break;
       case ReserveState::kPresent:
         ++counters_.reserve_present_blocks;
+        counters_.dedup_saved_bytes += parts_bytes;
         break;
       case ReserveState::kInProduction:
         ++counters_.reserve_in_production_blocks;
+        counters_.dedup_saved_bytes += parts_bytes;
         break;
       case ReserveState::kNoRoom:
       case ReserveState::kNoParent:
         // Nothing can stand below: the rest of the list has the same answer.
-        counters_.reserve_no_room_blocks += state == ReserveState::kNoRoom;
-        reservation.use->rejected_blocks += state == ReserveState::kNoRoom;
+        if (state == ReserveState::kNoRoom) {
+          ++counters_.reserves_refused;
+          ++counters_.reserve_no_room_blocks;
+          ++reservation.use->rejected_blocks;
+          ++reservation.use->tenant->rejected_blocks;
+        } else {
+          ++counters_.reserve_no_parent_blocks;
+        }
         reservation.states.resize(chain.keys.size(), static_cast<char>(state));
         call.next = chain.keys.size();
         return Step::kDone;
@@ -283,6 +296,7 @@ Step Control::CommitBlocks(CommitCall& call, uint64_t id, Reservation& reservati
   }
   counters_.committed_blocks += call.stored - stored_before;
   reservation.use->committed_blocks += call.stored - stored_before;
+  reservation.use->tenant->committed_blocks += call.stored - stored_before;
   ProductionChanged();
   return call.next < call.blocks ? Step::kMore : Step::kDone;
 }
@@ -317,6 +331,7 @@ CommitResult Control::CommitBlock(CommitCall& call, uint64_t id, Reservation& re
     const PartRef part = std::exchange(reservation.part_refs[i], 0);
     if (part == 0) continue;
     const uint32_t sum = board_.Get(id, static_cast<uint32_t>(i)).sum;
+    counters_.committed_bytes += residency_.part(part).length;
     call.stored += residency_.CommitPart(part, sum, tick_);
   }
   reservation.blocks[position] = 0;
@@ -405,6 +420,7 @@ absl::StatusOr<Step> Control::StartInlineFills(CommitCall& call, Session& sessio
   }
   if (!mover_.Fill(std::move(job))) {
     CloseReservation(id);
+    ++counters_.puts_refused;
     return absl::ResourceExhaustedError("copiers: too many puts wait already");
   }
   call.phase = CommitCall::Phase::kFill;

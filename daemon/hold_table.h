@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "daemon/residency.h"
+#include "proto/types/tally.h"
 
 namespace kvd {
 
@@ -72,8 +73,8 @@ class HoldTable {
   uint64_t held_bytes(uint32_t session) const {
     return session < owned_.size() ? owned_[session].bytes : 0;
   }
-  uint64_t total_extents() const { return total_extents_; }
-  uint64_t total_bytes() const { return total_bytes_; }
+  uint64_t total_extents() const { return total_extents_; }  // Any thread.
+  uint64_t total_bytes() const { return total_bytes_; }      // Any thread.
 
  private:
   struct Hold {
@@ -104,8 +105,8 @@ class HoldTable {
   uint32_t free_node_ = 0;
   uint32_t drain_first_ = 0;  // Nodes of ended holds, chained by next.
   uint32_t drain_last_ = 0;   // Requires: drain_first_ is not 0.
-  uint64_t total_extents_ = 0;
-  uint64_t total_bytes_ = 0;
+  Tally total_extents_;
+  Tally total_bytes_;
 };
 
 }  // namespace kvd

@@ -1,16 +1,17 @@
 // kvd: configuration, construct, serve, drain.
 
-#include <pthread.h>
 #include <spdlog/sinks/stdout_sinks.h>
 #include <spdlog/spdlog.h>
 #include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cerrno>
 #include <csignal>
 #include <cstdio>
 #include <memory>
+#include <string>
 #include <thread>
 #include <variant>
 #include <vector>
@@ -22,6 +23,9 @@
 #include "daemon/copier_pool.h"
 #include "daemon/domains.h"
 #include "daemon/endpoint_lock.h"
+#include "daemon/exposition.h"
+#include "daemon/heartbeat.h"
+#include "daemon/metrics_http.h"
 #include "daemon/process.h"
 #include "daemon/reload.h"
 #include "daemon/service.h"
@@ -36,6 +40,15 @@ int Fail(const absl::Status& status) {
   spdlog::error("daemon.failed error=\"{}\"", std::string(status.message()));
   return 1;
 }
+
+// A mistake in what the operator said, as those that ReadConfig() finds.
+int Misconfigured(const absl::Status& status) {
+  spdlog::error("config.invalid error=\"{}\"", std::string(status.message()));
+  return 2;
+}
+
+// For the control thread to take a turn, before it is called dead.
+constexpr absl::Duration kHeartbeatPatience = absl::Seconds(3);
 
 absl::Status OpenToEngines(const Config& config) {
   for (const std::string& path : {config.path(), config.path() + ".session"}) {
@@ -88,7 +101,8 @@ int Serve(const Config& config) {
 
   const std::unique_ptr<EvictionPolicy> policy = MakePolicy(config.policy, config.max_blocks);
   Inbox inbox;
-  Control::Options limits{.load_bytes_per_us = MeasureCopy(copier, clock)};
+  Control::Options limits{.load_bytes_per_us = MeasureCopy(copier, clock),
+                          .count_operations = config.op_metrics};
   FillBoard board(limits.max_reservations);
   auto copiers = std::make_unique<CopierPool>(board, inbox, copier,
                                               CopierPool::Options{.threads = config.copiers});
@@ -104,27 +118,51 @@ int Serve(const Config& config) {
   limits.session_over = [&sessions](uint32_t serial) { (*sessions)->Forget(serial); };
   Control control(store, board, *copiers, inbox, clock, limits);
 
-  absl::StatusOr<std::unique_ptr<Service>> service =
-      Service::Start(control, clock, {.path = config.path()});
+  absl::StatusOr<std::unique_ptr<Service>> service = Service::Start(
+      control, clock, {.path = config.path(), .count_operations = config.op_metrics});
   if (!service.ok()) return Fail(service.status());
   inbox.SetWake([&service] { (*service)->Wake(); });
+  std::atomic<bool> stopping{false};
+  const MetricsSource metrics{
+      .control = &control,
+      .service = &(*service)->metrics(),
+      .tenant_name = [&domains](DomainId domain) { return domains.Name(domain); },
+      .version = KVD_VERSION,
+      .count_operations = config.op_metrics};
+  Heartbeat heartbeat(inbox);
+  std::unique_ptr<MetricsHttp> http;
+  if (!config.metrics.empty()) {
+    absl::StatusOr<std::unique_ptr<MetricsHttp>> started = MetricsHttp::Start(
+        {.address = config.metrics, .beyond_loopback = config.metrics_beyond_loopback},
+        {.metrics = [&metrics] { return MetricsText(metrics); },
+         .alive = [&heartbeat] { return heartbeat.Beats(kHeartbeatPatience); },
+         .why_not_ready = [&stopping] { return stopping ? "draining" : ""; }});
+    if (absl::IsInvalidArgument(started.status())) return Misconfigured(started.status());
+    if (!started.ok()) return Fail(started.status());
+    http = *std::move(started);
+  }
+  const std::string metrics_address = http == nullptr ? "" : http->address();
   absl::StatusOr<std::unique_ptr<AdminServer>> admin =
       AdminServer::Start(inbox, {.path = config.path() + ".admin",
                                  .endpoint = config.listen,
+                                 .metrics = metrics_address,
                                  .policy = config.policy,
                                  .copy_loops = copier.description()});
   if (!admin.ok()) return Fail(admin.status());
   if (absl::Status status = OpenToEngines(config); !status.ok()) return Fail(status);
 
-  spdlog::info("daemon.ready listen={} pid={} blocks={} policy={} copiers={}", config.listen,
-               getpid(), config.max_blocks, config.policy, config.copiers);
-  std::printf("kvd ready listen=%s pid=%d\n", config.listen.c_str(), getpid());
+  spdlog::info("daemon.ready listen={} pid={} blocks={} policy={} copiers={} metrics={}",
+               config.listen, getpid(), config.max_blocks, config.policy, config.copiers,
+               metrics_address);
+  std::printf("kvd ready listen=%s pid=%d%s%s\n", config.listen.c_str(), getpid(),
+              http == nullptr ? "" : " metrics=", metrics_address.c_str());
   std::fflush(stdout);
 
   std::thread stopper([&] {
     int signal = WaitForSignal();
     for (; signal == SIGHUP; signal = WaitForSignal()) reloader.Reload().IgnoreError();
     spdlog::info("daemon.draining signal={}", signal);
+    stopping = true;
     inbox.Post(Task{[](Control& draining) { draining.EndWaits(); }});
     (*service)->Shutdown();
   });
@@ -133,6 +171,7 @@ int Serve(const Config& config) {
   stopper.join();
   // The reverse of the construction, but for the threads that wake the control thread: they end
   // while there still is a service to wake.
+  http.reset();
   admin->reset();
   sessions->reset();
   copiers.reset();

@@ -326,6 +326,7 @@ PartRef Residency::AddPart(BlockRef block, PartId id, uint32_t region, uint32_t 
   Part& part = parts_[ref];
   part = Part{.block = block, .region = region, .slot = slot, .generation = generation, .id = id};
   part.length = length;
+  counts_.reserved_bytes += length;
   part.state = static_cast<uint32_t>(PartState::kReserved);
   part.next = std::exchange(blocks_[block].first_part, ref);
   ++blocks_[block].reserved_parts;
@@ -343,6 +344,7 @@ uint32_t Residency::CommitPart(PartRef ref, uint32_t sum, uint64_t tick) {
   KVD_CHECK(part.state == static_cast<uint32_t>(PartState::kReserved)) << ref;
   part.sum = sum;
   part.state = static_cast<uint32_t>(PartState::kCommitted);
+  counts_.reserved_bytes -= part.length;
   Block& block = blocks_[part.block];
   --block.reserved_parts;
 
@@ -499,6 +501,7 @@ void Residency::SetGap(Block& block, bool gap) {
 void Residency::DropReserved(PartRef ref) {
   Part& part = parts_[ref];
   KVD_CHECK(part.state == static_cast<uint32_t>(PartState::kReserved)) << ref;
+  counts_.reserved_bytes -= part.length;
   const BlockRef block = part.block;
   UnlinkPart(part, ref);
   --blocks_[block].reserved_parts;
@@ -603,8 +606,14 @@ void Residency::Unhold(PartRef ref) {
 
 // --- leaving -------------------------------------------------------------------------------------
 
-void Residency::Evict(BlockRef ref) {
+void Residency::Evict(BlockRef ref, EvictReason reason) {
   KVD_CHECK(evictable(ref)) << ref;
+  uint64_t bytes = 0;
+  for (PartRef part = blocks_[ref].first_part; part != 0; part = parts_[part].next) {
+    bytes += parts_[part].length;
+  }
+  ++counts_.evicted_for[static_cast<size_t>(reason)];
+  counts_.evicted_bytes_for[static_cast<size_t>(reason)] += bytes;
   blocks_[ref].offered = false;
   policy_.Withdraw(ref);
   ++counts_.evicted;

@@ -23,6 +23,7 @@
 #include "policy/eviction.h"
 #include "proto/types/block.h"
 #include "proto/types/host_memory.h"
+#include "proto/types/tally.h"
 
 namespace kvd {
 
@@ -42,6 +43,14 @@ enum class PartState : uint32_t {
   kCommitted = 1,
   kQuarantined = 2,  // Belongs to no block any more; its room waits for its holds to end.
 };
+
+// Why a block left.
+enum class EvictReason : uint8_t {
+  kPressure,  // Somebody needed the room.
+  kAdmin,     // An operator said so.
+  kPurge,     // Its namespace is dropped.
+};
+inline constexpr size_t kEvictReasons = 3;
 
 // What the index must know of a namespace.
 struct NamespaceShape {
@@ -186,7 +195,7 @@ class Residency {
   // --- leaving -----------------------------------------------------------------------------------
 
   // Drops a block and its room. Requires: it may leave (it is offered to the policy).
-  void Evict(BlockRef block);
+  void Evict(BlockRef block, EvictReason reason = EvictReason::kPressure);
   bool evictable(BlockRef block) const { return blocks_[block].offered; }
 
   // Evicts the block of `pool`, or of any pool, that the policy names. False: none may leave.
@@ -204,15 +213,19 @@ class Residency {
 
   // --- counting ----------------------------------------------------------------------------------
 
+  // Read by any thread; changed by one.
   struct Counts {
-    uint64_t visible = 0;
-    uint64_t stubs = 0;
-    uint64_t used = 0;  // In any state.
-    uint64_t parts = 0;
-    uint64_t quarantined_parts = 0;
-    uint64_t quarantined_bytes = 0;
-    uint64_t parked_dropped = 0;  // Since start.
-    uint64_t evicted = 0;         // Blocks, since start.
+    Tally visible;
+    Tally stubs;
+    Tally used;  // In any state.
+    Tally parts;
+    Tally reserved_bytes;  // Of parts that are not committed yet.
+    Tally quarantined_parts;
+    Tally quarantined_bytes;
+    Tally parked_dropped;  // Since start.
+    Tally evicted;         // Blocks, since start.
+    std::array<Tally, kEvictReasons> evicted_for;
+    std::array<Tally, kEvictReasons> evicted_bytes_for;
   };
   const Counts& counts() const { return counts_; }
   uint32_t max_blocks() const { return static_cast<uint32_t>(blocks_.size() - 1); }

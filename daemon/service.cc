@@ -34,11 +34,13 @@ class Service::Impl {
  public:
   Impl(Control& control, const Clock& clock, const Options& options)
       : control_(control), clock_(clock), options_(options), wake_tag_(*this) {}
+  ~Impl();
 
   absl::Status Start();
   void Run();
   void Wake();
   void Shutdown();
+  const ServiceMetrics& metrics() const { return metrics_; }
 
  private:
   template <typename Method>
@@ -66,7 +68,7 @@ class Service::Impl {
 
   // Control thread only.
   std::deque<Resumable*> slices_;  // Calls that want to go on.
-  uint32_t calls_ = 0;             // Accepted and not answered.
+  ServiceMetrics metrics_;
 
   absl::Mutex mu_;
   bool closing_ ABSL_GUARDED_BY(mu_) = false;  // No alarm may be set any more.
@@ -86,7 +88,7 @@ class Service::Impl::Call final : public Tag, public Resumable {
                                                   grpc::CompletionQueue*,
                                                   grpc::ServerCompletionQueue*, void*);
 
-  Call(Impl& impl, Post post) : impl_(impl), post_(post), writer_(&context_) {
+  Call(Impl& impl, Op op, Post post) : impl_(impl), op_(op), post_(post), writer_(&context_) {
     Tag* tag = this;
     (impl_.service_.*post_)(&context_, &request_, &writer_, impl_.queue_.get(), impl_.queue_.get(),
                             tag);
@@ -94,7 +96,7 @@ class Service::Impl::Call final : public Tag, public Resumable {
 
   void OnEvent(bool ok) override {
     if (answered_) {
-      --impl_.calls_;
+      --impl_.metrics_.calls;
       if constexpr (requires { Method::Unheard(impl_.control_, request_, state_); }) {
         if (!ok) Method::Unheard(impl_.control_, request_, state_);
       }
@@ -105,9 +107,11 @@ class Service::Impl::Call final : public Tag, public Resumable {
       delete this;
       return;
     }
-    new Call(impl_, post_);
-    ++impl_.calls_;
-    if (impl_.calls_ > impl_.options_.max_calls) {
+    new Call(impl_, op_, post_);
+    arrived_ = impl_.control_.polled_at();
+    ++impl_.metrics_.calls;
+    if (impl_.metrics_.calls > impl_.options_.max_calls) {
+      ++impl_.metrics_.calls_refused;
       Answer(grpc::Status(grpc::StatusCode::RESOURCE_EXHAUSTED,
                           "calls: this daemon has as many under way as it may"));
       return;
@@ -115,6 +119,7 @@ class Service::Impl::Call final : public Tag, public Resumable {
     if constexpr (requires(typename Method::State s) { s.resumable; }) state_.resumable = this;
     const auto now = std::chrono::system_clock::now();
     if (context_.deadline() < now) {
+      ++impl_.metrics_.ops[static_cast<size_t>(op_)].late;
       Answer(grpc::Status(grpc::StatusCode::DEADLINE_EXCEEDED, "arrived after its deadline"));
       return;
     }
@@ -132,6 +137,7 @@ class Service::Impl::Call final : public Tag, public Resumable {
       Answer(ToGrpc(step.status()));
     } else if (*step == Step::kMore) {
       impl_.slices_.push_back(this);
+      ++impl_.metrics_.slices;
     } else if (*step == Step::kDone) {
       Answer(grpc::Status::OK);
     }
@@ -142,15 +148,23 @@ class Service::Impl::Call final : public Tag, public Resumable {
     answered_ = true;
     Tag* tag = this;
     writer_.Finish(reply_, status, tag);
+    // After the answer is on its way: the caller does not wait for our arithmetic.
+    ServiceMetrics::OfOp& counts = impl_.metrics_.ops[static_cast<size_t>(op_)];
+    ++counts.answers[static_cast<size_t>(status.error_code())];
+    if (impl_.options_.count_operations) {
+      counts.duration.Observe(static_cast<uint64_t>(impl_.clock_.Now() - arrived_));
+    }
   }
 
   Impl& impl_;
+  const Op op_;
   const Post post_;
   grpc::ServerContext context_;
   Request request_;
   Reply reply_;
   typename Method::State state_;
   grpc::ServerAsyncResponseWriter<Reply> writer_;
+  Nanos arrived_ = 0;
   bool answered_ = false;
 };
 
@@ -197,20 +211,22 @@ absl::Status Service::Impl::Start() {
     return absl::UnavailableError(absl::StrCat("cannot listen at unix:", options_.path));
   }
   using Async = v1::Engine::AsyncService;
-  new Call<OpenSessionMethod>(*this, &Async::RequestOpenSession);
-  new Call<RegisterNamespaceMethod>(*this, &Async::RequestRegisterNamespace);
-  new Call<LookupMethod>(*this, &Async::RequestLookup);
-  new Call<LoadMethod>(*this, &Async::RequestLoad);
-  new Call<ReleaseMethod>(*this, &Async::RequestRelease);
-  new Call<ReserveMethod>(*this, &Async::RequestReserve);
-  new Call<CommitMethod>(*this, &Async::RequestCommit);
-  new Call<AbortMethod>(*this, &Async::RequestAbort);
-  new Call<PinMethod>(*this, &Async::RequestPin);
-  new Call<UnpinMethod>(*this, &Async::RequestUnpin);
-  new Call<UnimplementedMethod<v1::PrefetchRequest, v1::PrefetchReply>>(*this,
+  new Call<OpenSessionMethod>(*this, Op::kOther, &Async::RequestOpenSession);
+  new Call<RegisterNamespaceMethod>(*this, Op::kRegisterNamespace,
+                                    &Async::RequestRegisterNamespace);
+  new Call<LookupMethod>(*this, Op::kLookup, &Async::RequestLookup);
+  new Call<LoadMethod>(*this, Op::kLoad, &Async::RequestLoad);
+  new Call<ReleaseMethod>(*this, Op::kRelease, &Async::RequestRelease);
+  new Call<ReserveMethod>(*this, Op::kReserve, &Async::RequestReserve);
+  new Call<CommitMethod>(*this, Op::kCommit, &Async::RequestCommit);
+  new Call<AbortMethod>(*this, Op::kAbort, &Async::RequestAbort);
+  new Call<PinMethod>(*this, Op::kPin, &Async::RequestPin);
+  new Call<UnpinMethod>(*this, Op::kUnpin, &Async::RequestUnpin);
+  new Call<UnimplementedMethod<v1::PrefetchRequest, v1::PrefetchReply>>(*this, Op::kOther,
                                                                         &Async::RequestPrefetch);
-  new Call<HintMethod>(*this, &Async::RequestHint);
-  new Call<UnimplementedMethod<v1::RetainRequest, v1::RetainReply>>(*this, &Async::RequestRetain);
+  new Call<HintMethod>(*this, Op::kOther, &Async::RequestHint);
+  new Call<UnimplementedMethod<v1::RetainRequest, v1::RetainReply>>(*this, Op::kOther,
+                                                                    &Async::RequestRetain);
   new WatchCall(*this);
   return absl::OkStatus();
 }
@@ -236,6 +252,7 @@ void Service::Impl::Run() {
       sched_yield();  // To those whose calls would be served first, had they a CPU to make them on.
       Resumable* slice = slices_.front();
       slices_.pop_front();
+      --metrics_.slices;
       slice->Resume();
       continue;
     }
@@ -269,6 +286,15 @@ void Service::Impl::Shutdown() {
   queue_->Shutdown();
 }
 
+// One that never ran, as when a start fails further on, still has calls posted.
+Service::Impl::~Impl() {
+  if (server_ == nullptr) return;
+  Shutdown();
+  void* tag = nullptr;
+  bool ok = false;
+  while (queue_->Next(&tag, &ok)) static_cast<Tag*>(tag)->OnEvent(/*ok=*/false);
+}
+
 Service::Service(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Service::~Service() = default;
 
@@ -282,5 +308,6 @@ absl::StatusOr<std::unique_ptr<Service>> Service::Start(Control& control, const 
 void Service::Run() { impl_->Run(); }
 void Service::Wake() { impl_->Wake(); }
 void Service::Shutdown() { impl_->Shutdown(); }
+const ServiceMetrics& Service::metrics() const { return impl_->metrics(); }
 
 }  // namespace kvd

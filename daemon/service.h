@@ -20,6 +20,7 @@
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "daemon/control.h"
+#include "daemon/metrics.h"
 #include "proto/types/clock.h"
 
 namespace kvd {
@@ -33,6 +34,7 @@ class Service {
     // Of gRPC, for messages on their way in and out. Anybody may open connections and send half a
     // message on each of their streams; beyond this gRPC drops some.
     size_t max_message_memory = size_t{1} << 30;
+    bool count_operations = true;  // How long each call took, as histograms.
   };
 
   // Binds the socket; calls are served once Run() does. `control` must outlive this.
@@ -43,6 +45,8 @@ class Service {
   void Run();       // Until Shutdown() has drained what was accepted.
   void Wake();      // Makes Run() look at the inbox.
   void Shutdown();  // Stops accepting, ends waits, lets calls end (2 s at most).
+
+  const ServiceMetrics& metrics() const;  // Any thread.
 
   class Impl;
 

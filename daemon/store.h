@@ -41,7 +41,7 @@ class Store final : private RoomOwner {
 
   std::byte* Address(const Part& part) const { return arena_.Address(part.region, part.slot); }
 
-  uint64_t regions_emptied() const { return regions_emptied_; }
+  uint64_t regions_emptied() const { return regions_emptied_; }  // Any thread.
 
  private:
   void FreeRoom(const Part& part) override { arena_.Give(part.region, part.slot); }
@@ -55,7 +55,7 @@ class Store final : private RoomOwner {
   Arena& arena_;
   Residency residency_;
   Renew renew_;
-  uint64_t regions_emptied_ = 0;
+  Tally regions_emptied_;
   std::vector<uint32_t> in_the_way_;  // By region: a slot that kept it from being emptied.
   // By pool: blocks evicted although another pool had an older one, since it last took a region.
   std::array<uint32_t, EvictionPolicy::kMaxPools> younger_evicted_{};

@@ -21,6 +21,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "proto/types/block.h"
+#include "proto/types/tally.h"
 #include "tiers/memory_region.h"
 #include "tiers/region_directory.h"
 
@@ -96,9 +97,11 @@ class Arena {
   // --- counting ----------------------------------------------------------------------------------
 
   uint64_t capacity_bytes() const { return region_bytes_ * regions_.size(); }
-  uint64_t reserved_bytes() const { return reserved_bytes_; }
+  uint64_t reserved_bytes() const { return reserved_bytes_; }  // Any thread.
   uint64_t region_bytes() const { return region_bytes_; }
-  uint32_t free_regions() const { return free_regions_; }
+  uint32_t free_regions() const {  // Any thread.
+    return static_cast<uint32_t>(uint64_t{free_regions_});
+  }
   PageKind page_kind() const { return regions_[0].memory.page_kind(); }
 
  private:
@@ -128,9 +131,9 @@ class Arena {
   std::vector<Region> regions_;
   uint32_t next_number_ = 1;
   uint32_t next_generation_ = 1;
-  uint32_t free_regions_ = 0;
+  Tally free_regions_;
   uint32_t renewing_regions_ = 0;
-  uint64_t reserved_bytes_ = 0;
+  Tally reserved_bytes_;
   uint32_t last_region_ = 0;  // Where the last slot was taken: the next is likely there too.
 };
 

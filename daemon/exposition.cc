@@ -1,0 +1,427 @@
+#include "daemon/exposition.h"
+
+#include <dirent.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cinttypes>
+#include <cstdio>
+#include <initializer_list>
+#include <limits>
+#include <string_view>
+#include <utility>
+
+#include "absl/cleanup/cleanup.h"
+#include "absl/strings/str_cat.h"
+#include "prometheus/client_metric.h"
+#include "prometheus/text_serializer.h"
+#include "proto/types/limits.h"
+
+namespace kvd {
+namespace {
+
+using prometheus::ClientMetric;
+using prometheus::MetricFamily;
+using prometheus::MetricType;
+using Labels = std::initializer_list<std::pair<std::string_view, std::string_view>>;
+
+constexpr std::string_view kOpNames[] = {
+    "lookup", "load", "release", "reserve", "commit", "abort", "pin", "unpin", "register_namespace",
+    "other"};
+static_assert(std::size(kOpNames) == kOps);
+
+// Of gRPC, as its documentation writes them.
+constexpr std::string_view kCodeNames[] = {
+    "OK",        "CANCELLED",      "UNKNOWN",           "INVALID_ARGUMENT",   "DEADLINE_EXCEEDED",
+    "NOT_FOUND", "ALREADY_EXISTS", "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION",
+    "ABORTED",   "OUT_OF_RANGE",   "UNIMPLEMENTED",     "INTERNAL",           "UNAVAILABLE",
+    "DATA_LOSS", "UNAUTHENTICATED"};
+static_assert(std::size(kCodeNames) == ServiceMetrics::kCodes);
+
+constexpr std::string_view kEvictReasonNames[] = {"pressure", "admin", "purge"};
+static_assert(std::size(kEvictReasonNames) == kEvictReasons);
+
+// The families in the order in which they are made.
+class Families {
+ public:
+  // What is added after this belongs to this family.
+  Families& Counter(std::string name, std::string help) {
+    return Begin(std::move(name), std::move(help), MetricType::Counter);
+  }
+  Families& Gauge(std::string name, std::string help) {
+    return Begin(std::move(name), std::move(help), MetricType::Gauge);
+  }
+  Families& Histograms(std::string name, std::string help) {
+    return Begin(std::move(name), std::move(help), MetricType::Histogram);
+  }
+
+  Families& Add(double value, Labels labels = {}) {
+    ClientMetric& metric = Next(labels);
+    (families_.back().type == MetricType::Counter ? metric.counter.value : metric.gauge.value) =
+        value;
+    return *this;
+  }
+  Families& Add(uint64_t value, Labels labels = {}) {
+    return Add(static_cast<double>(value), labels);
+  }
+  // `per_unit`: how many of what the histogram counts make one of what is shown, as 1e9
+  // nanoseconds.
+  template <typename Buckets>
+  Families& Add(const Histogram<Buckets>& histogram, double per_unit, Labels labels = {}) {
+    ClientMetric::Histogram& shown = Next(labels).histogram;
+    uint64_t count = 0;
+    for (size_t i = 0; i < Buckets::kBounds.size(); ++i) {
+      count += histogram.count(i);
+      shown.bucket.push_back({count, static_cast<double>(Buckets::kBounds[i]) / per_unit});
+    }
+    count += histogram.count(Buckets::kBounds.size());
+    shown.bucket.push_back({count, std::numeric_limits<double>::infinity()});
+    shown.sample_count = count;
+    shown.sample_sum = static_cast<double>(histogram.sum()) / per_unit;
+    return *this;
+  }
+
+  std::vector<MetricFamily> Take() { return std::move(families_); }
+
+ private:
+  Families& Begin(std::string name, std::string help, MetricType type) {
+    families_.push_back({std::move(name), std::move(help), type, {}});
+    return *this;
+  }
+  ClientMetric& Next(Labels labels) {
+    ClientMetric& metric = families_.back().metric.emplace_back();
+    for (const auto& [name, value] : labels) {
+      metric.label.push_back({std::string(name), std::string(value)});
+    }
+    return metric;
+  }
+
+  std::vector<MetricFamily> families_;
+};
+
+constexpr std::string_view kOtherTenants = "_other";
+
+struct Tenant {
+  std::string name;
+  const TenantCounters& counters;
+};
+
+std::vector<Tenant> TenantsOf(const MetricsSource& source) {
+  const ControlMetrics& metrics = source.control->metrics();
+  std::vector<Tenant> tenants;
+  const uint32_t named = metrics.tenants();
+  for (uint32_t i = 0; i < named; ++i) {
+    std::string name = source.tenant_name(metrics.domain(i));
+    // A series that is there twice would spoil the whole scrape: rules may change while we run.
+    const bool taken = name == kOtherTenants ||
+                       std::any_of(tenants.begin(), tenants.end(),
+                                   [&name](const Tenant& tenant) { return tenant.name == name; });
+    if (taken) absl::StrAppend(&name, "#", metrics.domain(i));
+    tenants.push_back({std::move(name), metrics.tenant(i)});
+  }
+  // Always there, so that nothing appears in mid-life with a value that is not zero.
+  tenants.push_back({std::string(kOtherTenants), metrics.others()});
+  return tenants;
+}
+
+void AddDemand(const MetricsSource& source, const std::vector<Tenant>& tenants, Families& out) {
+  const ControlMetrics& metrics = source.control->metrics();
+  if (source.count_operations) {
+    out.Counter("kvd_lookup_requests_total", "Lookups, by how much of what they asked was there.");
+    for (const Tenant& t : tenants) {
+      out.Add(t.counters.lookups_full, {{"tenant", t.name}, {"outcome", "full"}});
+      out.Add(t.counters.lookups_partial, {{"tenant", t.name}, {"outcome", "partial"}});
+      out.Add(t.counters.lookups_none, {{"tenant", t.name}, {"outcome", "none"}});
+    }
+    out.Counter("kvd_lookup_blocks_total",
+                "Blocks that lookups asked for, each once: by the tier that had it, or miss.");
+    for (const Tenant& t : tenants) {
+      out.Add(t.counters.lookup_dram_blocks, {{"tenant", t.name}, {"tier", "dram"}});
+      out.Add(t.counters.lookup_miss_blocks, {{"tenant", t.name}, {"tier", "miss"}});
+    }
+    out.Counter("kvd_lookup_tokens_total", "The same in tokens.");
+    for (const Tenant& t : tenants) {
+      out.Add(t.counters.lookup_dram_tokens, {{"tenant", t.name}, {"tier", "dram"}});
+      out.Add(t.counters.lookup_miss_tokens, {{"tenant", t.name}, {"tier", "miss"}});
+    }
+    out.Histograms("kvd_prefix_match_ratio", "Share of a lookup's blocks that was there.")
+        .Add(metrics.match_share, 1e3);
+    out.Histograms("kvd_request_prompt_tokens", "Tokens that a lookup asked for.")
+        .Add(metrics.prompt_tokens, 1);
+  }
+  const ControlCounters& c = metrics.counters;
+  out.Counter("kvd_get_blocks_total", "Blocks that loads asked for, by what became of them.");
+  out.Add(c.load_blocks, {{"tier", "dram"}, {"outcome", "ok"}});
+  out.Add(c.load_miss_blocks, {{"tier", "dram"}, {"outcome", "miss"}});
+  out.Add(c.damage_confirmed, {{"tier", "dram"}, {"outcome", "checksum"}});
+  out.Counter("kvd_prefill_tokens_saved_total",
+              "Tokens of blocks that loads named: nobody has to compute them again.");
+  for (const Tenant& t : tenants) {
+    out.Add(t.counters.saved_tokens, {{"tenant", t.name}, {"tier", "dram"}});
+  }
+}
+
+void AddTiers(const MetricsSource& source, Families& out) {
+  const Control& control = *source.control;
+  const Arena& arena = control.store().arena();
+  const Residency::Counts& counts = control.store().residency().counts();
+  const ControlCounters& c = control.counters();
+  out.Gauge("kvd_tier_capacity_bytes", "Room of a tier.")
+      .Add(arena.capacity_bytes(), {{"tier", "dram"}});
+  // Read one after the other while blocks come and go: what is left over is not below zero.
+  const uint64_t reserved = arena.reserved_bytes();
+  const uint64_t writing = std::min<uint64_t>(counts.reserved_bytes, reserved);
+  const uint64_t quarantine = std::min<uint64_t>(counts.quarantined_bytes, reserved - writing);
+  out.Gauge("kvd_tier_used_bytes",
+            "Room of a tier by what it is used for; the states together are its capacity.");
+  out.Add(reserved - writing - quarantine, {{"tier", "dram"}, {"state", "committed"}});
+  out.Add(writing, {{"tier", "dram"}, {"state", "writing"}});
+  out.Add(quarantine, {{"tier", "dram"}, {"state", "quarantine"}});
+  out.Add(arena.capacity_bytes() - reserved, {{"tier", "dram"}, {"state", "free"}});
+  out.Gauge("kvd_tier_blocks", "Blocks that can be found in a tier.")
+      .Add(counts.visible, {{"tier", "dram"}});
+  out.Gauge("kvd_tier_state", "1 for the state that a tier is in.")
+      .Add(uint64_t{1}, {{"tier", "dram"}, {"state", "online"}});
+  out.Gauge("kvd_tier_regions_free", "Regions that no layout uses.")
+      .Add(uint64_t{arena.free_regions()}, {{"tier", "dram"}});
+  out.Gauge("kvd_index_blocks", "Blocks that the index knows, in any state.").Add(counts.used);
+  out.Gauge("kvd_index_capacity_blocks", "Blocks that the index has room for.")
+      .Add(uint64_t{control.store().residency().max_blocks()});
+  out.Gauge("kvd_index_stubs", "Blocks whose bytes are gone, kept for what lies below.")
+      .Add(counts.stubs);
+  out.Gauge("kvd_quarantined_bytes", "Room of damaged parts that somebody may still be reading.")
+      .Add(counts.quarantined_bytes);
+  out.Counter("kvd_transfer_bytes_total", "Payload by where it went and why.");
+  out.Add(c.committed_bytes, {{"from", "client"}, {"to", "dram"}, {"reason", "put"}});
+  out.Add(c.load_bytes, {{"from", "dram"}, {"to", "client"}, {"reason", "get"}});
+}
+
+void AddEviction(const MetricsSource& source, Families& out) {
+  const Residency::Counts& counts = source.control->store().residency().counts();
+  out.Counter("kvd_evicted_blocks_total", "Blocks whose last copy was dropped.");
+  for (size_t i = 0; i < kEvictReasons; ++i) {
+    out.Add(counts.evicted_for[i], {{"tier", "dram"}, {"reason", kEvictReasonNames[i]}});
+  }
+  out.Add(source.control->counters().damage_confirmed, {{"tier", "dram"}, {"reason", "corrupt"}});
+  out.Counter("kvd_evicted_bytes_total", "Payload of such blocks.");
+  for (size_t i = 0; i < kEvictReasons; ++i) {
+    out.Add(counts.evicted_bytes_for[i], {{"tier", "dram"}, {"reason", kEvictReasonNames[i]}});
+  }
+  out.Counter("kvd_regions_emptied_total", "Regions taken from one layout for another.")
+      .Add(source.control->store().regions_emptied());
+}
+
+void AddPuts(const MetricsSource& source, const std::vector<Tenant>& tenants, Families& out) {
+  const ControlCounters& c = source.control->counters();
+  out.Counter("kvd_reserve_blocks_total",
+              "Blocks that were to be stored, by the answer; of a list that finds no room or no "
+              "parent the first counts.");
+  out.Add(c.reserve_granted_blocks, {{"outcome", "granted"}});
+  out.Add(c.reserve_present_blocks, {{"outcome", "present"}});
+  out.Add(c.reserve_in_production_blocks, {{"outcome", "in_production"}});
+  out.Add(c.reserve_no_room_blocks, {{"outcome", "no_room"}});
+  out.Add(c.reserve_no_parent_blocks, {{"outcome", "no_parent"}});
+  out.Counter("kvd_dedup_hits_total", "Blocks that need not be sent: present, or on their way.")
+      .Add(c.reserve_present_blocks + c.reserve_in_production_blocks);
+  out.Counter("kvd_dedup_saved_bytes_total", "Payload of such blocks.").Add(c.dedup_saved_bytes);
+  out.Counter("kvd_committed_blocks_total", "Blocks that became visible.");
+  for (const Tenant& t : tenants) out.Add(t.counters.committed_blocks, {{"tenant", t.name}});
+  out.Counter("kvd_rejected_blocks_total", "Blocks that found no room.");
+  for (const Tenant& t : tenants) out.Add(t.counters.rejected_blocks, {{"tenant", t.name}});
+  out.Counter("kvd_reservations_ended_total", "Reservations that ended without all their blocks.");
+  out.Add(c.reservations_expired, {{"reason", "expired"}});
+  out.Add(c.reservations_aborted, {{"reason", "aborted"}});
+}
+
+void AddPromises(const MetricsSource& source, const std::vector<Tenant>& tenants, Families& out) {
+  const Control& control = *source.control;
+  const ControlCounters& c = control.counters();
+  uint64_t leases = 0;
+  uint64_t pins = 0;
+  for (const Tenant& t : tenants) {
+    leases += t.counters.leases;
+    pins += t.counters.pins;
+  }
+  out.Gauge("kvd_leases", "Promises that a chain stays findable, now.");
+  out.Add(leases, {{"kind", "lease"}});
+  out.Add(pins, {{"kind", "pin"}});
+  out.Gauge("kvd_tenant_leases", "Leases of a tenant, now.");
+  for (const Tenant& t : tenants) out.Add(t.counters.leases, {{"tenant", t.name}});
+  out.Gauge("kvd_pins", "Pins of a tenant, now.");
+  for (const Tenant& t : tenants) out.Add(t.counters.pins, {{"tenant", t.name}});
+  out.Counter("kvd_leases_granted_total", "Leases and pins that were granted.");
+  out.Add(c.leases_granted, {{"kind", "lease"}});
+  out.Add(c.pins_granted, {{"kind", "pin"}});
+  out.Counter("kvd_lease_revoked_total", "Leases and pins that ended without being given back.");
+  out.Add(c.leases_expired, {{"reason", "expired"}});
+  out.Add(c.leases_ended_with_session, {{"reason", "session_ended"}});
+  out.Gauge("kvd_held_extents", "Extents that clients read now, or have not given back.");
+  for (const Tenant& t : tenants) out.Add(t.counters.held_extents, {{"tenant", t.name}});
+  out.Gauge("kvd_held_bytes", "Room of such extents.").Add(control.holds().total_bytes());
+  out.Gauge("kvd_sessions", "Clients that are connected, now.");
+  for (const Tenant& t : tenants) {
+    out.Add(t.counters.sessions, {{"transport", "shm"}, {"tenant", t.name}});
+  }
+  out.Counter("kvd_sessions_opened_total", "Clients that came.").Add(c.sessions_opened);
+}
+
+void AddTrouble(const MetricsSource& source, Families& out) {
+  const ControlCounters& c = source.control->counters();
+  const ServiceMetrics& service = *source.service;
+  out.Counter("kvd_checksum_failures_total",
+              "Parts whose stored bytes were not those that were committed.")
+      .Add(c.damage_confirmed, {{"tier", "dram"}});
+  out.Counter("kvd_damage_reported_total",
+              "Parts that clients called damaged; each is summed again before it is believed.")
+      .Add(c.damage_reported);
+  out.Counter("kvd_put_sums_differ_total",
+              "Parts that changed in staging after the client had summed them.")
+      .Add(c.put_sums_differ);
+  out.Counter("kvd_auth_failures_total", "Calls and connections that were not let in.")
+      .Add(c.unknown_sessions, {{"reason", "session"}});
+  out.Counter("kvd_calls_refused_total", "Calls with a mistake, or beyond a bound.")
+      .Add(c.calls_refused);
+  out.Counter("kvd_admission_rejected_total", "Calls that did not get what they asked, by want.");
+  out.Add(c.leases_refused, {{"op", "lookup"}, {"reason", "leases"}});
+  out.Add(c.hold_budget_refusals, {{"op", "load"}, {"reason", "holds"}});
+  out.Add(c.reserves_refused, {{"op", "reserve"}, {"reason", "room"}});
+  out.Add(c.reservations_refused, {{"op", "reserve"}, {"reason", "reservations"}});
+  out.Add(c.puts_refused, {{"op", "commit"}, {"reason", "copiers"}});
+  out.Add(c.pins_refused, {{"op", "pin"}, {"reason", "pins"}});
+  out.Add(c.namespaces_refused, {{"op", "register_namespace"}, {"reason", "namespaces"}});
+  out.Add(service.calls_refused, {{"op", "any"}, {"reason", "calls"}});
+}
+
+void AddCalls(const MetricsSource& source, Families& out) {
+  const ServiceMetrics& service = *source.service;
+  if (source.count_operations) {
+    out.Histograms("kvd_op_duration_seconds",
+                   "Time of a call from its arrival until its answer was sent; of a reserve with "
+                   "what it waited for others, at its caller's wish.");
+    for (size_t op = 0; op < kOps; ++op) {
+      out.Add(service.ops[op].duration, 1e9, {{"op", kOpNames[op]}, {"tier", "dram"}});
+    }
+  }
+  out.Counter("kvd_op_answers_total", "Calls that were answered, by gRPC's status code.");
+  for (size_t op = 0; op < kOps; ++op) {
+    for (size_t code = 0; code < ServiceMetrics::kCodes; ++code) {
+      const uint64_t answers = service.ops[op].answers[code];
+      if (answers == 0 && code != 0) continue;
+      out.Add(answers, {{"op", kOpNames[op]}, {"code", kCodeNames[code]}});
+    }
+  }
+  out.Counter("kvd_deadline_exceeded_total",
+              "Calls whose caller had given up, by how far they came.");
+  for (size_t op = 0; op < kOps; ++op) {
+    out.Add(service.ops[op].late, {{"op", kOpNames[op]}, {"stage", "arrival"}});
+  }
+  out.Gauge("kvd_queue_depth", "What waits, now.");
+  out.Add(service.calls, {{"queue", "calls"}});
+  out.Add(service.slices, {{"queue", "slices"}});
+  out.Add(source.control->metrics().waiting_calls, {{"queue", "waiting"}});
+}
+
+struct ProcessMemory {
+  uint64_t resident_kib = 0;
+  uint64_t private_kib = 0;
+  uint64_t virtual_kib = 0;
+};
+
+ProcessMemory ReadProcessMemory() {
+  ProcessMemory memory;
+  if (std::FILE* status = std::fopen("/proc/self/status", "re")) {
+    const absl::Cleanup close = [status] { std::fclose(status); };
+    char line[256];
+    while (std::fgets(line, sizeof line, status) != nullptr) {
+      std::sscanf(line, "VmSize: %" SCNu64, &memory.virtual_kib);
+      std::sscanf(line, "VmRSS: %" SCNu64, &memory.resident_kib);
+      std::sscanf(line, "RssAnon: %" SCNu64, &memory.private_kib);
+    }
+  }
+  return memory;
+}
+
+uint64_t OpenDescriptors() {
+  DIR* folder = opendir("/proc/self/fd");
+  if (folder == nullptr) return 0;
+  uint64_t count = 0;
+  while (readdir(folder) != nullptr) ++count;
+  closedir(folder);
+  return count - std::min<uint64_t>(count, 3);  // Not ".", ".." and the folder itself.
+}
+
+// Seconds since 1970 at which this process started; 0: the kernel did not tell.
+double ProcessStart() {
+  uint64_t ticks = 0;
+  double booted = 0;
+  if (std::FILE* stat = std::fopen("/proc/self/stat", "re")) {
+    // The 22nd field; the second one, the name, is in brackets and has no space: it is ours.
+    if (std::fscanf(stat,
+                    "%*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s "
+                    "%*s %*s %" SCNu64,
+                    &ticks) != 1) {
+      ticks = 0;
+    }
+    std::fclose(stat);
+  }
+  if (std::FILE* stat = std::fopen("/proc/stat", "re")) {
+    char line[4096];
+    while (std::fgets(line, sizeof line, stat) != nullptr) {
+      if (std::sscanf(line, "btime %lf", &booted) == 1) break;
+    }
+    std::fclose(stat);
+  }
+  if (ticks == 0 || booted == 0) return 0;
+  return booted + static_cast<double>(ticks) / static_cast<double>(sysconf(_SC_CLK_TCK));
+}
+
+void AddProcess(const MetricsSource& source, Families& out) {
+  static const double started = ProcessStart();
+  const ProcessMemory memory = ReadProcessMemory();
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  rlimit descriptors{};
+  getrlimit(RLIMIT_NOFILE, &descriptors);
+  const auto seconds = [](const timeval& time) {
+    return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_usec) * 1e-6;
+  };
+  out.Gauge("kvd_build_info", "1; what this daemon is.")
+      .Add(uint64_t{1},
+           {{"version", source.version}, {"protocol", std::to_string(kProtocolVersion)}});
+  out.Gauge("kvd_memory_beside_arena_bytes", "Resident memory without arena and staging.")
+      .Add(memory.private_kib * 1024);
+  out.Counter("process_cpu_seconds_total", "CPU time of this process.")
+      .Add(seconds(usage.ru_utime) + seconds(usage.ru_stime));
+  out.Gauge("process_resident_memory_bytes", "Resident memory, arena and staging included.")
+      .Add(memory.resident_kib * 1024);
+  out.Gauge("process_virtual_memory_bytes", "Address space.").Add(memory.virtual_kib * 1024);
+  out.Gauge("process_open_fds", "Open descriptors.").Add(OpenDescriptors());
+  out.Gauge("process_max_fds", "Descriptors that may be open.")
+      .Add(static_cast<uint64_t>(descriptors.rlim_cur));
+  out.Gauge("process_start_time_seconds", "When this process started, since 1970.").Add(started);
+}
+
+}  // namespace
+
+uint64_t PrivateBytes() { return ReadProcessMemory().private_kib * 1024; }
+
+std::vector<MetricFamily> CollectMetrics(const MetricsSource& source) {
+  const std::vector<Tenant> tenants = TenantsOf(source);
+  Families out;
+  AddDemand(source, tenants, out);
+  AddTiers(source, out);
+  AddPuts(source, tenants, out);
+  AddEviction(source, out);
+  AddPromises(source, tenants, out);
+  AddCalls(source, out);
+  AddTrouble(source, out);
+  AddProcess(source, out);
+  return out.Take();
+}
+
+std::string MetricsText(const MetricsSource& source) {
+  return prometheus::TextSerializer().Serialize(CollectMetrics(source));
+}
+
+}  // namespace kvd

@@ -1,0 +1,188 @@
+// What the daemon counts about itself, in the form in which it is counted: plain numbers that the
+// control thread changes and the thread that answers a scrape reads, without a turn of the control
+// thread. daemon/exposition.h gives them their names.
+//
+// Each block that a lookup asks for is attributed once, to the tier that has it or to a miss, when
+// the lookup is decided: so tiers and misses together are what was asked.
+//
+// Threads: one writer, the control thread; reading is safe from any thread.
+
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+
+#include "proto/types/block.h"
+#include "proto/types/tally.h"
+
+namespace kvd {
+
+// How often a value fell into each of some buckets. `Buckets` has kBounds, ascending: the largest
+// value of each bucket; what is larger than all has a bucket of its own.
+template <typename Buckets>
+class Histogram {
+ public:
+  static constexpr size_t kBuckets = Buckets::kBounds.size() + 1;
+
+  // A scan from the smallest: what is frequent is there, and 20 bounds are three cache lines.
+  void Observe(uint64_t value) {
+    size_t bucket = 0;
+    while (bucket < Buckets::kBounds.size() && value > Buckets::kBounds[bucket]) ++bucket;
+    ++counts_[bucket];
+    sum_ += value;
+  }
+  uint64_t count(size_t bucket) const { return counts_[bucket]; }
+  uint64_t sum() const { return sum_; }
+
+ private:
+  Tally sum_;
+  std::array<Tally, kBuckets> counts_;
+};
+
+// Nanoseconds, 1 us to 10 s. A call over a socket takes some tens of microseconds; what the control
+// thread adds to it is mostly less than ten.
+struct DurationBuckets {
+  static constexpr std::array<uint64_t, 22> kBounds = {
+      1'000,         2'500,         5'000,         10'000,        25'000,      50'000,
+      100'000,       250'000,       500'000,       1'000'000,     2'500'000,   5'000'000,
+      10'000'000,    25'000'000,    50'000'000,    100'000'000,   250'000'000, 500'000'000,
+      1'000'000'000, 2'500'000'000, 5'000'000'000, 10'000'000'000};
+};
+// Tokens of one prompt.
+struct TokenBuckets {
+  static constexpr std::array<uint64_t, 12> kBounds = {
+      64, 256, 1'024, 2'048, 4'096, 8'192, 16'384, 32'768, 65'536, 131'072, 262'144, 1'048'576};
+};
+// Thousandths of what was asked.
+struct ShareBuckets {
+  static constexpr std::array<uint64_t, 8> kBounds = {0, 100, 250, 500, 750, 900, 990, 1'000};
+};
+
+// What the calls of one tenant did and what it has now. The first line of cache is a lookup's.
+struct alignas(64) TenantCounters {
+  Tally lookups_full;  // Everything asked was there.
+  Tally lookups_partial;
+  Tally lookups_none;
+  Tally lookup_dram_blocks;
+  Tally lookup_miss_blocks;
+  Tally lookup_dram_tokens;
+  Tally lookup_miss_tokens;
+  Tally leases;  // Now; without pins.
+  // The second line.
+  Tally sessions;      // Now.
+  Tally pins;          // Now.
+  Tally held_extents;  // Now.
+  Tally saved_tokens;  // Of blocks that loads named: nobody computes them again.
+  Tally committed_blocks;
+  Tally rejected_blocks;  // Reserve found no room; of a list, the first.
+};
+
+// Counters since start. Names on the wire are these, see Control::Counters().
+struct ControlCounters {
+  Tally lookups;
+  Tally lookup_blocks;
+  Tally lookup_hit_blocks;
+  Tally loads;
+  Tally load_blocks;
+  Tally load_miss_blocks;  // Asked for and not there any more.
+  Tally load_bytes;        // That loads and lookups named: what clients may read.
+  Tally hold_budget_refusals;
+  Tally reserves;
+  Tally reserve_granted_blocks;
+  Tally reserve_present_blocks;
+  Tally reserve_in_production_blocks;
+  Tally reserve_no_room_blocks;
+  Tally reserve_no_parent_blocks;
+  Tally reserves_refused;      // For want of room for some block.
+  Tally reservations_refused;  // As many are open as may be.
+  Tally dedup_saved_bytes;     // Of blocks that reserve named present or in production.
+  Tally reserve_waits;
+  Tally reservations_expired;
+  Tally reservations_aborted;
+  Tally commits;
+  Tally committed_blocks;  // Made visible.
+  Tally committed_bytes;   // Of parts.
+  Tally parked_blocks;
+  Tally put_sums_differ;  // Parts whose staged bytes were not those that were summed.
+  Tally puts_refused;     // Too many wait for the copiers.
+  Tally leases_granted;
+  Tally leases_refused;
+  Tally leases_expired;
+  Tally leases_ended_with_session;
+  Tally pins_granted;
+  Tally pins_refused;
+  Tally namespaces_refused;  // As many as there may be.
+  Tally damage_reported;
+  Tally damage_confirmed;
+  Tally sessions_opened;
+  Tally sessions_ended;
+  Tally unknown_sessions;  // Calls that named none of ours.
+  Tally calls_refused;     // Unknown session, bad field, a bound.
+};
+
+// Of the control thread's decisions.
+class ControlMetrics {
+ public:
+  // Tenants with numbers of their own, by first come; the others share one. Bounded, because each
+  // is a series of everything that has the label.
+  static constexpr uint32_t kMaxTenants = 32;
+
+  ControlCounters counters;
+  Histogram<TokenBuckets> prompt_tokens;
+  Histogram<ShareBuckets> match_share;
+  Tally waiting_calls;  // Now: for producers, or for copiers.
+
+  // The numbers of a domain that has just come. Control thread; keep what it answers.
+  TenantCounters& AddTenant(DomainId domain) {
+    const uint32_t n = tenants_.load(std::memory_order_relaxed);
+    if (n == kMaxTenants) return slots_[kMaxTenants];
+    domains_[n] = domain;
+    tenants_.store(n + 1, std::memory_order_release);  // Pairs with tenants().
+    return slots_[n];
+  }
+
+  uint32_t tenants() const { return tenants_.load(std::memory_order_acquire); }
+  DomainId domain(uint32_t i) const { return domains_[i]; }  // Requires: i < tenants().
+  const TenantCounters& tenant(uint32_t i) const { return slots_[i]; }
+  const TenantCounters& others() const { return slots_[kMaxTenants]; }
+
+ private:
+  std::atomic<uint32_t> tenants_{0};
+  std::array<DomainId, kMaxTenants> domains_{};
+  std::array<TenantCounters, kMaxTenants + 1> slots_;
+};
+
+// Methods of the engine-facing service.
+enum class Op : uint8_t {
+  kLookup,
+  kLoad,
+  kRelease,
+  kReserve,
+  kCommit,
+  kAbort,
+  kPin,
+  kUnpin,
+  kRegisterNamespace,
+  kOther,  // Not in this version.
+};
+inline constexpr size_t kOps = static_cast<size_t>(Op::kOther) + 1;
+
+// Of the front end: calls from their arrival to their answer.
+struct ServiceMetrics {
+  static constexpr size_t kCodes = 17;  // gRPC's, OK first.
+
+  struct OfOp {
+    Histogram<DurationBuckets> duration;  // Nanoseconds; only when operations are counted.
+    std::array<Tally, kCodes> answers;    // By status code.
+    Tally late;                           // Arrived after the caller's deadline.
+  };
+  std::array<OfOp, kOps> ops;
+  Tally calls;          // Now: accepted and not answered.
+  Tally slices;         // Now: calls that want another turn.
+  Tally calls_refused;  // More under way than there may be.
+};
+
+}  // namespace kvd
