@@ -16,6 +16,7 @@
 #include "daemon/events.h"
 #include "daemon/inbox.h"
 #include "daemon/metrics.h"
+#include "daemon/reload.h"
 
 namespace kvd {
 
@@ -30,7 +31,8 @@ class AdminServer {
     const ServiceMetrics* service = nullptr;  // How long calls take; null: nobody times them.
     std::string policy;
     std::string copy_loops;              // What calibration chose.
-    uint64_t drain_timeout_ms = 30'000;  // Of a drain whose caller names none.
+    ConfigReloader* config = nullptr;  // What is in force; null: nobody may ask or change it.
+    uint64_t drain_timeout_ms = 30'000;  // Of a drain whose caller names none, without `config`.
     // What people call a domain. Safe from any thread.
     std::function<std::string(DomainId)> domain_name = NameOfUser;
   };
