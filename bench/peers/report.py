@@ -168,10 +168,9 @@ def _kill(seen):
                      + (f", {after['wrong']} wrong" if after["wrong"] else "")
                      + (f", {after['said_to_exist']} said to exist"
                         if after["said_to_exist"] != after["right"] else ""))
-    for who in ("old_client", "new_client"):
+    for who, text in (("old_client", "old client works"), ("new_client", "a new one works")):
         back = seen[who]["seconds"]
-        parts.append(f"{who.replace('_', ' ')} works "
-                     + ("never again" if back is None else f"after {back:.1f} s"))
+        parts.append(f"{text} " + ("no more" if back is None else f"after {back:.1f} s"))
     return "; ".join(parts)
 
 
