@@ -16,17 +16,21 @@ BACK_SECONDS = 30  # How long a restarted store has to take and give back a bloc
 def observe(store, environment_folder, room_bytes, say):
     """{flip, overload, kill}, each what was seen or {error: why not}."""
     seen = {}
-    running = store.start(environment_folder, room_bytes)
-    try:
-        driver = running.driver()
-        for name, act in (("flip", _flip), ("overload", _overload), ("kill", _kill)):
-            say(f"{store.title}: {name}")
-            try:
-                seen[name] = act(running, driver, room_bytes)
-            except Failure as failure:
-                seen[name] = {"error": str(failure)}
-    finally:
-        running.stop()
+    # A store that has just been filled may refuse what is put before the kill, so that is another.
+    for acts in ((("flip", _flip), ("overload", _overload)), (("kill", _kill),)):
+        folder = environment_folder / acts[0][0]
+        folder.mkdir()
+        running = store.start(folder, room_bytes)
+        try:
+            driver = running.driver()
+            for name, act in acts:
+                say(f"{store.title}: {name}")
+                try:
+                    seen[name] = act(running, driver, room_bytes)
+                except Failure as failure:
+                    seen[name] = {"error": str(failure)}
+        finally:
+            running.stop()
     return seen
 
 

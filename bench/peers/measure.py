@@ -56,6 +56,8 @@ def throughput(contestants, sizes, rounds, volume, seconds, cpus, say):
                     row = rows.setdefault(key, _new_row(one.store.name, size, *case))
                     row["speed"].append(result["speed"])
                     row["ns"] += result["ns"]
+                    row["p50_us_of_rounds"].append(
+                        figures.percentile(result["ns"], 50) / 1e3 if result["ns"] else None)
                     row["wrong"] += result["wrong"]
                     row["missing"] += result["missing"]
                     row["foreign_cpus"].append(round(disturbance, 2))
@@ -66,7 +68,7 @@ def throughput(contestants, sizes, rounds, volume, seconds, cpus, say):
 
 def _new_row(store, size, operation, batch):
     return {"store": store, "operation": operation, "bytes": size, "batch": batch, "speed": [],
-            "ns": [], "wrong": 0, "missing": 0, "why": "", "foreign_cpus": []}
+            "p50_us_of_rounds": [], "ns": [], "wrong": 0, "missing": 0, "why": "", "foreign_cpus": []}
 
 
 def _round(one, size, volume):

@@ -125,7 +125,7 @@ def run(options):
                 contestants = start_all(wanted, folder, result["options"]["room_bytes"], errors)
                 if "speed" not in options.skip:
                     result["throughput"] = measure.throughput(
-                        contestants, sizes, rounds, volume, 60 if options.quick else 300, cpus, say)
+                        contestants, sizes, rounds, volume, 60 if options.quick else 240, cpus, say)
                 if "existence" not in options.skip:
                     result["existence"] = measure.existence(
                         contestants, rounds, 100 if options.quick else 400, say)
