@@ -391,7 +391,7 @@ class AdminServer::Impl final : public v1::Admin::Service {
   grpc::Status Drain(grpc::ServerContext*, const v1::DrainRequest* request,
                      v1::DrainReply* reply) override {
     const uint64_t timeout_ms =
-        std::min(request->timeout_ms() == 0 ? options_.drain_timeout_ms : request->timeout_ms(),
+        std::min(request->timeout_ms() == 0 ? DrainTimeoutMs() : request->timeout_ms(),
                  kMaxDrainMs);
     DrainProgress progress;
     const bool answered = OnControl<DrainProgress>(
@@ -411,6 +411,30 @@ class AdminServer::Impl final : public v1::Admin::Service {
     const bool answered = OnControl<absl::Status>(
         status, [](Control& control, absl::Status& out) { out = control.Undrain(); });
     return answered ? ToGrpc(status) : Busy();
+  }
+
+  grpc::Status GetConfig(grpc::ServerContext*, const v1::GetConfigRequest*,
+                         v1::GetConfigReply* reply) override {
+    if (options_.config == nullptr) return NoConfig();
+    reply->set_file(options_.config->file());
+    for (const ConfigEntry& entry : options_.config->Entries()) {
+      v1::ConfigEntry& row = *reply->add_entries();
+      row.set_name(entry.name);
+      row.set_value(entry.value);
+      row.set_source(entry.source);
+      row.set_live(entry.live);
+    }
+    return grpc::Status::OK;
+  }
+
+  grpc::Status ReloadConfig(grpc::ServerContext*, const v1::ReloadConfigRequest*,
+                            v1::ReloadConfigReply* reply) override {
+    if (options_.config == nullptr) return NoConfig();
+    const absl::StatusOr<ConfigReloader::Outcome> outcome = options_.config->Reload();
+    if (!outcome.ok()) return ToGrpc(outcome.status());
+    for (const std::string& name : outcome->changed) reply->add_changed(name);
+    for (const std::string& name : outcome->needs_restart) reply->add_needs_restart(name);
+    return grpc::Status::OK;
   }
 
   grpc::Status Events(grpc::ServerContext* context, const v1::EventsRequest* request,
@@ -488,6 +512,13 @@ class AdminServer::Impl final : public v1::Admin::Service {
     bool stopping ABSL_GUARDED_BY(mu) = false;
   };
 
+  static grpc::Status NoConfig() {
+    return {grpc::StatusCode::FAILED_PRECONDITION, "this server was given no configuration"};
+  }
+  uint64_t DrainTimeoutMs() const {
+    return options_.config == nullptr ? options_.drain_timeout_ms
+                                      : options_.config->Current().drain_timeout_ms;
+  }
   static grpc::Status Busy() {
     return {grpc::StatusCode::DEADLINE_EXCEEDED, "the control thread did not answer"};
   }
