@@ -25,6 +25,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/cleanup/cleanup.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/synchronization/notification.h"
 #include "daemon/admin.h"
@@ -188,6 +189,8 @@ int Serve(const Config& config) {
       {.path = config.path(), .count_operations = config.op_metrics, .log = &call_log});
   if (!service.ok()) return Fail(service.status());
   inbox.SetWake([&service] { (*service)->Wake(); });
+  // A start that fails further on ends the service before the threads that post.
+  const absl::Cleanup forget_service = [&inbox] { inbox.SetWake(nullptr); };
   const MetricsSource metrics{
       .control = &control,
       .service = &(*service)->metrics(),
