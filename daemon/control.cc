@@ -289,11 +289,8 @@ absl::StatusOr<Step> Control::Load(LoadCall& call) {
     call.cursor.limit = chain->keys.size();
   }
   const Step step = FillExtents(*chain, call.cursor, call.extents);
-  if (step == Step::kDone) {
-    counters_.load_blocks += call.cursor.next;
-    if (call.cursor.outcome == LoadOutcome::kMiss) {
-      counters_.load_miss_blocks += chain->keys.size() - call.cursor.next;
-    }
+  if (step == Step::kDone && call.cursor.outcome == LoadOutcome::kMiss) {
+    counters_.load_miss_blocks += chain->keys.size() - call.cursor.next;
   }
   return step;
 }
@@ -310,6 +307,7 @@ Step Control::FillExtents(const Chain& chain, ExtentCursor& cursor, std::string&
   const uint64_t bytes_before = cursor.hold == 0 ? 0 : holds_.bytes(cursor.hold);
   const Step step = FillSlice(chain, cursor, extents);
   if (cursor.next > blocks_before) {
+    counters_.load_blocks += cursor.next - blocks_before;
     counters_.load_bytes += holds_.bytes(cursor.hold) - bytes_before;
     // Each worker of an engine loads its own parts of a block: together they save its tokens once.
     const NamespaceInfo& info = *chain.info;

@@ -138,7 +138,8 @@ void AddDemand(const MetricsSource& source, const std::vector<Tenant>& tenants, 
         .Add(metrics.prompt_tokens, 1);
   }
   const ControlCounters& c = metrics.counters;
-  out.Counter("kvd_get_blocks_total", "Blocks that loads asked for, by what became of them.");
+  out.Counter("kvd_get_blocks_total",
+              "Blocks whose extents were asked for, by what became of them.");
   out.Add(c.load_blocks, {{"tier", "dram"}, {"outcome", "ok"}});
   out.Add(c.load_miss_blocks, {{"tier", "dram"}, {"outcome", "miss"}});
   out.Add(c.damage_confirmed, {{"tier", "dram"}, {"outcome", "checksum"}});

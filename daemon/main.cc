@@ -19,6 +19,7 @@
 #include <variant>
 #include <vector>
 
+#include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/synchronization/notification.h"
@@ -172,6 +173,8 @@ int Serve(const Config& config) {
                       .log = &call_log});
   if (!service.ok()) return Fail(service.status());
   inbox.SetWake([&service] { (*service)->Wake(); });
+  // A start that fails further on ends the service before the threads that post.
+  const absl::Cleanup forget_service = [&inbox] { inbox.SetWake(nullptr); };
   const MetricsSource metrics{
       .control = &control,
       .service = &(*service)->metrics(),

@@ -173,6 +173,20 @@ TEST(MetricsTest, WorkersThatLoadTheirShardsSaveTheTokensOnce) {
   EXPECT_EQ(h.control.counters().committed_bytes, 4u * 4096);
 }
 
+TEST(MetricsTest, ALookupThatNamesExtentsIsALoadAsWell) {
+  ControlHarness h;
+  const auto session = h.Open(1);
+  const NamespaceId ns = h.Register(session, ControlHarness::Descriptor());
+  h.Put(session, ns, {1, 2, 3});
+  h.Lookup(session, ns, {1, 2, 3}, /*lease_ms=*/0, /*extent_blocks=*/2);
+  EXPECT_EQ(h.control.counters().load_blocks, 2u);
+  EXPECT_EQ(h.control.counters().load_bytes, 2u * 4096);
+  EXPECT_EQ(TenantOf(h.control.metrics(), 1).saved_tokens, 2u * kBlockTokens);
+  h.Load(session, ns, {1, 2, 3, 4});
+  EXPECT_EQ(h.control.counters().load_blocks, 5u);
+  EXPECT_EQ(h.control.counters().load_miss_blocks, 1u);
+}
+
 TEST(HistogramTest, AValueIsInTheBucketWhoseBoundItDoesNotExceed) {
   Histogram<DurationBuckets> histogram;
   histogram.Observe(0);
