@@ -157,6 +157,7 @@ class AdminServer::Impl final : public v1::Admin::Service {
     for (const DomainRow& row : turn.domains) {
       Write(row, options_.domain_name, *reply->add_domains());
     }
+    if (options_.service != nullptr) AddLatencies(*options_.service, *reply);
     AddProblems(*reply, turn.capacity_bytes);
     return grpc::Status::OK;
   }
@@ -393,6 +394,36 @@ class AdminServer::Impl final : public v1::Admin::Service {
     const bool answered = OnControl<absl::Status>(
         status, [](Control& control, absl::Status& out) { out = control.Undrain(); });
     return answered ? ToGrpc(status) : Busy();
+  }
+
+  grpc::Status GetConfig(grpc::ServerContext*, const v1::GetConfigRequest*,
+                         v1::GetConfigReply* reply) override {
+    if (!options_.config) {
+      return {grpc::StatusCode::FAILED_PRECONDITION, "this daemon has no configuration to tell"};
+    }
+    const ConfigView view = options_.config();
+    reply->set_file(view.file);
+    for (const ConfigView::Entry& from : view.entries) {
+      v1::ConfigEntry& to = *reply->add_entries();
+      to.set_name(from.name);
+      to.set_value(from.value);
+      to.set_source(from.source);
+      to.set_live(from.live);
+    }
+    return grpc::Status::OK;
+  }
+
+  grpc::Status ReloadConfig(grpc::ServerContext*, const v1::ReloadConfigRequest*,
+                            v1::ReloadConfigReply* reply) override {
+    if (!options_.reload) {
+      return {grpc::StatusCode::FAILED_PRECONDITION, "this daemon has no file to read again"};
+    }
+    const absl::StatusOr<ReloadOutcome> outcome = options_.reload();
+    if (!outcome.ok()) return ToGrpc(outcome.status());
+    *reply->mutable_changed() = {outcome->changed.begin(), outcome->changed.end()};
+    *reply->mutable_needs_restart() = {outcome->needs_restart.begin(),
+                                       outcome->needs_restart.end()};
+    return grpc::Status::OK;
   }
 
   grpc::Status Events(grpc::ServerContext* context, const v1::EventsRequest* request,

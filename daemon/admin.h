@@ -10,16 +10,33 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "daemon/events.h"
 #include "daemon/inbox.h"
+#include "daemon/metrics.h"
 
 namespace kvd {
 
 class AdminServer {
  public:
+  // The options in force.
+  struct ConfigView {
+    struct Entry {
+      std::string name;
+      std::string value;
+      std::string source;  // "default", "file", "flag" or "environment".
+      bool live = false;   // A reload can change it.
+    };
+    std::string file;  // Empty: none.
+    std::vector<Entry> entries;
+  };
+  struct ReloadOutcome {
+    std::vector<std::string> changed;  // Names of options.
+    std::vector<std::string> needs_restart;
+  };
   struct Options {
     std::string path;      // Of the socket.
     std::string endpoint;  // What --listen said.
@@ -30,6 +47,10 @@ class AdminServer {
     uint64_t drain_timeout_ms = 30'000;  // Of a drain whose caller names none.
     // What people call a domain. Safe from any thread.
     std::function<std::string(DomainId)> domain_name = NameOfUser;
+    const ServiceMetrics* service = nullptr;  // How long calls took; null: not told.
+    // Both on threads of ours. Empty: no configuration to tell, or to read again.
+    std::function<ConfigView()> config;
+    std::function<absl::StatusOr<ReloadOutcome>()> reload;
   };
   // "uid:1000": a domain is the user id of its processes.
   static std::string NameOfUser(DomainId domain);

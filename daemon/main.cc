@@ -200,7 +200,8 @@ int Serve(const Config& config) {
                           .policy = config.policy,
                           .copy_loops = copier.description(),
                           .drain_timeout_ms = config.drain_timeout_ms,
-                          .domain_name = [&domains](DomainId id) { return domains.Name(id); }});
+                          .domain_name = [&domains](DomainId id) { return domains.Name(id); },
+                          .service = &(*service)->metrics()});
   if (!admin.ok()) return Fail(admin.status());
   if (absl::Status status = OpenToEngines(config); !status.ok()) return Fail(status);
   (*gateway)->Serve();
