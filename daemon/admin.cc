@@ -43,17 +43,13 @@ grpc::Status ToGrpc(const absl::Status& status) {
   return {static_cast<grpc::StatusCode>(status.code()), std::string(status.message())};
 }
 
-grpc::Status NotFound(const std::string& message) {
-  return {grpc::StatusCode::NOT_FOUND, message};
-}
+grpc::Status NotFound(const std::string& message) { return {grpc::StatusCode::NOT_FOUND, message}; }
 
 grpc::Status Invalid(const std::string& message) {
   return {grpc::StatusCode::INVALID_ARGUMENT, message};
 }
 
-uint32_t RowLimit(uint32_t asked) {
-  return std::min(asked == 0 ? kDefaultRows : asked, kMaxRows);
-}
+uint32_t RowLimit(uint32_t asked) { return std::min(asked == 0 ? kDefaultRows : asked, kMaxRows); }
 
 }  // namespace
 
@@ -246,10 +242,9 @@ class AdminServer::Impl final : public v1::Admin::Service {
   grpc::Status DropNamespace(grpc::ServerContext* context, const v1::DropNamespaceRequest* request,
                              v1::DropNamespaceReply* reply) override {
     Sweep sweep;
-    const grpc::Status status =
-        RunSweep(*context, sweep, [ns = request->namespace_id()](const Control& control) {
-          return control.BeginDrop(ns);
-        });
+    const grpc::Status status = RunSweep(
+        *context, sweep,
+        [ns = request->namespace_id()](const Control& control) { return control.BeginDrop(ns); });
     reply->set_evicted_blocks(sweep.evicted);
     reply->set_kept_blocks(sweep.kept);
     reply->set_dropped(sweep.dropped);
@@ -275,9 +270,8 @@ class AdminServer::Impl final : public v1::Admin::Service {
 
   grpc::Status Inspect(grpc::ServerContext* context, const v1::InspectRequest* request,
                        v1::InspectReply* reply) override {
-    const BlockFilter filter{.ns = request->namespace_id(),
-                             .key_prefix = request->key_prefix(),
-                             .with_parts = true};
+    const BlockFilter filter{
+        .ns = request->namespace_id(), .key_prefix = request->key_prefix(), .with_parts = true};
     if (filter.key_prefix.size() < 2 || filter.key_prefix.size() > kMaxHashBytes) {
       return Invalid("key_prefix: must be 2 to 32 bytes");
     }
@@ -338,10 +332,9 @@ class AdminServer::Impl final : public v1::Admin::Service {
   grpc::Status UnpinChain(grpc::ServerContext*, const v1::UnpinChainRequest* request,
                           v1::UnpinChainReply*) override {
     absl::Status status;
-    const bool answered =
-        OnControl<absl::Status>(status, [id = request->pin_id()](Control& control, auto& out) {
-          out = control.UnpinChain(id);
-        });
+    const bool answered = OnControl<absl::Status>(
+        status,
+        [id = request->pin_id()](Control& control, auto& out) { out = control.UnpinChain(id); });
     return answered ? ToGrpc(status) : Busy();
   }
 
@@ -349,8 +342,10 @@ class AdminServer::Impl final : public v1::Admin::Service {
                      v1::EvictReply* reply) override {
     Sweep sweep;
     const grpc::Status status =
-        RunSweep(*context, sweep, [ns = request->namespace_id(), key = request->key()](
-                                      const Control& control) { return control.BeginEvict(ns, key); });
+        RunSweep(*context, sweep,
+                 [ns = request->namespace_id(), key = request->key()](const Control& control) {
+                   return control.BeginEvict(ns, key);
+                 });
     reply->set_evicted_blocks(sweep.evicted);
     reply->set_kept_blocks(sweep.kept);
     return status;
@@ -374,8 +369,9 @@ class AdminServer::Impl final : public v1::Admin::Service {
 
   grpc::Status Drain(grpc::ServerContext*, const v1::DrainRequest* request,
                      v1::DrainReply* reply) override {
-    const uint64_t timeout_ms = std::min(
-        request->timeout_ms() == 0 ? options_.drain_timeout_ms : request->timeout_ms(), kMaxDrainMs);
+    const uint64_t timeout_ms =
+        std::min(request->timeout_ms() == 0 ? options_.drain_timeout_ms : request->timeout_ms(),
+                 kMaxDrainMs);
     DrainProgress progress;
     const bool answered = OnControl<DrainProgress>(
         progress, [exit = request->exit(), timeout_ms](Control& control, DrainProgress& out) {
@@ -450,9 +446,8 @@ class AdminServer::Impl final : public v1::Admin::Service {
     uint64_t end = UINT64_MAX;
     if (!request->follow() || request->last() > 0) {
       Turn turn;
-      if (!OnControl<Turn>(turn, [](Control& control, Turn& out) {
-            out.next = control.events().next();
-          })) {
+      if (!OnControl<Turn>(
+              turn, [](Control& control, Turn& out) { out.next = control.events().next(); })) {
         return Busy();
       }
       if (!request->follow()) end = turn.next;
@@ -572,7 +567,8 @@ class AdminServer::Impl final : public v1::Admin::Service {
                         const std::function<absl::StatusOr<Sweep>(const Control&)>& begin) {
     absl::StatusOr<Sweep> begun = absl::UnknownError("not begun");
     if (!OnControl<absl::StatusOr<Sweep>>(
-            begun, [begin](Control& control, absl::StatusOr<Sweep>& out) { out = begin(control); })) {
+            begun,
+            [begin](Control& control, absl::StatusOr<Sweep>& out) { out = begin(control); })) {
       return Busy();
     }
     if (!begun.ok()) return ToGrpc(begun.status());
@@ -599,8 +595,8 @@ class AdminServer::Impl final : public v1::Admin::Service {
   const Nanos started_ = clock_.Now();
   const std::shared_ptr<Answers> answers_ = std::make_shared<Answers>();
   std::atomic<uint32_t> event_readers_{0};
-  Reflection reflection_{{"kvd.v1.Admin", "grpc.health.v1.Health",
-                          "grpc.reflection.v1alpha.ServerReflection"}};
+  Reflection reflection_{
+      {"kvd.v1.Admin", "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}};
   std::unique_ptr<grpc::Server> server_;
 };
 

@@ -43,7 +43,7 @@ class AdminServer {
     std::string metrics;   // HOST:PORT where monitors ask; empty: nowhere.
     std::string tcp;       // HOST:PORT for clients without shared memory; empty: none.
     std::string policy;
-    std::string copy_loops;  // What calibration chose.
+    std::string copy_loops;              // What calibration chose.
     uint64_t drain_timeout_ms = 30'000;  // Of a drain whose caller names none.
     // What people call a domain. Safe from any thread.
     std::function<std::string(DomainId)> domain_name = NameOfUser;

@@ -556,10 +556,11 @@ absl::StatusOr<LeaseId> Control::AddPin(const PinOrder& order, uint32_t& blocks,
                      " are pinned already, the budget is ", order.budget_bytes));
   }
   DomainUse& use = uses_[info.domain];
-  const LeaseId id = pins_.size() < options_.max_pins && use.pins < options_.domain_pins
-                         ? leases_.Add(block, LeaseTable::kPinOwner,
-                                       clock_.Now() + static_cast<Nanos>(order.ttl_ms) * kMillisecond)
-                         : 0;
+  const LeaseId id =
+      pins_.size() < options_.max_pins && use.pins < options_.domain_pins
+          ? leases_.Add(block, LeaseTable::kPinOwner,
+                        clock_.Now() + static_cast<Nanos>(order.ttl_ms) * kMillisecond)
+          : 0;
   if (id == 0) {
     ++counters_.pins_refused;
     return absl::ResourceExhaustedError("pins: this daemon has as many as it may");
