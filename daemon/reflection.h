@@ -1,8 +1,8 @@
 // gRPC server reflection, so that grpcurl and the like need no .proto file.
 //
-// gRPC brings one of its own, in a library that adds it to every server of the process as soon as it
-// is loaded: the engines' server would get threads and queues that poll its connections beside the
-// control thread. So this is ours; it answers from the descriptors that are linked in.
+// gRPC brings one of its own, in a library that adds it to every server of the process as soon as
+// it is loaded: the engines' server would get threads and queues that poll its connections beside
+// the control thread. So this is ours; it answers from the descriptors that are linked in.
 //
 // Threads: gRPC's; no call keeps one.
 

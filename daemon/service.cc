@@ -212,7 +212,8 @@ class Service::Impl::RefusedStream final : public Tag {
 };
 
 absl::Status Service::Impl::Start() {
-  // Its queue and threads would poll our connections too, and wake us second. Other servers have it.
+  // Its queue and threads would poll our connections too, and wake us second. Other servers have
+  // it.
   grpc::EnableDefaultHealthCheckService(false);
   grpc::ServerBuilder builder;
   int port = 0;
