@@ -129,7 +129,15 @@ absl::Status DaemonProcess::WaitUntilReady(absl::Duration timeout) {
     if (got <= 0) return absl::UnavailableError(absl::StrCat("kvd did not start", LogTail()));
     line.append(bytes, static_cast<size_t>(got));
   }
+  ready_line_ = line.substr(0, line.find('\n'));
   return absl::OkStatus();
+}
+
+std::string DaemonProcess::Said(const std::string& name) const {
+  const size_t at = ready_line_.find(" " + name + "=");
+  if (at == std::string::npos) return "";
+  const size_t begin = at + name.size() + 2;
+  return ready_line_.substr(begin, ready_line_.find(' ', begin) - begin);
 }
 
 bool DaemonProcess::WaitForExit(absl::Duration timeout) {

@@ -41,6 +41,8 @@ class DaemonProcess {
 
   const std::string& endpoint() const { return endpoint_; }  // unix:PATH, as --listen.
   pid_t pid() const { return pid_; }
+  // What its ready line says of `name`, as in "tcp=127.0.0.1:4711"; empty: nothing.
+  std::string Said(const std::string& name) const;
 
  private:
   explicit DaemonProcess(absl::Duration stop_timeout) : stop_timeout_(stop_timeout) {}
@@ -52,6 +54,7 @@ class DaemonProcess {
   const absl::Duration stop_timeout_;
   std::string folder_;  // Empty: there is none.
   std::string endpoint_;
+  std::string ready_line_;
   pid_t pid_ = -1;  // -1: not running.
   int pidfd_ = -1;
   int ready_fd_ = -1;    // Its standard output.

@@ -19,6 +19,7 @@
 #include "bench/commands.h"
 #include "bench/daemon_process.h"
 #include "bench/micro_forest.h"
+#include "bench/micro_stream.h"
 #include "client/client.h"
 #include "proto/types/limits.h"
 #include "proto/types/packed.h"
@@ -143,11 +144,12 @@ void AddMicroPeerCommand(CLI::App& app) {
   CLI::App* command = app.add_subcommand("micro-peer", "What micro measures against")->group("");
   command->add_option("kind", *kind)
       ->required()
-      ->check(CLI::IsMember({"grpc-echo", "seqpacket-echo", "hog"}));
+      ->check(CLI::IsMember({"grpc-echo", "seqpacket-echo", "tls-stream", "hog"}));
   command->add_option("where", *where)->required();
   command->callback([kind, where] {
     FinishCommand(*kind == "grpc-echo"        ? ServeGrpcEcho(*where)
                   : *kind == "seqpacket-echo" ? ServeSeqpacketEcho(*where)
+                  : *kind == "tls-stream"     ? ServeBareStream(*where)
                                               : BeAHog(*where));
   });
 }

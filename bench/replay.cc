@@ -122,7 +122,7 @@ class Sample {
   std::vector<double> values_;
 };
 
-struct Tally {
+struct ClientTally {
   ReplayResult counts;  // Its counters only.
   uint64_t put_bytes = 0;
   uint64_t get_bytes = 0;
@@ -132,7 +132,7 @@ struct Tally {
   Sample lookup_bytes;
 };
 
-void AddTally(const Tally& tally, ReplayResult& total) {
+void AddClientTally(const ClientTally& tally, ReplayResult& total) {
   const ReplayResult& counts = tally.counts;
   total.requests += counts.requests;
   total.blocks_asked += counts.blocks_asked;
@@ -248,7 +248,7 @@ class ReplayClient {
     return client_.Flush(kCallTimeout);
   }
 
-  const Tally& tally() const { return tally_; }
+  const ClientTally& tally() const { return tally_; }
 
  private:
   absl::Status ReplayOne(const TraceRequest& request) {
@@ -392,7 +392,7 @@ class ReplayClient {
   const uint32_t block_tokens_;
   const uint32_t page_blocks_;
   const Clock& clock_;
-  Tally tally_;
+  ClientTally tally_;
   std::vector<uint64_t> leases_;       // Of the request under way.
   std::vector<uint64_t> kept_leases_;  // Of all requests.
   std::string keys_;                   // Of the request under way.
@@ -536,8 +536,8 @@ absl::StatusOr<ReplayResult> Replay(const ReplayOptions& options) {
   Nanos get_time = 0;
   for (const std::unique_ptr<ReplayClient>& client : clients) {
     if (absl::Status status = client->Finish(); !status.ok()) return status;
-    const Tally& tally = client->tally();
-    AddTally(tally, result);
+    const ClientTally& tally = client->tally();
+    AddClientTally(tally, result);
     put_bytes += tally.put_bytes;
     get_bytes += tally.get_bytes;
     put_time += tally.put_time;

@@ -2,6 +2,7 @@
 
 #include <grpcpp/grpcpp.h>
 #include <grpcpp/health_check_service_interface.h>
+#include <grpcpp/server_posix.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -14,6 +15,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include "daemon/activation.h"
 #include "daemon/admin_rows.h"
 #include "daemon/control.h"
 #include "daemon/exposition.h"
@@ -60,7 +62,9 @@ class AdminServer::Impl final : public v1::Admin::Service {
 
   absl::Status Start() {
     grpc::ServerBuilder builder;
-    builder.AddListeningPort("unix:" + options_.path, grpc::InsecureServerCredentials());
+    if (options_.listener < 0) {
+      builder.AddListeningPort("unix:" + options_.path, grpc::InsecureServerCredentials());
+    }
     builder.RegisterService(this);
     builder.RegisterService(&reflection_);
     grpc::EnableDefaultHealthCheckService(true);
@@ -80,9 +84,15 @@ class AdminServer::Impl final : public v1::Admin::Service {
     for (const char* name : {"kvd.v1.Admin", "kvd.v1.Engine"}) {
       server_->GetHealthCheckService()->SetServingStatus(name, true);
     }
+    if (options_.listener < 0) return absl::OkStatus();
+    absl::StatusOr<std::unique_ptr<Acceptor>> acceptor = Acceptor::Start(
+        options_.listener, [this](int fd) { grpc::AddInsecureChannelFromFd(server_.get(), fd); });
+    if (!acceptor.ok()) return acceptor.status();
+    acceptor_ = *std::move(acceptor);
     return absl::OkStatus();
   }
   void Stop() {
+    acceptor_.reset();
     {
       absl::MutexLock lock(&answers_->mu);
       answers_->stopping = true;
@@ -153,7 +163,18 @@ class AdminServer::Impl final : public v1::Admin::Service {
     for (const DomainRow& row : turn.domains) {
       Write(row, options_.domain_name, *reply->add_domains());
     }
-    if (options_.service != nullptr) AddLatencies(*options_.service, *reply);
+    if (options_.service != nullptr) {
+      for (const Op op : {Op::kLookup, Op::kLoad, Op::kReserve, Op::kCommit}) {
+        const ServiceMetrics::OfOp& counts = options_.service->ops[static_cast<size_t>(op)];
+        v1::OpLatency& latency = *reply->add_latencies();
+        latency.set_op(std::string(kOpNames[static_cast<size_t>(op)]));
+        uint64_t calls = 0;
+        for (const SharedCount& answers : counts.answers) calls += answers;
+        latency.set_calls(calls);
+        latency.set_p50_us(Quantile(counts.duration, 0.5) * 1e-3);
+        latency.set_p99_us(Quantile(counts.duration, 0.99) * 1e-3);
+      }
+    }
     AddProblems(*reply, turn.capacity_bytes);
     return grpc::Status::OK;
   }
@@ -370,7 +391,7 @@ class AdminServer::Impl final : public v1::Admin::Service {
   grpc::Status Drain(grpc::ServerContext*, const v1::DrainRequest* request,
                      v1::DrainReply* reply) override {
     const uint64_t timeout_ms =
-        std::min(request->timeout_ms() == 0 ? options_.drain_timeout_ms : request->timeout_ms(),
+        std::min(request->timeout_ms() == 0 ? DrainTimeoutMs() : request->timeout_ms(),
                  kMaxDrainMs);
     DrainProgress progress;
     const bool answered = OnControl<DrainProgress>(
@@ -394,31 +415,25 @@ class AdminServer::Impl final : public v1::Admin::Service {
 
   grpc::Status GetConfig(grpc::ServerContext*, const v1::GetConfigRequest*,
                          v1::GetConfigReply* reply) override {
-    if (!options_.config) {
-      return {grpc::StatusCode::FAILED_PRECONDITION, "this daemon has no configuration to tell"};
-    }
-    const ConfigView view = options_.config();
-    reply->set_file(view.file);
-    for (const ConfigView::Entry& from : view.entries) {
-      v1::ConfigEntry& to = *reply->add_entries();
-      to.set_name(from.name);
-      to.set_value(from.value);
-      to.set_source(from.source);
-      to.set_live(from.live);
+    if (options_.config == nullptr) return NoConfig();
+    reply->set_file(options_.config->file());
+    for (const ConfigEntry& entry : options_.config->Entries()) {
+      v1::ConfigEntry& row = *reply->add_entries();
+      row.set_name(entry.name);
+      row.set_value(entry.value);
+      row.set_source(entry.source);
+      row.set_live(entry.live);
     }
     return grpc::Status::OK;
   }
 
   grpc::Status ReloadConfig(grpc::ServerContext*, const v1::ReloadConfigRequest*,
                             v1::ReloadConfigReply* reply) override {
-    if (!options_.reload) {
-      return {grpc::StatusCode::FAILED_PRECONDITION, "this daemon has no file to read again"};
-    }
-    const absl::StatusOr<ReloadOutcome> outcome = options_.reload();
+    if (options_.config == nullptr) return NoConfig();
+    const absl::StatusOr<ConfigReloader::Outcome> outcome = options_.config->Reload();
     if (!outcome.ok()) return ToGrpc(outcome.status());
-    *reply->mutable_changed() = {outcome->changed.begin(), outcome->changed.end()};
-    *reply->mutable_needs_restart() = {outcome->needs_restart.begin(),
-                                       outcome->needs_restart.end()};
+    for (const std::string& name : outcome->changed) reply->add_changed(name);
+    for (const std::string& name : outcome->needs_restart) reply->add_needs_restart(name);
     return grpc::Status::OK;
   }
 
@@ -497,6 +512,13 @@ class AdminServer::Impl final : public v1::Admin::Service {
     bool stopping ABSL_GUARDED_BY(mu) = false;
   };
 
+  static grpc::Status NoConfig() {
+    return {grpc::StatusCode::FAILED_PRECONDITION, "this server was given no configuration"};
+  }
+  uint64_t DrainTimeoutMs() const {
+    return options_.config == nullptr ? options_.drain_timeout_ms
+                                      : options_.config->Current().drain_timeout_ms;
+  }
   static grpc::Status Busy() {
     return {grpc::StatusCode::DEADLINE_EXCEEDED, "the control thread did not answer"};
   }
@@ -598,6 +620,7 @@ class AdminServer::Impl final : public v1::Admin::Service {
   Reflection reflection_{
       {"kvd.v1.Admin", "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}};
   std::unique_ptr<grpc::Server> server_;
+  std::unique_ptr<Acceptor> acceptor_;  // Where somebody else bound the socket.
 };
 
 std::string AdminServer::NameOfUser(DomainId domain) { return absl::StrCat("uid:", domain); }

@@ -10,47 +10,31 @@
 #include <functional>
 #include <memory>
 #include <string>
-#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "daemon/events.h"
 #include "daemon/inbox.h"
 #include "daemon/metrics.h"
+#include "daemon/reload.h"
 
 namespace kvd {
 
 class AdminServer {
  public:
-  // The options in force.
-  struct ConfigView {
-    struct Entry {
-      std::string name;
-      std::string value;
-      std::string source;  // "default", "file", "flag" or "environment".
-      bool live = false;   // A reload can change it.
-    };
-    std::string file;  // Empty: none.
-    std::vector<Entry> entries;
-  };
-  struct ReloadOutcome {
-    std::vector<std::string> changed;  // Names of options.
-    std::vector<std::string> needs_restart;
-  };
   struct Options {
     std::string path;      // Of the socket.
+    int listener = -1;     // Listens there already, and outlives the server; -1: bind it.
     std::string endpoint;  // What --listen said.
     std::string metrics;   // HOST:PORT where monitors ask; empty: nowhere.
     std::string tcp;       // HOST:PORT for clients without shared memory; empty: none.
+    const ServiceMetrics* service = nullptr;  // How long calls take; null: nobody times them.
     std::string policy;
     std::string copy_loops;              // What calibration chose.
-    uint64_t drain_timeout_ms = 30'000;  // Of a drain whose caller names none.
+    ConfigReloader* config = nullptr;  // What is in force; null: nobody may ask or change it.
+    uint64_t drain_timeout_ms = 30'000;  // Of a drain whose caller names none, without `config`.
     // What people call a domain. Safe from any thread.
     std::function<std::string(DomainId)> domain_name = NameOfUser;
-    const ServiceMetrics* service = nullptr;  // How long calls took; null: not told.
-    // Both on threads of ours. Empty: no configuration to tell, or to read again.
-    std::function<ConfigView()> config;
-    std::function<absl::StatusOr<ReloadOutcome>()> reload;
   };
   // "uid:1000": a domain is the user id of its processes.
   static std::string NameOfUser(DomainId domain);

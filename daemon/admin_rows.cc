@@ -1,11 +1,8 @@
 #include "daemon/admin_rows.h"
 
 #include <algorithm>
-#include <array>
-#include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "absl/types/span.h"
 
 namespace kvd {
 namespace {
@@ -38,23 +35,6 @@ void AddProblem(v1::StatusReply& status, const char* code, const char* severity,
   problem.set_code(code);
   problem.set_severity(severity);
   problem.set_message(std::move(message));
-}
-
-// As if the values of a bucket were spread evenly over it. Those beyond all bounds count as the
-// largest bound.
-double Quantile(absl::Span<const uint64_t> counts, uint64_t total, double q) {
-  const auto& bounds = DurationBuckets::kBounds;
-  const double rank = q * static_cast<double>(total);
-  double below = 0;
-  for (size_t i = 0; i < bounds.size(); ++i) {
-    const auto count = static_cast<double>(counts[i]);
-    if (count > 0 && below + count >= rank) {
-      const double low = i == 0 ? 0 : static_cast<double>(bounds[i - 1]);
-      return low + (static_cast<double>(bounds[i]) - low) * (rank - below) / count;
-    }
-    below += count;
-  }
-  return static_cast<double>(bounds.back());
 }
 
 uint64_t CounterOf(const v1::StatusReply& status, std::string_view name) {
@@ -191,25 +171,6 @@ void Write(const Event& event, uint32_t key_bytes, const DomainName& name, v1::E
       break;
     default:
       break;
-  }
-}
-
-void AddLatencies(const ServiceMetrics& metrics, v1::StatusReply& status) {
-  constexpr std::pair<Op, const char*> kShown[] = {{Op::kLookup, "lookup"},
-                                                   {Op::kLoad, "load"},
-                                                   {Op::kReserve, "reserve"},
-                                                   {Op::kCommit, "commit"}};
-  for (const auto& [op, name] : kShown) {
-    const auto& duration = metrics.ops[static_cast<size_t>(op)].duration;
-    std::array<uint64_t, Histogram<DurationBuckets>::kBuckets> counts;
-    uint64_t calls = 0;
-    for (size_t i = 0; i < counts.size(); ++i) calls += counts[i] = duration.count(i);
-    if (calls == 0) continue;
-    v1::OpLatency& latency = *status.add_latencies();
-    latency.set_op(name);
-    latency.set_calls(calls);
-    latency.set_p50_us(Quantile(counts, calls, 0.5) / 1000);
-    latency.set_p99_us(Quantile(counts, calls, 0.99) / 1000);
   }
 }
 

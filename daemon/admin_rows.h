@@ -6,7 +6,6 @@
 #include <string>
 #include <vector>
 
-#include "daemon/metrics.h"
 #include "daemon/operator.h"
 #include "proto/admin.pb.h"
 
@@ -23,9 +22,6 @@ void Write(const DomainRow& row, const DomainName& name, v1::DomainUse& out);
 
 // Without its sequence number and time. `key_bytes`: the length of one key of its namespace.
 void Write(const Event& event, uint32_t key_bytes, const DomainName& name, v1::Event& out);
-
-// How long the calls of engines took, of those that have been called.
-void AddLatencies(const ServiceMetrics& metrics, v1::StatusReply& status);
 
 // What an operator should look at, from what a complete status says. Codes are stable.
 void AddProblems(v1::StatusReply& status, uint64_t capacity_bytes);

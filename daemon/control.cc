@@ -670,8 +670,9 @@ void Control::OnEvent(SessionOpened& event) {
   session->use = &uses_[event.domain];
   ++session->use->sessions;
   if (session->use->tenant == nullptr) session->use->tenant = &metrics_.AddTenant(event.domain);
-  ++session->use->tenant->sessions;
   session->pid = event.pid;
+  ++(session->pid == 0 ? session->use->tenant->stream_sessions
+                       : session->use->tenant->shm_sessions);
   if (free_session_indexes_.empty()) {
     session->index = session_indexes_++;
   } else {
@@ -711,7 +712,7 @@ void Control::OnEvent(SessionEnded& event) {
   by_token_.erase(std::string(session.token.begin(), session.token.end()));
   ++counters_.sessions_ended;
   --session.use->sessions;
-  --session.use->tenant->sessions;
+  --(session.pid == 0 ? session.use->tenant->stream_sessions : session.use->tenant->shm_sessions);
   Record(EventKind::kSessionEnded, session.domain, session.serial);
   while (const LeaseId lease = leases_.AnyOf(session.index)) {
     EndLease(lease);

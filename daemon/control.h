@@ -169,12 +169,8 @@ class Control {
   // One turn. True: it is done; a namespace whose last block has left is dropped then.
   bool Continue(Sweep& sweep);
 
-  // The configuration was read again, and taken.
-  void RecordReload() { Record(EventKind::kConfigReloaded, kNoDomain, 0); }
   EventRing& events() { return event_ring_; }
   Nanos now() const { return clock_.Now(); }
-  // Bytes of one key of a namespace, also of one that was dropped.
-  uint32_t hash_bytes(NamespaceId ns) const { return namespaces_[ns].descriptor.hash_bytes; }
 
   // --- looking -----------------------------------------------------------------------------------
 
@@ -182,6 +178,8 @@ class Control {
   const ControlMetrics& metrics() const { return metrics_; }  // Any thread.
   std::vector<std::pair<std::string, uint64_t>> Counters() const;
   const Store& store() const { return store_; }
+  // Bytes of one key of a namespace, also of one that was dropped. Requires: it was registered.
+  uint32_t hash_bytes(NamespaceId ns) const { return namespaces_[ns].descriptor.hash_bytes; }
   uint32_t sessions() const { return static_cast<uint32_t>(by_token_.size()); }
   uint32_t leases() const { return leases_.size() - pins(); }
   uint32_t pins() const { return static_cast<uint32_t>(pins_.size()); }
