@@ -25,7 +25,7 @@ sign client URI:spiffe://kvd.test/client
 
 absl::Status MakeCertificates(const std::string& folder) {
   const std::string command =
-      absl::StrCat("cd '", folder, "' && { ", kScript, "; } >openssl.log 2>&1 </dev/null");
+      absl::StrCat("cd '", folder, "' && ( ", kScript, ") >openssl.log 2>&1 </dev/null");
   if (std::system(command.c_str()) == 0) return absl::OkStatus();
   return absl::UnavailableError(
       absl::StrCat("openssl(1) made no certificates; see ", folder, "/openssl.log"));

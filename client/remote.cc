@@ -4,6 +4,7 @@
 #include <cstring>
 #include <fstream>
 #include <sstream>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -110,11 +111,11 @@ absl::StatusOr<SessionToken> RemoteSession::Life::Begin(absl::Time deadline) {
     reader->Read(&reply, this);  // Ends when the session does.
     return token;
   }
-  context.TryCancel();
+  if (*done) context.TryCancel();  // Otherwise it is over, and the daemon has said why.
   grpc::Status status;
   reader->Finish(&status, this);
-  Await(queue, absl::InfiniteFuture());  // It was cancelled, if not over already.
-  return status.ok() ? absl::InternalError("session: not 16 bytes") : ToAbsl(status);
+  Await(queue, absl::InfiniteFuture());
+  return *done || status.ok() ? absl::InternalError("session: not 16 bytes") : ToAbsl(status);
 }
 
 RemoteSession::RemoteSession(std::unique_ptr<Life> life, const SessionToken& token)
@@ -145,7 +146,8 @@ absl::StatusOr<std::unique_ptr<Session>> RemoteSession::Open(const RemoteEndpoin
 
 bool RemoteSession::ended() const {
   if (over_.load(std::memory_order_relaxed)) return true;
-  if (!Await(life_->queue, absl::InfinitePast()).has_value()) return false;
+  // Not InfinitePast(): gRPC takes a time before 1970 for the infinite future.
+  if (!Await(life_->queue, absl::UnixEpoch()).has_value()) return false;
   over_.store(true, std::memory_order_relaxed);
   return true;
 }

@@ -5,9 +5,11 @@
 #include <grpcpp/server_posix.h>
 #include <sys/resource.h>
 
+#include <atomic>
 #include <charconv>
 #include <chrono>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "daemon/control_call.h"
