@@ -52,7 +52,7 @@ int main(int argc, char** argv) {
   client_options.endpoint = argv[1];
   EXPECT(kvd_client_create(&client_options, &client) == KVD_OK);
   EXPECT(kvd_client_connect(client, 0) == KVD_OK);
-  descriptor.model = "example/8b";
+  descriptor.model = "example/c";
   descriptor.hash_algorithm = "example";
   descriptor.groups = &group;
   descriptor.group_count = 1;
