@@ -1,7 +1,7 @@
 """Throughput and existence of all stores in one interleaved run.
 
-Within a size, each round asks every store in turn for the same work, beginning with another one each
-time, so that whatever else the machine does meets all of them. The first round only warms up.
+Within a size, each round asks every store in turn for the same work, beginning with another one
+each time, so that whatever else the machine does meets all of them. The first round only warms up.
 """
 
 import time
@@ -68,7 +68,8 @@ def throughput(contestants, sizes, rounds, volume, seconds, cpus, say):
 
 def _new_row(store, size, operation, batch):
     return {"store": store, "operation": operation, "bytes": size, "batch": batch, "speed": [],
-            "p50_us_of_rounds": [], "ns": [], "wrong": 0, "missing": 0, "why": "", "foreign_cpus": []}
+            "p50_us_of_rounds": [], "ns": [], "wrong": 0, "missing": 0, "why": "",
+            "foreign_cpus": []}
 
 
 def _round(one, size, volume):

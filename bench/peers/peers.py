@@ -6,8 +6,8 @@
   ./dev bench peers --only kvd --only redis
   ./dev bench peers --list
 
-Leaves peers.json, peers.md and peers.png in build/peers/results and prints the table. README.md beside
-this file says what is measured and how. A store that cannot be installed or started is reported as
+Leaves peers.json, peers.md and peers.png in build/peers/results and prints the table. README.md
+beside this file says what is measured and how. A store that cannot be installed or started is reported as
 such, with the reason, and the rest goes on; the exit status is 1 only when kvd itself could not be
 measured, and 2 for a bad command line.
 """
@@ -111,7 +111,8 @@ def run(options):
     volume = (64 if options.quick else 128) << 20
     sizes = (256 << 10, 2 << 20) if options.quick else measure.SIZES
     result = {
-        "schema": SCHEMA, "date": datetime.datetime.now().astimezone().isoformat(timespec="minutes"),
+        "schema": SCHEMA,
+        "date": datetime.datetime.now().astimezone().isoformat(timespec="minutes"),
         "machine": machine(cpus), "options": {
             "quick": options.quick, "rounds": rounds, "volume": volume, "sizes": list(sizes),
             "batches": list(measure.BATCHES), "room_bytes": 1 << 30,

@@ -179,9 +179,9 @@ def _overload(seen):
         return "-"
     if "error" in seen:
         return "not done: " + _first(seen["error"])
-    return (f"{seen['acked']:,} of {seen['blocks']:,} acknowledged, {seen['kept']:,} kept: hit ratio "
-            f"**{seen['hit_ratio']:.2f}** ({seen['hit_ratio_of_lru']:.2f} with an exact LRU without "
-            f"overhead); of the newest third {seen['newest_kept']:.0%}"
+    return (f"{seen['acked']:,} of {seen['blocks']:,} acknowledged, {seen['kept']:,} kept: "
+            f"hit ratio **{seen['hit_ratio']:.2f}** ({seen['hit_ratio_of_lru']:.2f} with an exact "
+            f"LRU without overhead); of the newest third {seen['newest_kept']:.0%}"
             + (f"; {seen['wrong']} wrong" if seen["wrong"] else ""))
 
 
@@ -191,7 +191,7 @@ def _against(result):
         verdict = {None: "not measured", True: "yes", False: "**no**"}[row["met"]]
         lines.append([row["what"], f"{row['bar']:.1f}", _spread(row["ratio"], ".2f"), verdict,
                       _spread(row["ratio_of_median_calls"], ".2f")])
-    return ("## kvd beside Mooncake Store's shared memory\n\nHow many times as fast, round by round; "
-            "kvd sums and verifies every byte, Mooncake none. The last column leaves out what "
+    return ("## kvd beside Mooncake Store's shared memory\n\nHow many times as fast, round by "
+            "round; kvd sums and verifies every byte, Mooncake none. The last column leaves out what "
             "calls took that somebody else's work interrupted.\n\n"
             + _table(["what", "at least", "ratio", "reached", "of median calls"], lines))

@@ -1,4 +1,4 @@
-"""The side of a driver that does not depend on the store, for stores whose best client is in Python.
+"""What a driver does whatever its store, for stores whose best client is in Python.
 
 It speaks the protocol of `kvd-bench peer-driver` (bench/peers_kvd.cc says what each command means)
 over standard input and output, and keeps the same rules: payload is written before the clock starts
@@ -45,8 +45,8 @@ class Payload:
 class Store:
     """What a store's own file implements. A block is a number within its size.
 
-    `buffer` is the memory of sources and targets, a numpy array of bytes that the store allocates as
-    its client wants it. `prepare(bytes, numbers, place)` names a call before the clock starts; what
+    `buffer` is the memory of sources and targets, a numpy array of bytes that the store allocates
+    as its client wants it. `prepare(bytes, numbers, place)` names a call before the clock starts; what
     it returns is given to `put` (how many blocks the store said it took) and `get` (for each block
     whether the store said that its bytes are in the target).
     """

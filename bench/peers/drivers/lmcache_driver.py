@@ -3,8 +3,8 @@ client copies between its pages and the server's shared-memory pool, so no GPU i
 
   lmcache_driver.py RPC_URL HTTP_URL
 
-LMCache stores chunks of tokens of a model's KV cache, not bytes under a name. A block is one chunk of
-16 tokens (the server runs with --chunk-size 16); the model has one layer and one plane, so that a
+LMCache stores chunks of tokens of a model's KV cache, not bytes under a name. A block is one chunk
+of 16 tokens (the server runs with --chunk-size 16); the model has one layer and one plane, so that a
 chunk is one contiguous run of bytes and gathering it one copy: the layout that favours it most.
 A batch is one request of 16 chunks, as an engine would store and load a prompt.
 """
