@@ -9,6 +9,7 @@ int main(int argc, char** argv) {
   kvd::AddConvertCommand(app);
   kvd::AddMicroCommand(app);
   kvd::AddMicroPeerCommand(app);
+  kvd::AddPeerDriverCommand(app);
   kvd::AddReplayCommand(app);
   kvd::AddSimCommand(app);
   CLI11_PARSE(app, argc, argv);

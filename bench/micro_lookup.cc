@@ -101,8 +101,9 @@ OneCall EchoOf(GrpcEcho& echo, const std::vector<v1::LookupRequest>& requests) {
 class Million {
  public:
   static absl::StatusOr<std::unique_ptr<Million>> Start(MicroRun& run) {
-    auto daemon = DaemonProcess::Start(
-        {.arguments = {"--dram", "768MiB", "--blocks", "1048576", "--log-level", "warn"}});
+    auto daemon =
+        DaemonProcess::Start({.arguments = {"--dram", "768MiB", "--blocks", "1048576",
+                                            "--log-level", "warn", "--metrics", "127.0.0.1:0"}});
     if (!daemon.ok()) return daemon.status();
     auto million = std::unique_ptr<Million>(new Million(run, *std::move(daemon)));
     run.AddServer(million->daemon_->pid());
@@ -301,14 +302,74 @@ absl::Status MeasureBesideHog(MicroRun& run, Million& million) {
   return absl::OkStatus();
 }
 
+absl::Status MeasureScrapesOf(MicroRun& run, Million& million) {
+  const absl::StatusOr<v1::StatusReply> status = million.Status();
+  if (!status.ok()) return status.status();
+  Lookups lookups(million.client(), million.ns());
+  uint64_t window = 0;
+  return MeasureScrapes(run, million.daemon().endpoint(), status->metrics(), [&] {
+    return lookups.Call(million.forest().Window256(window++), kWindowBlocks);
+  });
+}
+
+// Two daemons that differ in whether they count and time operations, in turns.
+absl::Status MeasureMetricsCost(MicroRun& run) {
+  constexpr std::string_view kRow = "metrics_cost_lookup_256";
+  constexpr uint32_t kChains = 16;
+  constexpr int kCalls = 1500;
+  if (!run.Wanted(kRow)) return absl::OkStatus();
+  struct Side {
+    std::unique_ptr<DaemonProcess> daemon;
+    std::unique_ptr<Client> client;
+    Namespace ns;
+    std::unique_ptr<Lookups> lookups;
+  };
+  std::vector<std::string> chains;
+  for (uint32_t i = 0; i < kChains; ++i) chains.push_back(MakeKeys(i, kWindowBlocks));
+  const std::vector<std::byte> part(kPartBytes);
+  Side sides[2];
+  for (Side& side : sides) {
+    std::vector<std::string> arguments = {"--dram", "64MiB", "--log-level", "warn"};
+    if (&side == &sides[1]) arguments.push_back("--no-operation-metrics");
+    auto daemon = DaemonProcess::Start({.arguments = std::move(arguments)});
+    if (!daemon.ok()) return daemon.status();
+    side.daemon = *std::move(daemon);
+    side.client = std::make_unique<Client>(
+        ClientOptions{.endpoint = side.daemon->endpoint(), .timeout = absl::Seconds(10)});
+    absl::StatusOr<Namespace> ns = side.client->RegisterNamespace(MicroNamespace(kPartBytes, 1));
+    if (!ns.ok()) return ns.status();
+    side.ns = *std::move(ns);
+    side.lookups = std::make_unique<Lookups>(*side.client, side.ns);
+    for (const std::string& keys : chains) {
+      absl::Status status = PutChain(*side.client, side.ns, "", keys, part);
+      if (!status.ok()) return status;
+    }
+  }
+  for (const Side& side : sides) run.AddServer(side.daemon->pid());
+  run.Place(Placement::kTwoCpus);
+  uint64_t next[2] = {};
+  const absl::StatusOr<Rounds> rounds = run.Take([&] {
+    return Alternate(
+        [&] { return sides[0].lookups->Call(chains[next[0]++ % kChains], kWindowBlocks); },
+        [&] { return sides[1].lookups->Call(chains[next[1]++ % kChains], kWindowBlocks); }, kCalls,
+        kCallsPerTurn);
+  });
+  for (const Side& side : sides) run.RemoveServer(side.daemon->pid());
+  if (!rounds.ok()) return rounds.status();
+  run.Add(kRow, *rounds, 0, 1, "the same with --no-operation-metrics");
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::Status MeasureLookups(MicroRun& run) {
+  absl::Status cost = MeasureMetricsCost(run);
   if (!run.WantedAny({"lookup_lease_256_one_cpu", "lookup_lease_256_two_cpus",
                       "lookup_lease_256_two_cpus_grpc", "lookup_lease_32768",
-                      "lookup_p99_beside_hog", "redis_exists_256",
-                      "memory_beyond_arena_1m_blocks"})) {
-    return absl::OkStatus();
+                      "lookup_p99_beside_hog", "redis_exists_256", "memory_beyond_arena_1m_blocks",
+                      "metrics_scrape_1m_blocks", "metrics_scrape_size_1m_blocks",
+                      "metrics_scrape_lookup_p99"})) {
+    return cost;
   }
   absl::StatusOr<std::unique_ptr<TemporaryFolder>> folder = TemporaryFolder::Create();
   if (!folder.ok()) return folder.status();
@@ -321,13 +382,15 @@ absl::Status MeasureLookups(MicroRun& run) {
   run.AddServer((*grpc)->pid());
   run.AddServer((*seqpacket)->pid());
   absl::StatusOr<std::unique_ptr<Million>> million = Million::Start(run);
-  absl::Status status = million.status();
+  absl::Status status = cost;
+  status.Update(million.status());
   // One that fails is told, and does not keep the others from being measured.
   if (million.ok()) {
     status.Update(MeasureMemory(run, **million));
     status.Update(Measure256(run, **million, **grpc, **seqpacket));
     status.Update(MeasureLong(run, **million, **grpc));
     status.Update(MeasureRedisExists(run, **million, (*folder)->path()));
+    status.Update(MeasureScrapesOf(run, **million));
     status.Update(MeasureBesideHog(run, **million));  // Last: it evicts.
   }
   run.RemoveServer((*grpc)->pid());

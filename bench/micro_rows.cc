@@ -39,6 +39,10 @@ constexpr MicroRowSpec kSpecs[] = {
     {"redis_put_2mib", "GB/s", AtLeast(2.2)},
     {"redis_exists_256", "us", AtMost(1.5)},
     {"get_tls_2mib", "GB/s", AtLeast(0.7)},
+    {"metrics_cost_lookup_256", "us", AtMost(1.03)},
+    {"metrics_scrape_1m_blocks", "us", ValueAtMost(10'000)},
+    {"metrics_scrape_size_1m_blocks", "MiB", ValueAtMost(0.25)},
+    {"metrics_scrape_lookup_p99", "us", AtMost(1.1)},
     {"memory_beyond_arena_1m_blocks", "MiB", ValueAtMost(256)},
     {"memory_beyond_arena_1m_blocks_16_parts", "MiB", std::nullopt},
 };

@@ -99,6 +99,11 @@ absl::Status MeasureStream(MicroRun& run);     // bench/micro_stream.cc
 absl::Status MeasureIndex(MicroRun& run);      // bench/micro_index.cc
 absl::Status MeasureManyParts(MicroRun& run);  // bench/micro_index.cc
 
+// Scrapes of a daemon whose metrics are at `address`, beside 100 more sessions; `lookup` is one of
+// its lookups, in microseconds. bench/micro_metrics.cc
+absl::Status MeasureScrapes(MicroRun& run, const std::string& endpoint, const std::string& address,
+                            const std::function<absl::StatusOr<double>()>& lookup);
+
 // Microseconds between two readings of a clock.
 inline double Microseconds(Nanos from, Nanos to) { return static_cast<double>(to - from) * 1e-3; }
 

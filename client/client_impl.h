@@ -33,6 +33,7 @@
 #include "client/turn.h"
 #include "proto/kvd.grpc.pb.h"
 #include "proto/stream.grpc.pb.h"
+#include "proto/types/session_wire.h"
 #include "proto/types/verified_copy.h"
 
 namespace kvd {
@@ -167,12 +168,17 @@ absl::Status Client::Impl::Call(Link& link,
   }
   grpc::ClientContext context;
   context.set_deadline(absl::ToChronoTime(deadline));
-  const absl::Status status = ToAbsl((link.stub.get()->*method)(&context, request, reply));
+  absl::Status status = ToAbsl((link.stub.get()->*method)(&context, request, reply));
   calls_.fetch_add(1, std::memory_order_relaxed);
   if (status.ok()) return status;
 
   failed_calls_.fetch_add(1, std::memory_order_relaxed);
-  if (absl::IsUnauthenticated(status) || absl::IsUnavailable(status)) link.session->End();
+  // A draining daemon says no and the session goes on. Otherwise its connection broke.
+  const bool drains = context.GetServerTrailingMetadata().count(kDrainingKey) > 0;
+  if (drains) status.SetPayload(kDrainingKey, absl::Cord());
+  if (absl::IsUnauthenticated(status) || (absl::IsUnavailable(status) && !drains)) {
+    link.session->End();
+  }
   releases_.GiveBack(link.number, std::move(owed));  // It may not have heard them.
   return status;
 }

@@ -8,6 +8,7 @@
 #include "client/client_impl.h"
 #include "proto/types/limits.h"
 #include "proto/types/packed.h"
+#include "proto/types/session_wire.h"
 
 namespace kvd {
 namespace {
@@ -25,8 +26,9 @@ bool OutcomeUnknown(const absl::Status& status) {
     case absl::StatusCode::kCancelled:
     case absl::StatusCode::kUnknown:
     case absl::StatusCode::kInternal:
-    case absl::StatusCode::kUnavailable:
       return true;
+    case absl::StatusCode::kUnavailable:
+      return !status.GetPayload(kDrainingKey).has_value();
     default:
       return false;
   }

@@ -2,6 +2,7 @@
 
 #include <grpcpp/grpcpp.h>
 #include <grpcpp/health_check_service_interface.h>
+#include <grpcpp/server_posix.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -14,6 +15,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include "daemon/activation.h"
 #include "daemon/admin_rows.h"
 #include "daemon/control.h"
 #include "daemon/exposition.h"
@@ -43,17 +45,13 @@ grpc::Status ToGrpc(const absl::Status& status) {
   return {static_cast<grpc::StatusCode>(status.code()), std::string(status.message())};
 }
 
-grpc::Status NotFound(const std::string& message) {
-  return {grpc::StatusCode::NOT_FOUND, message};
-}
+grpc::Status NotFound(const std::string& message) { return {grpc::StatusCode::NOT_FOUND, message}; }
 
 grpc::Status Invalid(const std::string& message) {
   return {grpc::StatusCode::INVALID_ARGUMENT, message};
 }
 
-uint32_t RowLimit(uint32_t asked) {
-  return std::min(asked == 0 ? kDefaultRows : asked, kMaxRows);
-}
+uint32_t RowLimit(uint32_t asked) { return std::min(asked == 0 ? kDefaultRows : asked, kMaxRows); }
 
 }  // namespace
 
@@ -64,7 +62,9 @@ class AdminServer::Impl final : public v1::Admin::Service {
 
   absl::Status Start() {
     grpc::ServerBuilder builder;
-    builder.AddListeningPort("unix:" + options_.path, grpc::InsecureServerCredentials());
+    if (options_.listener < 0) {
+      builder.AddListeningPort("unix:" + options_.path, grpc::InsecureServerCredentials());
+    }
     builder.RegisterService(this);
     builder.RegisterService(&reflection_);
     grpc::EnableDefaultHealthCheckService(true);
@@ -84,9 +84,15 @@ class AdminServer::Impl final : public v1::Admin::Service {
     for (const char* name : {"kvd.v1.Admin", "kvd.v1.Engine"}) {
       server_->GetHealthCheckService()->SetServingStatus(name, true);
     }
+    if (options_.listener < 0) return absl::OkStatus();
+    absl::StatusOr<std::unique_ptr<Acceptor>> acceptor = Acceptor::Start(
+        options_.listener, [this](int fd) { grpc::AddInsecureChannelFromFd(server_.get(), fd); });
+    if (!acceptor.ok()) return acceptor.status();
+    acceptor_ = *std::move(acceptor);
     return absl::OkStatus();
   }
   void Stop() {
+    acceptor_.reset();
     {
       absl::MutexLock lock(&answers_->mu);
       answers_->stopping = true;
@@ -156,6 +162,18 @@ class AdminServer::Impl final : public v1::Admin::Service {
     if (turn.domains.size() > kDomainsShown) turn.domains.resize(kDomainsShown);
     for (const DomainRow& row : turn.domains) {
       Write(row, options_.domain_name, *reply->add_domains());
+    }
+    if (options_.service != nullptr) {
+      for (const Op op : {Op::kLookup, Op::kLoad, Op::kReserve, Op::kCommit}) {
+        const ServiceMetrics::OfOp& counts = options_.service->ops[static_cast<size_t>(op)];
+        v1::OpLatency& latency = *reply->add_latencies();
+        latency.set_op(std::string(kOpNames[static_cast<size_t>(op)]));
+        uint64_t calls = 0;
+        for (const SharedCount& answers : counts.answers) calls += answers;
+        latency.set_calls(calls);
+        latency.set_p50_us(Quantile(counts.duration, 0.5) * 1e-3);
+        latency.set_p99_us(Quantile(counts.duration, 0.99) * 1e-3);
+      }
     }
     AddProblems(*reply, turn.capacity_bytes);
     return grpc::Status::OK;
@@ -245,10 +263,9 @@ class AdminServer::Impl final : public v1::Admin::Service {
   grpc::Status DropNamespace(grpc::ServerContext* context, const v1::DropNamespaceRequest* request,
                              v1::DropNamespaceReply* reply) override {
     Sweep sweep;
-    const grpc::Status status =
-        RunSweep(*context, sweep, [ns = request->namespace_id()](const Control& control) {
-          return control.BeginDrop(ns);
-        });
+    const grpc::Status status = RunSweep(
+        *context, sweep,
+        [ns = request->namespace_id()](const Control& control) { return control.BeginDrop(ns); });
     reply->set_evicted_blocks(sweep.evicted);
     reply->set_kept_blocks(sweep.kept);
     reply->set_dropped(sweep.dropped);
@@ -274,9 +291,8 @@ class AdminServer::Impl final : public v1::Admin::Service {
 
   grpc::Status Inspect(grpc::ServerContext* context, const v1::InspectRequest* request,
                        v1::InspectReply* reply) override {
-    const BlockFilter filter{.ns = request->namespace_id(),
-                             .key_prefix = request->key_prefix(),
-                             .with_parts = true};
+    const BlockFilter filter{
+        .ns = request->namespace_id(), .key_prefix = request->key_prefix(), .with_parts = true};
     if (filter.key_prefix.size() < 2 || filter.key_prefix.size() > kMaxHashBytes) {
       return Invalid("key_prefix: must be 2 to 32 bytes");
     }
@@ -337,10 +353,9 @@ class AdminServer::Impl final : public v1::Admin::Service {
   grpc::Status UnpinChain(grpc::ServerContext*, const v1::UnpinChainRequest* request,
                           v1::UnpinChainReply*) override {
     absl::Status status;
-    const bool answered =
-        OnControl<absl::Status>(status, [id = request->pin_id()](Control& control, auto& out) {
-          out = control.UnpinChain(id);
-        });
+    const bool answered = OnControl<absl::Status>(
+        status,
+        [id = request->pin_id()](Control& control, auto& out) { out = control.UnpinChain(id); });
     return answered ? ToGrpc(status) : Busy();
   }
 
@@ -348,8 +363,10 @@ class AdminServer::Impl final : public v1::Admin::Service {
                      v1::EvictReply* reply) override {
     Sweep sweep;
     const grpc::Status status =
-        RunSweep(*context, sweep, [ns = request->namespace_id(), key = request->key()](
-                                      const Control& control) { return control.BeginEvict(ns, key); });
+        RunSweep(*context, sweep,
+                 [ns = request->namespace_id(), key = request->key()](const Control& control) {
+                   return control.BeginEvict(ns, key);
+                 });
     reply->set_evicted_blocks(sweep.evicted);
     reply->set_kept_blocks(sweep.kept);
     return status;
@@ -373,8 +390,9 @@ class AdminServer::Impl final : public v1::Admin::Service {
 
   grpc::Status Drain(grpc::ServerContext*, const v1::DrainRequest* request,
                      v1::DrainReply* reply) override {
-    const uint64_t timeout_ms = std::min(
-        request->timeout_ms() == 0 ? options_.drain_timeout_ms : request->timeout_ms(), kMaxDrainMs);
+    const uint64_t timeout_ms =
+        std::min(request->timeout_ms() == 0 ? DrainTimeoutMs() : request->timeout_ms(),
+                 kMaxDrainMs);
     DrainProgress progress;
     const bool answered = OnControl<DrainProgress>(
         progress, [exit = request->exit(), timeout_ms](Control& control, DrainProgress& out) {
@@ -393,6 +411,30 @@ class AdminServer::Impl final : public v1::Admin::Service {
     const bool answered = OnControl<absl::Status>(
         status, [](Control& control, absl::Status& out) { out = control.Undrain(); });
     return answered ? ToGrpc(status) : Busy();
+  }
+
+  grpc::Status GetConfig(grpc::ServerContext*, const v1::GetConfigRequest*,
+                         v1::GetConfigReply* reply) override {
+    if (options_.config == nullptr) return NoConfig();
+    reply->set_file(options_.config->file());
+    for (const ConfigEntry& entry : options_.config->Entries()) {
+      v1::ConfigEntry& row = *reply->add_entries();
+      row.set_name(entry.name);
+      row.set_value(entry.value);
+      row.set_source(entry.source);
+      row.set_live(entry.live);
+    }
+    return grpc::Status::OK;
+  }
+
+  grpc::Status ReloadConfig(grpc::ServerContext*, const v1::ReloadConfigRequest*,
+                            v1::ReloadConfigReply* reply) override {
+    if (options_.config == nullptr) return NoConfig();
+    const absl::StatusOr<ConfigReloader::Outcome> outcome = options_.config->Reload();
+    if (!outcome.ok()) return ToGrpc(outcome.status());
+    for (const std::string& name : outcome->changed) reply->add_changed(name);
+    for (const std::string& name : outcome->needs_restart) reply->add_needs_restart(name);
+    return grpc::Status::OK;
   }
 
   grpc::Status Events(grpc::ServerContext* context, const v1::EventsRequest* request,
@@ -419,9 +461,8 @@ class AdminServer::Impl final : public v1::Admin::Service {
     uint64_t end = UINT64_MAX;
     if (!request->follow() || request->last() > 0) {
       Turn turn;
-      if (!OnControl<Turn>(turn, [](Control& control, Turn& out) {
-            out.next = control.events().next();
-          })) {
+      if (!OnControl<Turn>(
+              turn, [](Control& control, Turn& out) { out.next = control.events().next(); })) {
         return Busy();
       }
       if (!request->follow()) end = turn.next;
@@ -453,9 +494,7 @@ class AdminServer::Impl final : public v1::Admin::Service {
         message.set_unix_ms(
             static_cast<uint64_t>(unix_ms - (turn.now - event.time) / kMillisecond));
         Write(event, turn.key_bytes[i], options_.domain_name, message);
-        grpc::WriteOptions how;
-        if (i + 1 < turn.batch.size) how.set_buffer_hint();
-        if (!writer->Write(message, how)) return grpc::Status::CANCELLED;
+        if (!writer->Write(message)) return grpc::Status::CANCELLED;
       }
       if (!request->follow() || turn.batch.size == kEventsPerTurn) continue;
       absl::SleepFor(read_at + kBetweenReads - absl::Now());
@@ -473,6 +512,13 @@ class AdminServer::Impl final : public v1::Admin::Service {
     bool stopping ABSL_GUARDED_BY(mu) = false;
   };
 
+  static grpc::Status NoConfig() {
+    return {grpc::StatusCode::FAILED_PRECONDITION, "this server was given no configuration"};
+  }
+  uint64_t DrainTimeoutMs() const {
+    return options_.config == nullptr ? options_.drain_timeout_ms
+                                      : options_.config->Current().drain_timeout_ms;
+  }
   static grpc::Status Busy() {
     return {grpc::StatusCode::DEADLINE_EXCEEDED, "the control thread did not answer"};
   }
@@ -543,7 +589,8 @@ class AdminServer::Impl final : public v1::Admin::Service {
                         const std::function<absl::StatusOr<Sweep>(const Control&)>& begin) {
     absl::StatusOr<Sweep> begun = absl::UnknownError("not begun");
     if (!OnControl<absl::StatusOr<Sweep>>(
-            begun, [begin](Control& control, absl::StatusOr<Sweep>& out) { out = begin(control); })) {
+            begun,
+            [begin](Control& control, absl::StatusOr<Sweep>& out) { out = begin(control); })) {
       return Busy();
     }
     if (!begun.ok()) return ToGrpc(begun.status());
@@ -570,9 +617,10 @@ class AdminServer::Impl final : public v1::Admin::Service {
   const Nanos started_ = clock_.Now();
   const std::shared_ptr<Answers> answers_ = std::make_shared<Answers>();
   std::atomic<uint32_t> event_readers_{0};
-  Reflection reflection_{{"kvd.v1.Admin", "grpc.health.v1.Health",
-                          "grpc.reflection.v1alpha.ServerReflection"}};
+  Reflection reflection_{
+      {"kvd.v1.Admin", "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}};
   std::unique_ptr<grpc::Server> server_;
+  std::unique_ptr<Acceptor> acceptor_;  // Where somebody else bound the socket.
 };
 
 std::string AdminServer::NameOfUser(DomainId domain) { return absl::StrCat("uid:", domain); }

@@ -15,6 +15,8 @@
 #include "absl/status/statusor.h"
 #include "daemon/events.h"
 #include "daemon/inbox.h"
+#include "daemon/metrics.h"
+#include "daemon/reload.h"
 
 namespace kvd {
 
@@ -22,12 +24,15 @@ class AdminServer {
  public:
   struct Options {
     std::string path;      // Of the socket.
+    int listener = -1;     // Listens there already, and outlives the server; -1: bind it.
     std::string endpoint;  // What --listen said.
     std::string metrics;   // HOST:PORT where monitors ask; empty: nowhere.
     std::string tcp;       // HOST:PORT for clients without shared memory; empty: none.
+    const ServiceMetrics* service = nullptr;  // How long calls take; null: nobody times them.
     std::string policy;
-    std::string copy_loops;  // What calibration chose.
-    uint64_t drain_timeout_ms = 30'000;  // Of a drain whose caller names none.
+    std::string copy_loops;              // What calibration chose.
+    ConfigReloader* config = nullptr;  // What is in force; null: nobody may ask or change it.
+    uint64_t drain_timeout_ms = 30'000;  // Of a drain whose caller names none, without `config`.
     // What people call a domain. Safe from any thread.
     std::function<std::string(DomainId)> domain_name = NameOfUser;
   };

@@ -182,7 +182,8 @@ void AddProblems(v1::StatusReply& status, uint64_t capacity_bytes) {
   }
   if (const uint64_t damaged = CounterOf(status, "damage_confirmed"); damaged > 0) {
     AddProblem(status, "KVD1002", "error",
-               absl::StrCat(damaged, " parts in DRAM were found damaged since start (none was "
+               absl::StrCat(damaged,
+                            " parts in DRAM were found damaged since start (none was "
                             "served): test the memory of this node, 'kvctl drain' it first"));
   }
   if (status.quarantined_bytes() > capacity_bytes / 100) {
@@ -192,9 +193,11 @@ void AddProblems(v1::StatusReply& status, uint64_t capacity_bytes) {
                             "'kvctl sessions' says who holds, and ending that process frees it"));
   }
   if (const uint64_t refused = CounterOf(status, "leases_refused"); refused > 0) {
-    AddProblem(status, "KVD1004", "warn",
-               absl::StrCat(refused, " leases were refused since start because a session, a user or "
-                            "the daemon had as many as it may; 'kvctl leases' says who keeps them"));
+    AddProblem(
+        status, "KVD1004", "warn",
+        absl::StrCat(refused,
+                     " leases were refused since start because a session, a user or "
+                     "the daemon had as many as it may; 'kvctl leases' says who keeps them"));
   }
 }
 

@@ -1,105 +1,284 @@
 #include "daemon/config.h"
 
-#include <grp.h>
-#include <sys/un.h>
-
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <cerrno>
+#include <cstdio>
 #include <cstdlib>
-#include <map>
+#include <cstring>
+#include <memory>
 #include <thread>
+#include <utility>
 
-#include "policy/policies.h"
+#include "absl/strings/str_cat.h"
+#include "daemon/certificates.h"
+#include "daemon/config_file.h"
+#include "daemon/option_docs.h"
+#include "daemon/options.h"
 #include "proto/types/endpoint.h"
 
 namespace kvd {
 namespace {
 
-// The longest suffix that is added to the path.
-constexpr size_t kSuffixBytes = sizeof(".session");
+absl::string_view View(std::string_view text) { return {text.data(), text.size()}; }
 
-std::string CheckListen(const std::string& listen) {
-  if (listen.rfind("unix:/", 0) != 0) return "must be unix: and an absolute path";
-  if (listen.size() - 5 + kSuffixBytes > sizeof(sockaddr_un{}.sun_path)) {
-    return "the path is too long for a Unix socket (98 bytes at most)";
+constexpr const char* kEnvironment = "KVD_ENDPOINT";
+
+// Returns what is wrong.
+std::string ReadFile(const std::string& path, std::string* text) {
+  constexpr size_t kMaxBytes = 4u << 20;
+  const std::unique_ptr<std::FILE, int (*)(std::FILE*)> file(std::fopen(path.c_str(), "re"),
+                                                             std::fclose);
+  if (file == nullptr) return absl::StrCat("cannot be read: ", std::strerror(errno));
+  text->resize(kMaxBytes + 1);
+  text->resize(std::fread(text->data(), 1, text->size(), file.get()));
+  if (std::ferror(file.get()) != 0) return absl::StrCat("cannot be read: ", std::strerror(errno));
+  if (text->size() > kMaxBytes) return "is larger than 4 MiB, so it is no configuration";
+  return "";
+}
+
+// Collects values and what is wrong with them; knows for each option who said it.
+class Loader {
+ public:
+  Loader(const std::string& file, const MemoryLimit& memory) : memory_(memory) {
+    config_.listen = DefaultEndpoint();
+    config_.config_file = file;
+    if (std::getenv(kEnvironment) != nullptr) {
+      config_.sources["listen"] = "environment";
+      said_by_["listen"] = {.what = kEnvironment};
+    }
   }
-  return "";
+
+  void TakeFile() {
+    const std::string& path = config_.config_file;
+    std::string text;
+    if (const std::string wrong = ReadFile(path, &text); !wrong.empty()) {
+      problems_.push_back({.what = absl::StrCat(path, ": ", wrong)});
+      return;
+    }
+    ConfigFile file = ParseConfigFile(text);
+    for (const FileProblem& problem : file.problems) {
+      problems_.push_back(
+          {.at = problem.at, .what = absl::StrCat(Place(problem.at), ": ", problem.what)});
+    }
+    for (const FileSetting& setting : file.settings) {
+      const std::string name(setting.option->name);
+      said_by_[name] = {.at = setting.at, .what = absl::StrCat(Place(setting.at), ": ", name)};
+      config_.sources[name] = "file";
+      const std::string wrong = setting.option->set(setting.text, memory_, config_);
+      if (!wrong.empty()) Complain(name, wrong);
+    }
+    if (!file.domains.empty()) config_.sources["domain"] = "file";
+    config_.domains.domains = std::move(file.domains);
+  }
+
+  void TakeFlags(const std::map<std::string, std::string>& flags) {
+    config_.flags = flags;
+    for (const auto& [name, text] : flags) {
+      const Option* option = FindOption(name);
+      said_by_[name] = {.what = std::string(option->flag)};
+      config_.sources[name] = "flag";
+      const std::string wrong = option->set(text, memory_, config_);
+      if (!wrong.empty()) Complain(name, wrong);
+    }
+  }
+
+  // What no single option can tell. An option whose own value is wrong is not asked again.
+  LoadedConfig Finish() {
+    if (said_by_.count("listen") == 0 || said_by_["listen"].what == kEnvironment) {
+      // The only value that nobody has checked.
+      const std::string wrong = FindOption("listen")->set(config_.listen, memory_, config_);
+      if (!wrong.empty()) Complain("listen", wrong);
+    }
+    if (!config_.metrics.empty() && !config_.metrics_beyond_loopback &&
+        !ParseHostPort(config_.metrics).loopback) {
+      Complain("metrics.listen",
+               absl::StrCat("others can reach ", config_.metrics,
+                            ", and it has no password; set metrics.beyond_loopback if that is "
+                            "meant, or listen at 127.0.0.1"));
+    }
+    CheckTls();
+    if (config_.max_blocks == 0) {
+      config_.max_blocks = static_cast<uint32_t>(
+          std::clamp<uint64_t>(config_.dram_bytes / (32u << 10), 65536, 1u << 29));
+    }
+    if (config_.copiers == 0) {
+      config_.copiers = std::clamp(std::thread::hardware_concurrency() / 8, 1u, 64u);
+    }
+    std::stable_sort(problems_.begin(), problems_.end(),
+                     [](const auto& a, const auto& b) { return Rank(a.at) < Rank(b.at); });
+    LoadedConfig loaded{.config = std::move(config_)};
+    for (FileProblem& problem : problems_) loaded.problems.push_back(std::move(problem.what));
+    return loaded;
+  }
+
+ private:
+  // In the order of the file; what is in none comes last.
+  static std::pair<uint32_t, uint32_t> Rank(FilePlace at) {
+    return {at.line == 0 ? UINT32_MAX : at.line, at.column};
+  }
+
+  std::string Place(FilePlace at) const {
+    return absl::StrCat(config_.config_file, ":", at.line, ":", at.column);
+  }
+
+  void Complain(const std::string& name, const std::string& what) {
+    const auto it = said_by_.find(name);
+    const FileProblem by = it == said_by_.end() ? FileProblem{.what = name} : it->second;
+    problems_.push_back({.at = by.at, .what = absl::StrCat(by.what, ": ", what)});
+  }
+
+  void CheckTls() {
+    const std::string& certificate = config_.tls_certificate;
+    const std::string& key = config_.tls_key;
+    if (!config_.tcp.empty()) {
+      std::string missing;
+      for (const auto& [path, name] :
+           {std::pair<std::string_view, const char*>{certificate, "tcp.certificate"},
+            {key, "tcp.key"},
+            {config_.tls_client_ca, "tcp.client_ca"}}) {
+        if (path.empty()) absl::StrAppend(&missing, missing.empty() ? "" : ", ", name);
+      }
+      if (!missing.empty()) {
+        Complain("tcp.listen",
+                 absl::StrCat("refused without TLS on both sides: ", missing, " must be set too"));
+      }
+    } else if (certificate.empty() != key.empty()) {
+      Complain(certificate.empty() ? "tcp.key" : "tcp.certificate",
+               absl::StrCat("is of no use without ",
+                            certificate.empty() ? "tcp.certificate" : "tcp.key"));
+    }
+    const auto check = [this](const char* name, const std::string& path, std::string wrong) {
+      if (!path.empty() && !wrong.empty()) Complain(name, wrong);
+    };
+    check("tcp.certificate", certificate, CheckCertificate(certificate));
+    if (!certificate.empty()) check("tcp.key", key, CheckKey(key, certificate));
+    check("tcp.client_ca", config_.tls_client_ca, CheckAuthorities(config_.tls_client_ca));
+  }
+
+  const MemoryLimit& memory_;
+  Config config_;
+  // By name: who gave the value, and what messages about it begin with.
+  std::map<std::string, FileProblem> said_by_;
+  std::vector<FileProblem> problems_;
+};
+
+struct CommandLine {
+  std::map<std::string, std::string> flags;  // By the options' names.
+  std::string file;
+  bool check = false;
+  bool print = false;
+};
+
+// The nearest option, for one that is not known.
+std::string UnknownFlag(const CLI::App& app, const std::string& given) {
+  std::vector<std::string> names;
+  for (const CLI::Option* option : app.get_options()) names.push_back(option->get_name());
+  const std::vector<std::string_view> known(names.begin(), names.end());
+  const std::string_view near = Nearest(given.substr(0, given.find('=')), known);
+  if (given.rfind("--", 0) != 0) return given + ": not expected here; all arguments are options";
+  return absl::StrCat(
+      given, ": no such option; ",
+      near.empty() ? "see kvd --help" : absl::StrCat("the nearest is ", View(near)));
 }
 
-std::string CheckPolicy(const std::string& name) {
-  if (MakePolicy(name, 1) != nullptr) return "";
-  return "no policy " + name + "; known: " + std::string(PolicyNames());
-}
-
-std::string CheckMode(const std::string& mode) {
-  char* end = nullptr;
-  const unsigned long value = std::strtoul(mode.c_str(), &end, 8);
-  if (mode.empty() || *end != '\0' || value > 0777) return "must be octal, such as 0660";
-  return "";
-}
-
-}  // namespace
-
-std::variant<Config, int> ReadConfig(int argc, char** argv) {
-  Config config{.listen = DefaultEndpoint()};
-  std::string mode = "0600";
+std::variant<CommandLine, int> ReadCommandLine(int argc, char** argv) {
+  CommandLine line;
+  std::string checked;
   CLI::App app("kvd: the KV-cache storage daemon of one node");
   app.set_version_flag("--version", "kvd " KVD_VERSION);
-  app.add_option("--listen", config.listen, "Where engines connect: unix:PATH")
-      ->check(CLI::Validator(CheckListen, ""))
-      ->capture_default_str();
-  app.add_option("--dram", config.dram_bytes,
-                 "Shared memory for blocks: 1GiB, 512MiB, or bytes; taken at start")
-      ->transform(CLI::AsSizeValue(false))
-      ->check(CLI::Range(uint64_t{1} << 20, uint64_t{1} << 46).description(""))
-      ->default_str("1GiB");
-  app.add_option("--blocks", config.max_blocks,
-                 "The most blocks it keeps; a full index evicts [one for each 32 KiB of --dram]")
-      ->check(CLI::Range(1u, 1u << 29).description(""));
-  app.add_option("--policy", config.policy, "Eviction policy")
-      ->check(CLI::Validator(CheckPolicy, ""))
-      ->capture_default_str();
-  app.add_option("--socket-mode", mode, "Mode of the engine sockets")
-      ->check(CLI::Validator(CheckMode, ""))
-      ->capture_default_str();
-  app.add_option("--socket-group", config.socket_group, "Group of the engine sockets");
-  app.add_option("--copy-loop", config.copy_loop, "Copy loop to use instead of calibrating");
-  app.add_option("--copiers", config.copiers, "Threads that copy [one for each eight CPUs]")
-      ->check(CLI::Range(1u, 64u).description(""));
-  app.add_option("--log-level", config.log_level, "Least level that is logged")
-      ->check(CLI::IsMember({"debug", "info", "warn", "error"}))
-      ->capture_default_str();
-  app.add_option("--metrics", config.metrics, "Where Prometheus scrapes: HOST:PORT");
-  app.add_flag("--metrics-beyond-loopback", config.metrics_beyond_loopback,
-               "--metrics may be an address that other hosts reach");
-  app.add_flag("!--no-operation-metrics", config.op_metrics, "Do not count and time single calls");
-  app.add_option("--tcp", config.tcp, "Where clients without shared memory connect: HOST:PORT");
-  app.add_option("--tls-certificate", config.tls_certificate, "Certificate of --tcp, a PEM file");
-  app.add_option("--tls-key", config.tls_key, "Key of --tcp, a PEM file");
-  app.add_option("--tls-client-ca", config.tls_client_ca,
-                 "Who may sign the certificates of clients, a PEM file");
-  app.add_option("--drain-timeout", config.drain_timeout_ms,
-                 "How long a drain waits for holds and moves: 30s, 500ms")
-      ->transform(CLI::AsNumberWithUnit(
-          std::map<std::string, uint64_t>{{"ms", 1}, {"s", 1000}, {"min", 60'000}},
-          CLI::AsNumberWithUnit::UNIT_REQUIRED))
-      ->default_str("30s");
+  app.add_option("--config", line.file,
+                 "File to read options from; flags win over it. SIGHUP reads it again")
+      ->type_name("FILE");
+  app.add_option("--check-config", checked,
+                 "Say what is wrong with a file and end: 0 nothing, 2 something")
+      ->type_name("FILE");
+  app.add_flag("--print-config", line.print,
+               "Print the configuration in force, as a file, and end");
+  for (const Option& option : Options()) {
+    const std::string flag(option.flag);
+    std::string help(option.help);
+    if (option.kind == OptionKind::kSwitch) {
+      if (option.value == "false") help = absl::StrCat("Turns off: ", help);
+      app.add_flag_callback(
+          flag, [&line, &option] { line.flags[std::string(option.name)] = option.value; }, help);
+      continue;
+    }
+    absl::StrAppend(&help, " [", View(option.fallback.empty() ? option.otherwise : option.fallback),
+                    "]");
+    app.add_option_function<std::string>(
+           flag,
+           [&line, &option](const std::string& text) {
+             line.flags[std::string(option.name)] = text;
+           },
+           help)
+        ->type_name(std::string(option.value));
+  }
+  app.allow_extras();
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : 2;
   }
-  config.socket_mode = static_cast<uint32_t>(std::strtoul(mode.c_str(), nullptr, 8));
-  if (!config.socket_group.empty() && getgrnam(config.socket_group.c_str()) == nullptr) {
-    std::cerr << "--socket-group: no group " << config.socket_group << "\n";
+  if (const std::vector<std::string> extras = app.remaining(); !extras.empty()) {
+    for (const std::string& extra : extras) {
+      std::fprintf(stderr, "%s\n", UnknownFlag(app, extra).c_str());
+    }
     return 2;
   }
-  if (config.max_blocks == 0) {
-    config.max_blocks = static_cast<uint32_t>(
-        std::clamp<uint64_t>(config.dram_bytes / (32u << 10), 65536, 1u << 29));
+  line.check = !checked.empty();
+  if (line.check) line.file = checked;
+  return line;
+}
+
+}  // namespace
+
+std::vector<ConfigEntry> ConfigEntries(const Config& config) {
+  const auto source = [&](const std::string& name) {
+    const auto it = config.sources.find(name);
+    return it == config.sources.end() ? std::string("default") : it->second;
+  };
+  std::vector<ConfigEntry> entries;
+  for (const Option& option : Options()) {
+    const std::string name(option.name);
+    entries.push_back(
+        {.name = name, .value = option.get(config), .source = source(name), .live = option.live});
   }
-  if (config.copiers == 0) config.copiers = std::max(1u, std::thread::hardware_concurrency() / 8);
-  return config;
+  ConfigEntry domains{.name = "domain", .source = source("domain"), .live = true};
+  for (const DomainRule& rule : config.domains.domains) {
+    absl::StrAppend(&domains.value, domains.value.empty() ? "" : ", ", rule.name);
+  }
+  entries.push_back(std::move(domains));
+  return entries;
+}
+
+std::string DescribeConfig(const Config& config) {
+  std::string line = absl::StrCat("file=", config.config_file);
+  for (const ConfigEntry& entry : ConfigEntries(config)) {
+    if (!entry.value.empty()) absl::StrAppend(&line, " ", entry.name, "=", TomlString(entry.value));
+  }
+  return line;
+}
+
+LoadedConfig LoadConfig(const std::string& file, const std::map<std::string, std::string>& flags,
+                        const MemoryLimit& memory) {
+  Loader loader(file, memory);
+  if (!file.empty()) loader.TakeFile();
+  loader.TakeFlags(flags);
+  return loader.Finish();
+}
+
+std::variant<Config, int> ReadConfig(int argc, char** argv) {
+  const std::variant<CommandLine, int> read = ReadCommandLine(argc, argv);
+  if (const int* status = std::get_if<int>(&read)) return *status;
+  const CommandLine& line = std::get<CommandLine>(read);
+  LoadedConfig loaded = LoadConfig(line.file, line.flags, FindMemoryLimit());
+  for (const std::string& problem : loaded.problems) std::fprintf(stderr, "%s\n", problem.c_str());
+  if (!loaded.problems.empty()) return 2;
+  if (line.check) std::printf("%s: nothing is wrong\n", line.file.c_str());
+  if (line.print) std::fputs(PrintConfig(loaded.config).c_str(), stdout);
+  if (line.check || line.print) return 0;
+  return std::move(loaded.config);
 }
 
 }  // namespace kvd

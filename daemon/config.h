@@ -1,13 +1,19 @@
-// The daemon's options: read from the command line once, validated, and said in the log.
+// The daemon's configuration: one file, and flags that win over it. It is read and checked here and
+// nowhere else, as is the environment. options.h has the table of what can be said.
+//
+// Threads: pure functions of files, environment and the system's accounts.
+// Errors: all that are found, each with FILE:LINE:COLUMN and the field, or with the flag.
 
 #pragma once
 
 #include <cstdint>
-#include <optional>
+#include <map>
 #include <string>
 #include <variant>
+#include <vector>
 
 #include "daemon/domains.h"
+#include "daemon/memory_limit.h"
 
 namespace kvd {
 
@@ -37,11 +43,37 @@ struct Config {
   DomainRules domains;
   std::string config_file;  // Empty: none.
 
+  // Where the values are from, by the names that options have in the file.
+  std::map<std::string, std::string> flags;    // What the command line said.
+  std::map<std::string, std::string> sources;  // "file", "flag" or "environment"; else "default".
+
   std::string path() const { return listen.substr(5); }  // Without "unix:".
 };
 
-// The configuration, or the exit status with which the program should end at once (after --help, or
-// a mistake that was named on standard error).
+// What an operator sees of one option.
+struct ConfigEntry {
+  std::string name;
+  std::string value;   // As in the file, without quotes; empty: not set.
+  std::string source;  // "default", "environment", "file" or "flag".
+  bool live = false;   // A reload can change it.
+};
+// All options in the order of the file, and "domain" with the names of the domains.
+std::vector<ConfigEntry> ConfigEntries(const Config& config);
+
+// "name=value ..." of all that is set, in one line for the log.
+std::string DescribeConfig(const Config& config);
+
+struct LoadedConfig {
+  Config config;                      // Of use only without problems.
+  std::vector<std::string> problems;  // In the order of the file, then of the flags.
+};
+// Reads `file` (empty: none) and lets `flags`, by the options' names, win over it.
+LoadedConfig LoadConfig(const std::string& file, const std::map<std::string, std::string>& flags,
+                        const MemoryLimit& memory);
+
+// Either the configuration to serve with, or the exit status with which the program should end at
+// once: after --help, --check-config and the like, or 2 after mistakes, which are on standard
+// error.
 std::variant<Config, int> ReadConfig(int argc, char** argv);
 
 }  // namespace kvd

@@ -289,11 +289,8 @@ absl::StatusOr<Step> Control::Load(LoadCall& call) {
     call.cursor.limit = chain->keys.size();
   }
   const Step step = FillExtents(*chain, call.cursor, call.extents);
-  if (step == Step::kDone) {
-    counters_.load_blocks += call.cursor.next;
-    if (call.cursor.outcome == LoadOutcome::kMiss) {
-      counters_.load_miss_blocks += chain->keys.size() - call.cursor.next;
-    }
+  if (step == Step::kDone && call.cursor.outcome == LoadOutcome::kMiss) {
+    counters_.load_miss_blocks += chain->keys.size() - call.cursor.next;
   }
   return step;
 }
@@ -310,6 +307,7 @@ Step Control::FillExtents(const Chain& chain, ExtentCursor& cursor, std::string&
   const uint64_t bytes_before = cursor.hold == 0 ? 0 : holds_.bytes(cursor.hold);
   const Step step = FillSlice(chain, cursor, extents);
   if (cursor.next > blocks_before) {
+    counters_.load_blocks += cursor.next - blocks_before;
     counters_.load_bytes += holds_.bytes(cursor.hold) - bytes_before;
     // Each worker of an engine loads its own parts of a block: together they save its tokens once.
     const NamespaceInfo& info = *chain.info;
@@ -556,10 +554,11 @@ absl::StatusOr<LeaseId> Control::AddPin(const PinOrder& order, uint32_t& blocks,
                      " are pinned already, the budget is ", order.budget_bytes));
   }
   DomainUse& use = uses_[info.domain];
-  const LeaseId id = pins_.size() < options_.max_pins && use.pins < options_.domain_pins
-                         ? leases_.Add(block, LeaseTable::kPinOwner,
-                                       clock_.Now() + static_cast<Nanos>(order.ttl_ms) * kMillisecond)
-                         : 0;
+  const LeaseId id =
+      pins_.size() < options_.max_pins && use.pins < options_.domain_pins
+          ? leases_.Add(block, LeaseTable::kPinOwner,
+                        clock_.Now() + static_cast<Nanos>(order.ttl_ms) * kMillisecond)
+          : 0;
   if (id == 0) {
     ++counters_.pins_refused;
     return absl::ResourceExhaustedError("pins: this daemon has as many as it may");
@@ -669,8 +668,9 @@ void Control::OnEvent(SessionOpened& event) {
   session->use = &uses_[event.domain];
   ++session->use->sessions;
   if (session->use->tenant == nullptr) session->use->tenant = &metrics_.AddTenant(event.domain);
-  ++session->use->tenant->sessions;
   session->pid = event.pid;
+  ++(session->pid == 0 ? session->use->tenant->stream_sessions
+                       : session->use->tenant->shm_sessions);
   if (free_session_indexes_.empty()) {
     session->index = session_indexes_++;
   } else {
@@ -710,7 +710,7 @@ void Control::OnEvent(SessionEnded& event) {
   by_token_.erase(std::string(session.token.begin(), session.token.end()));
   ++counters_.sessions_ended;
   --session.use->sessions;
-  --session.use->tenant->sessions;
+  --(session.pid == 0 ? session.use->tenant->stream_sessions : session.use->tenant->shm_sessions);
   Record(EventKind::kSessionEnded, session.domain, session.serial);
   while (const LeaseId lease = leases_.AnyOf(session.index)) {
     EndLease(lease);

@@ -171,8 +171,6 @@ class Control {
 
   EventRing& events() { return event_ring_; }
   Nanos now() const { return clock_.Now(); }
-  // Bytes of one key of a namespace, also of one that was dropped.
-  uint32_t hash_bytes(NamespaceId ns) const { return namespaces_[ns].descriptor.hash_bytes; }
 
   // --- looking -----------------------------------------------------------------------------------
 
@@ -180,6 +178,8 @@ class Control {
   const ControlMetrics& metrics() const { return metrics_; }  // Any thread.
   std::vector<std::pair<std::string, uint64_t>> Counters() const;
   const Store& store() const { return store_; }
+  // Bytes of one key of a namespace, also of one that was dropped. Requires: it was registered.
+  uint32_t hash_bytes(NamespaceId ns) const { return namespaces_[ns].descriptor.hash_bytes; }
   uint32_t sessions() const { return static_cast<uint32_t>(by_token_.size()); }
   uint32_t leases() const { return leases_.size() - pins(); }
   uint32_t pins() const { return static_cast<uint32_t>(pins_.size()); }

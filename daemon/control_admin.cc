@@ -52,23 +52,23 @@ uint32_t Control::ListSessions(uint32_t from, std::vector<SessionRow>& rows) con
   control_.AssertHeld();
   // Sessions stand at their indexes, from 0.
   uint32_t at = std::max(from, 1u) - 1;
-  const auto end = static_cast<uint32_t>(
-      std::min<size_t>(by_index_.size(), uint64_t{at} + kSessionsPerTurn));
+  const auto end =
+      static_cast<uint32_t>(std::min<size_t>(by_index_.size(), uint64_t{at} + kSessionsPerTurn));
   for (; at < end; ++at) {
     const Session* session = by_index_[at];
     if (session == nullptr) continue;
-    rows.push_back({.serial = session->serial,
-                    .domain = session->domain,
-                    .uid = session->uid,
-                    .pid = session->pid,
-                    .age = clock_.Now() - session->opened,
-                    .leases = leases_.CountOf(at),
-                    .extents = holds_.held_extents(at),
-                    .held_bytes = holds_.held_bytes(at),
-                    .reservations = session->reservations,
-                    .staging_bytes =
-                        session->staging == nullptr ? 0 : session->staging->bytes().size(),
-                    .ended = session->ended});
+    rows.push_back(
+        {.serial = session->serial,
+         .domain = session->domain,
+         .uid = session->uid,
+         .pid = session->pid,
+         .age = clock_.Now() - session->opened,
+         .leases = leases_.CountOf(at),
+         .extents = holds_.held_extents(at),
+         .held_bytes = holds_.held_bytes(at),
+         .reservations = session->reservations,
+         .staging_bytes = session->staging == nullptr ? 0 : session->staging->bytes().size(),
+         .ended = session->ended});
   }
   return at < by_index_.size() ? at + 1 : 0;
 }
@@ -282,11 +282,7 @@ absl::StatusOr<Sweep> Control::BeginEvict(NamespaceId ns, std::string_view key) 
   const BlockRef top = residency_.Find(ns, KeyList(key, hash_bytes(ns))[0]);
   if (top == 0) return absl::NotFoundError("key: no such block");
   const ChainHash hash = residency_.block(top).key;
-  return Sweep{.ns = ns,
-               .top = top,
-               .top_key = hash,
-               .at = top,
-               .at_key = hash};
+  return Sweep{.ns = ns, .top = top, .top_key = hash, .at = top, .at_key = hash};
 }
 
 absl::StatusOr<Sweep> Control::BeginDrop(NamespaceId ns) const {
@@ -414,7 +410,8 @@ absl::Status Control::CheckDraining() {
   if (!draining()) return absl::OkStatus();
   ++counters_.drain_refusals;
   return absl::UnavailableError(
-      "draining: this daemon takes no new leases, holds, pins and reservations; take it for a miss");
+      "draining: this daemon takes no new leases, holds, pins and reservations; take it for a "
+      "miss");
 }
 
 DrainProgress Control::Drain(DrainEnd end, Nanos patience) {

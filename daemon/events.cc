@@ -93,8 +93,7 @@ void EventRing::WaitFor(uint64_t sequence, absl::Duration patience) {
   waiting_.fetch_add(1);
   {
     absl::MutexLock lock(&mu_);
-    while (published_.load() <= sequence && !ended_ &&
-           !changed_.WaitWithDeadline(&mu_, deadline)) {
+    while (published_.load() <= sequence && !ended_ && !changed_.WaitWithDeadline(&mu_, deadline)) {
     }
   }
   waiting_.fetch_sub(1);

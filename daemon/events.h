@@ -29,9 +29,9 @@ namespace kvd {
 inline constexpr DomainId kNoDomain = 0xffffffff;  // Of what concerns nobody in particular.
 
 enum class EventKind : uint8_t {
-  kStored = 1,   // A block became findable.
-  kEvicted = 2,  // A block that was findable left.
-  kDamaged = 3,  // The bytes of a block were damaged; it is found no more.
+  kStored = 1,       // A block became findable.
+  kEvicted = 2,      // A block that was findable left.
+  kDamaged = 3,      // The bytes of a block were damaged; it is found no more.
   kPartDamaged = 4,  // A part of a window or a state was damaged; its block is still found.
   kSessionOpened = 5,
   kSessionEnded = 6,

@@ -26,20 +26,7 @@ using prometheus::MetricFamily;
 using prometheus::MetricType;
 using Labels = std::initializer_list<std::pair<std::string_view, std::string_view>>;
 
-constexpr std::string_view kOpNames[] = {
-    "lookup", "load", "release", "reserve", "commit", "abort", "pin", "unpin", "register_namespace",
-    "other"};
-static_assert(std::size(kOpNames) == kOps);
-
-// Of gRPC, as its documentation writes them.
-constexpr std::string_view kCodeNames[] = {
-    "OK",        "CANCELLED",      "UNKNOWN",           "INVALID_ARGUMENT",   "DEADLINE_EXCEEDED",
-    "NOT_FOUND", "ALREADY_EXISTS", "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION",
-    "ABORTED",   "OUT_OF_RANGE",   "UNIMPLEMENTED",     "INTERNAL",           "UNAVAILABLE",
-    "DATA_LOSS", "UNAUTHENTICATED"};
-static_assert(std::size(kCodeNames) == ServiceMetrics::kCodes);
-
-constexpr std::string_view kEvictReasonNames[] = {"pressure", "admin", "purge"};
+constexpr std::string_view kEvictReasonNames[] = {"pressure", "admin", "purge", "corrupt"};
 static_assert(std::size(kEvictReasonNames) == kEvictReasons);
 
 // The families in the order in which they are made.
@@ -151,7 +138,8 @@ void AddDemand(const MetricsSource& source, const std::vector<Tenant>& tenants, 
         .Add(metrics.prompt_tokens, 1);
   }
   const ControlCounters& c = metrics.counters;
-  out.Counter("kvd_get_blocks_total", "Blocks that loads asked for, by what became of them.");
+  out.Counter("kvd_get_blocks_total",
+              "Blocks whose extents were asked for, by what became of them.");
   out.Add(c.load_blocks, {{"tier", "dram"}, {"outcome", "ok"}});
   out.Add(c.load_miss_blocks, {{"tier", "dram"}, {"outcome", "miss"}});
   out.Add(c.damage_confirmed, {{"tier", "dram"}, {"outcome", "checksum"}});
@@ -203,7 +191,6 @@ void AddEviction(const MetricsSource& source, Families& out) {
   for (size_t i = 0; i < kEvictReasons; ++i) {
     out.Add(counts.evicted_for[i], {{"tier", "dram"}, {"reason", kEvictReasonNames[i]}});
   }
-  out.Add(source.control->counters().damage_confirmed, {{"tier", "dram"}, {"reason", "corrupt"}});
   out.Counter("kvd_evicted_bytes_total", "Payload of such blocks.");
   for (size_t i = 0; i < kEvictReasons; ++i) {
     out.Add(counts.evicted_bytes_for[i], {{"tier", "dram"}, {"reason", kEvictReasonNames[i]}});
@@ -261,7 +248,8 @@ void AddPromises(const MetricsSource& source, const std::vector<Tenant>& tenants
   out.Gauge("kvd_held_bytes", "Room of such extents.").Add(control.holds().total_bytes());
   out.Gauge("kvd_sessions", "Clients that are connected, now.");
   for (const Tenant& t : tenants) {
-    out.Add(t.counters.sessions, {{"transport", "shm"}, {"tenant", t.name}});
+    out.Add(t.counters.shm_sessions, {{"transport", "shm"}, {"tenant", t.name}});
+    out.Add(t.counters.stream_sessions, {{"transport", "stream"}, {"tenant", t.name}});
   }
   out.Counter("kvd_sessions_opened_total", "Clients that came.").Add(c.sessions_opened);
 }
@@ -291,6 +279,7 @@ void AddTrouble(const MetricsSource& source, Families& out) {
   out.Add(c.pins_refused, {{"op", "pin"}, {"reason", "pins"}});
   out.Add(c.namespaces_refused, {{"op", "register_namespace"}, {"reason", "namespaces"}});
   out.Add(service.calls_refused, {{"op", "any"}, {"reason", "calls"}});
+  out.Add(c.drain_refusals, {{"op", "any"}, {"reason", "draining"}});
 }
 
 void AddCalls(const MetricsSource& source, Families& out) {

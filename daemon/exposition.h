@@ -1,6 +1,6 @@
 // The names of what is counted: the families that Prometheus scrapes, made from the numbers of
 // daemon/metrics.h at the moment of asking. Names, units and labels are an interface that
-// dashboards and alerts are written against: deploy/README.md lists them, deploy/prometheus/ and
+// dashboards and alerts are written against: deploy/METRICS.md lists them, deploy/prometheus/ and
 // deploy/grafana/ use them.
 //
 // Labels come from closed sets. A tenant is a domain's name; beyond ControlMetrics::kMaxTenants all

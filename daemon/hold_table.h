@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "daemon/residency.h"
-#include "proto/types/tally.h"
+#include "proto/types/shared_count.h"
 
 namespace kvd {
 
@@ -109,8 +109,8 @@ class HoldTable {
   uint32_t free_node_ = 0;
   uint32_t drain_first_ = 0;  // Nodes of ended holds, chained by next.
   uint32_t drain_last_ = 0;   // Requires: drain_first_ is not 0.
-  Tally total_extents_;
-  Tally total_bytes_;
+  SharedCount total_extents_;
+  SharedCount total_bytes_;
 };
 
 }  // namespace kvd

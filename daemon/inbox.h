@@ -31,7 +31,7 @@ struct SessionOpened {
   SessionToken token{};
   DomainId domain = 0;
   uid_t uid = 0;
-  pid_t pid = 0;  // 0: no process of this machine; its bytes are streamed.
+  pid_t pid = 0;            // 0: no process of this machine; its bytes are streamed.
   SessionToken finished{};  // A session of the same process whose holds end now.
 };
 struct StagingOpened {

@@ -1,21 +1,17 @@
-// kvd: flags, construct, serve, drain.
+// kvd: configuration, construct, serve, drain.
 
-#include <grp.h>
 #include <pthread.h>
-#include <sched.h>
+#include <spdlog/async.h>
 #include <spdlog/sinks/stdout_sinks.h>
 #include <spdlog/spdlog.h>
-#include <sys/prctl.h>
 #include <sys/random.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <atomic>
+#include <cerrno>
 #include <csignal>
 #include <cstdio>
-#include <cstdlib>
 #include <ctime>
 #include <memory>
 #include <string>
@@ -23,10 +19,14 @@
 #include <variant>
 #include <vector>
 
+#include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/synchronization/notification.h"
+#include "daemon/accounts.h"
+#include "daemon/activation.h"
 #include "daemon/admin.h"
+#include "daemon/call_log.h"
 #include "daemon/config.h"
 #include "daemon/control.h"
 #include "daemon/copier_pool.h"
@@ -36,6 +36,8 @@
 #include "daemon/gateway.h"
 #include "daemon/heartbeat.h"
 #include "daemon/metrics_http.h"
+#include "daemon/process.h"
+#include "daemon/reload.h"
 #include "daemon/service.h"
 #include "daemon/session_server.h"
 #include "daemon/store.h"
@@ -59,18 +61,27 @@ int Misconfigured(const absl::Status& status) {
 // For the control thread to take a turn, before it is called dead.
 constexpr absl::Duration kHeartbeatPatience = absl::Seconds(3);
 
-void RaiseDescriptorLimit() {
-  rlimit limit;
-  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
-  limit.rlim_cur = limit.rlim_max;
-  setrlimit(RLIMIT_NOFILE, &limit);
+// Writes where the default logger does, on a thread of its own: the control thread must not wait
+// for whoever reads our log.
+std::shared_ptr<spdlog::logger> CallLogger() {
+  constexpr size_t kLines = 1024;
+  spdlog::init_thread_pool(kLines, /*threads_n=*/1);
+  const std::shared_ptr<spdlog::logger> shared = spdlog::default_logger();
+  auto logger = std::make_shared<spdlog::async_logger>(
+      shared->name() + ".call", shared->sinks().begin(), shared->sinks().end(),
+      spdlog::thread_pool(), spdlog::async_overflow_policy::overrun_oldest);
+  logger->set_level(shared->level());
+  logger->flush_on(spdlog::level::info);
+  spdlog::register_logger(logger);  // For a level that changes later.
+  return logger;
 }
 
-absl::Status OpenToEngines(const Config& config) {
-  for (const std::string& path :
-       {config.path(), config.path() + ".session", config.path() + ".stream"}) {
-    if (!config.socket_group.empty() && chown(path.c_str(), static_cast<uid_t>(-1),
-                                              getgrnam(config.socket_group.c_str())->gr_gid) != 0) {
+absl::Status OpenToEngines(const Config& config, const ActivatedSockets& activated) {
+  for (const char* suffix : {"", ".session", ".stream"}) {
+    if (activated.at(suffix) >= 0) continue;  // Who may connect there, the socket unit said.
+    const std::string path = config.path() + suffix;
+    if (!config.socket_group.empty() &&
+        chown(path.c_str(), static_cast<uid_t>(-1), *GroupId(config.socket_group)) != 0) {
       return ErrnoStatus(errno, "--socket-group: " + path);
     }
     if (chmod(path.c_str(), config.socket_mode) != 0) {
@@ -91,26 +102,6 @@ double MeasureCopy(const Copier& copier, const Clock& clock) {
   return kBytes * 1e3 / static_cast<double>(std::max<Nanos>(1, clock.Now() - start));
 }
 
-// The control thread does little at a time and everybody waits for it: it should run as soon as it
-// is woken, also beside copiers and engines that use their CPUs up. Best effort: a shorter slice
-// (Linux 6.12) is for anybody to take, a higher priority for those who may.
-void PreferThisThread() {
-  struct {  // sched_attr of sched_setattr(2), which libc does not declare.
-    uint32_t size = sizeof(*this);
-    uint32_t policy = SCHED_OTHER;
-    uint64_t flags = 0;
-    int32_t nice = 0;
-    uint32_t priority = 0;
-    uint64_t runtime_ns = 100'000;
-    uint64_t deadline_ns = 0;
-    uint64_t period_ns = 0;
-  } wanted;
-  wanted.nice = -10;
-  if (syscall(SYS_sched_setattr, 0, &wanted, 0) == 0) return;
-  wanted.nice = getpriority(PRIO_PROCESS, 0);
-  syscall(SYS_sched_setattr, 0, &wanted, 0);
-}
-
 absl::StatusOr<std::unique_ptr<Gateway>> StartGateway(const Config& config, Inbox& inbox,
                                                       CopierPool& copiers, const Copier& copier,
                                                       Domains& domains) {
@@ -125,9 +116,12 @@ absl::StatusOr<std::unique_ptr<Gateway>> StartGateway(const Config& config, Inbo
 }
 
 int Serve(const Config& config) {
+  const absl::StatusOr<ActivatedSockets> activated = ActivatedSockets::Take(config.path());
+  if (!activated.ok()) return Fail(activated.status());
   absl::StatusOr<EndpointLock> lock = EndpointLock::Take(config.path());
   if (!lock.ok()) return Fail(lock.status());
 
+  spdlog::info("config.in_force {}", DescribeConfig(config));
   SystemClock clock;
   uint64_t secret = 0;
   if (getrandom(&secret, sizeof secret, 0) != sizeof secret) {
@@ -137,6 +131,10 @@ int Serve(const Config& config) {
   spdlog::info("copy.calibrated {}", copier.description());
 
   Domains domains(config.domains);
+  ConfigReloader reloader(config, [&domains](const Config& changed) {
+    spdlog::set_level(spdlog::level::from_str(changed.log_level));
+    domains.SetRules(changed.domains);
+  });
   RegionDirectory regions;
   absl::StatusOr<std::unique_ptr<Arena>> arena = Arena::Open(regions, {.bytes = config.dram_bytes});
   if (!arena.ok()) return Fail(arena.status());
@@ -157,18 +155,26 @@ int Serve(const Config& config) {
                .secret = secret},
               [&copiers](uint32_t region, uint64_t bytes) { copiers->MakeRegion(region, bytes); });
 
-  absl::StatusOr<std::unique_ptr<SessionServer>> sessions =
-      SessionServer::Start(inbox, *copiers, regions, domains, {.path = config.path() + ".session"});
+  absl::StatusOr<std::unique_ptr<SessionServer>> sessions = SessionServer::Start(
+      inbox, *copiers, regions, domains,
+      {.path = config.path() + ".session", .listener = activated->at(".session")});
   if (!sessions.ok()) return Fail(sessions.status());
   limits.session_over = [&sessions](uint32_t serial) { (*sessions)->Forget(serial); };
   absl::Notification drained;
   limits.drained = [&drained] { drained.Notify(); };
   Control control(store, board, *copiers, inbox, clock, limits);
 
-  absl::StatusOr<std::unique_ptr<Service>> service = Service::Start(
-      control, clock, {.path = config.path(), .count_operations = config.op_metrics});
+  CallLog call_log(CallLogger());
+  absl::StatusOr<std::unique_ptr<Service>> service =
+      Service::Start(control, clock,
+                     {.path = config.path(),
+                      .listener = activated->at(""),
+                      .count_operations = config.op_metrics,
+                      .log = &call_log});
   if (!service.ok()) return Fail(service.status());
   inbox.SetWake([&service] { (*service)->Wake(); });
+  // A start that fails further on ends the service before the threads that post.
+  const absl::Cleanup forget_service = [&inbox] { inbox.SetWake(nullptr); };
   const MetricsSource metrics{
       .control = &control,
       .service = &(*service)->metrics(),
@@ -194,15 +200,17 @@ int Serve(const Config& config) {
   absl::StatusOr<std::unique_ptr<AdminServer>> admin =
       AdminServer::Start(inbox, control.events(),
                          {.path = config.path() + ".admin",
+                          .listener = activated->at(".admin"),
                           .endpoint = config.listen,
                           .metrics = metrics_address,
                           .tcp = (*gateway)->tcp_address(),
+                          .service = &(*service)->metrics(),
                           .policy = config.policy,
                           .copy_loops = copier.description(),
-                          .drain_timeout_ms = config.drain_timeout_ms,
+                          .config = &reloader,
                           .domain_name = [&domains](DomainId id) { return domains.Name(id); }});
   if (!admin.ok()) return Fail(admin.status());
-  if (absl::Status status = OpenToEngines(config); !status.ok()) return Fail(status);
+  if (absl::Status status = OpenToEngines(config, *activated); !status.ok()) return Fail(status);
   (*gateway)->Serve();
 
   const std::string& tcp_address = (*gateway)->tcp_address();
@@ -213,24 +221,27 @@ int Serve(const Config& config) {
               metrics_address.empty() ? "" : " metrics=", metrics_address.c_str(),
               tcp_address.empty() ? "" : " tcp=", tcp_address.c_str());
   std::fflush(stdout);
+  NotifyServiceManager("READY=1");
 
   // A signal is a drain, which operators can ask for as well. The second signal does not wait.
   std::atomic<bool> over{false};
   std::thread listener([&] {
-    sigset_t signals;
-    sigemptyset(&signals);
-    sigaddset(&signals, SIGTERM);
-    sigaddset(&signals, SIGINT);
-    Nanos patience = static_cast<Nanos>(config.drain_timeout_ms) * kMillisecond;
+    bool draining = false;
     while (true) {
-      int signal = 0;
-      sigwait(&signals, &signal);
+      const int signal = WaitForSignal();
       if (over) return;
+      if (signal == SIGHUP) {
+        reloader.Reload().IgnoreError();
+        continue;
+      }
       spdlog::info("daemon.draining signal={}", signal);
-      inbox.Post(Task{[patience](Control& draining) {
-        draining.Drain(Control::DrainEnd::kExitPromptly, patience);
+      NotifyServiceManager("STOPPING=1");
+      const Nanos patience =
+          draining ? 0 : static_cast<Nanos>(reloader.Current().drain_timeout_ms) * kMillisecond;
+      inbox.Post(Task{[patience](Control& control) {
+        control.Drain(Control::DrainEnd::kExitPromptly, patience);
       }});
-      patience = 0;
+      draining = true;
     }
   });
   std::thread stopper([&] {
@@ -239,6 +250,8 @@ int Serve(const Config& config) {
     (*gateway)->Stop();
     (*service)->Shutdown();
   });
+  const Watchdog watchdog(
+      [&] { inbox.Post(Task{[](Control&) { NotifyServiceManager("WATCHDOG=1"); }}); });
   PreferThisThread();
   (*service)->Run();
   stopper.join();
@@ -253,20 +266,11 @@ int Serve(const Config& config) {
   sessions->reset();
   copiers.reset();
   inbox.SetWake(nullptr);
-  for (const char* suffix : {"", ".admin"}) unlink((config.path() + suffix).c_str());
+  for (const char* suffix : {"", ".admin"}) {
+    if (activated->at(suffix) < 0) unlink((config.path() + suffix).c_str());
+  }
   spdlog::info("daemon.stopped");
   return 0;
-}
-
-// Before gRPC starts. Two of them are worth half the time of a small call.
-void TuneLibraries() {
-  // gRPC's epoll engine has one poller for the whole process. A thread of the admin server would be
-  // it most of the time, and each call of an engine would wake that thread first and the control
-  // thread second. With poll() a thread waits for its own queue only. The operator's choice stands.
-  setenv("GRPC_POLL_STRATEGY", "poll", /*overwrite=*/0);
-  Tls13Only();
-  // Debian builds Abseil with the checks of a debug build: every lock would note its order.
-  absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
 }
 
 }  // namespace
@@ -280,17 +284,6 @@ int main(int argc, char** argv) {
   spdlog::set_level(spdlog::level::from_str(std::get<kvd::Config>(config).log_level));
   spdlog::flush_on(spdlog::level::info);
 
-  // Engines often run under our user id, and seals do not keep a process of the same id from
-  // writing through /proc/PID/mem or ptrace. It costs the core file, which would hold everybody's
-  // blocks.
-  prctl(PR_SET_DUMPABLE, 0);
-  umask(0177);  // Sockets are ours alone until we open them to engines.
-  kvd::RaiseDescriptorLimit();
-  sigset_t signals;  // Every thread leaves these to the one that waits for them.
-  sigemptyset(&signals);
-  sigaddset(&signals, SIGTERM);
-  sigaddset(&signals, SIGINT);
-  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
-  std::signal(SIGPIPE, SIG_IGN);
+  kvd::PrepareProcess();
   return kvd::Serve(std::get<kvd::Config>(config));
 }

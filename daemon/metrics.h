@@ -14,9 +14,10 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <string_view>
 
 #include "proto/types/block.h"
-#include "proto/types/tally.h"
+#include "proto/types/shared_count.h"
 
 namespace kvd {
 
@@ -38,8 +39,8 @@ class Histogram {
   uint64_t sum() const { return sum_; }
 
  private:
-  Tally sum_;
-  std::array<Tally, kBuckets> counts_;
+  SharedCount sum_;
+  std::array<SharedCount, kBuckets> counts_;
 };
 
 // Nanoseconds, 1 us to 10 s. A call over a socket takes some tens of microseconds; what the control
@@ -56,6 +57,24 @@ struct TokenBuckets {
   static constexpr std::array<uint64_t, 12> kBounds = {
       64, 256, 1'024, 2'048, 4'096, 8'192, 16'384, 32'768, 65'536, 131'072, 262'144, 1'048'576};
 };
+// The value below which a share of all lies, 0 to 1, as if values were spread evenly in each
+// bucket; 0: there are none. What is beyond the largest bound counts as that.
+template <typename Buckets>
+double Quantile(const Histogram<Buckets>& histogram, double share) {
+  uint64_t all = 0;
+  for (size_t i = 0; i < histogram.kBuckets; ++i) all += histogram.count(i);
+  double left = share * static_cast<double>(all);
+  double lower = 0;
+  for (size_t i = 0; i < Buckets::kBounds.size(); ++i) {
+    const auto upper = static_cast<double>(Buckets::kBounds[i]);
+    const auto count = static_cast<double>(histogram.count(i));
+    if (count > 0 && left <= count) return lower + (upper - lower) * left / count;
+    left -= count;
+    lower = upper;
+  }
+  return all == 0 ? 0 : lower;
+}
+
 // Thousandths of what was asked.
 struct ShareBuckets {
   static constexpr std::array<uint64_t, 8> kBounds = {0, 100, 250, 500, 750, 900, 990, 1'000};
@@ -63,65 +82,66 @@ struct ShareBuckets {
 
 // What the calls of one tenant did and what it has now. The first line of cache is a lookup's.
 struct alignas(64) TenantCounters {
-  Tally lookups_full;  // Everything asked was there.
-  Tally lookups_partial;
-  Tally lookups_none;
-  Tally lookup_dram_blocks;
-  Tally lookup_miss_blocks;
-  Tally lookup_dram_tokens;
-  Tally lookup_miss_tokens;
-  Tally leases;  // Now; without pins.
+  SharedCount lookups_full;  // Everything asked was there.
+  SharedCount lookups_partial;
+  SharedCount lookups_none;
+  SharedCount lookup_dram_blocks;
+  SharedCount lookup_miss_blocks;
+  SharedCount lookup_dram_tokens;
+  SharedCount lookup_miss_tokens;
+  SharedCount leases;  // Now; without pins.
   // The second line.
-  Tally sessions;      // Now.
-  Tally pins;          // Now.
-  Tally held_extents;  // Now.
-  Tally saved_tokens;  // Of blocks that loads named: nobody computes them again.
-  Tally committed_blocks;
-  Tally rejected_blocks;  // Reserve found no room; of a list, the first.
+  SharedCount shm_sessions;     // Now.
+  SharedCount stream_sessions;  // Now.
+  SharedCount pins;             // Now.
+  SharedCount held_extents;     // Now.
+  SharedCount saved_tokens;     // Of blocks that loads named: nobody computes them again.
+  SharedCount committed_blocks;
+  SharedCount rejected_blocks;  // Reserve found no room; of a list, the first.
 };
 
 // Counters since start. Names on the wire are these, see Control::Counters().
 struct ControlCounters {
-  Tally lookups;
-  Tally lookup_blocks;
-  Tally lookup_hit_blocks;
-  Tally loads;
-  Tally load_blocks;
-  Tally load_miss_blocks;  // Asked for and not there any more.
-  Tally load_bytes;        // That loads and lookups named: what clients may read.
-  Tally hold_budget_refusals;
-  Tally reserves;
-  Tally reserve_granted_blocks;
-  Tally reserve_present_blocks;
-  Tally reserve_in_production_blocks;
-  Tally reserve_no_room_blocks;
-  Tally reserve_no_parent_blocks;
-  Tally reserves_refused;      // For want of room for some block.
-  Tally reservations_refused;  // As many are open as may be.
-  Tally dedup_saved_bytes;     // Of blocks that reserve named present or in production.
-  Tally reserve_waits;
-  Tally reservations_expired;
-  Tally reservations_aborted;
-  Tally commits;
-  Tally committed_blocks;  // Made visible.
-  Tally committed_bytes;   // Of parts.
-  Tally parked_blocks;
-  Tally put_sums_differ;  // Parts whose staged bytes were not those that were summed.
-  Tally puts_refused;     // Too many wait for the copiers.
-  Tally leases_granted;
-  Tally leases_refused;
-  Tally leases_expired;
-  Tally leases_ended_with_session;
-  Tally pins_granted;
-  Tally pins_refused;
-  Tally namespaces_refused;  // As many as there may be.
-  Tally damage_reported;
-  Tally damage_confirmed;
-  Tally sessions_opened;
-  Tally sessions_ended;
-  Tally unknown_sessions;  // Calls that named none of ours.
-  Tally calls_refused;     // Unknown session, bad field, a bound.
-  Tally drain_refusals;    // Calls that wanted something new while the daemon drains.
+  SharedCount lookups;
+  SharedCount lookup_blocks;
+  SharedCount lookup_hit_blocks;
+  SharedCount loads;
+  SharedCount load_blocks;
+  SharedCount load_miss_blocks;  // Asked for and not there any more.
+  SharedCount load_bytes;        // That loads and lookups named: what clients may read.
+  SharedCount hold_budget_refusals;
+  SharedCount reserves;
+  SharedCount reserve_granted_blocks;
+  SharedCount reserve_present_blocks;
+  SharedCount reserve_in_production_blocks;
+  SharedCount reserve_no_room_blocks;
+  SharedCount reserve_no_parent_blocks;
+  SharedCount reserves_refused;      // For want of room for some block.
+  SharedCount reservations_refused;  // As many are open as may be.
+  SharedCount dedup_saved_bytes;     // Of blocks that reserve named present or in production.
+  SharedCount reserve_waits;
+  SharedCount reservations_expired;
+  SharedCount reservations_aborted;
+  SharedCount commits;
+  SharedCount committed_blocks;  // Made visible.
+  SharedCount committed_bytes;   // Of parts.
+  SharedCount parked_blocks;
+  SharedCount put_sums_differ;  // Parts whose staged bytes were not those that were summed.
+  SharedCount puts_refused;     // Too many wait for the copiers.
+  SharedCount leases_granted;
+  SharedCount leases_refused;
+  SharedCount leases_expired;
+  SharedCount leases_ended_with_session;
+  SharedCount pins_granted;
+  SharedCount pins_refused;
+  SharedCount namespaces_refused;  // As many as there may be.
+  SharedCount damage_reported;
+  SharedCount damage_confirmed;
+  SharedCount sessions_opened;
+  SharedCount sessions_ended;
+  SharedCount unknown_sessions;  // Calls that named none of ours.
+  SharedCount calls_refused;     // Unknown session, bad field, a bound.
+  SharedCount drain_refusals;    // Calls that wanted something new while the daemon drains.
 };
 
 // Of the control thread's decisions.
@@ -134,7 +154,7 @@ class ControlMetrics {
   ControlCounters counters;
   Histogram<TokenBuckets> prompt_tokens;
   Histogram<ShareBuckets> match_share;
-  Tally waiting_calls;  // Now: for producers, or for copiers.
+  SharedCount waiting_calls;  // Now: for producers, or for copiers.
 
   // The numbers of a domain that has just come. Control thread; keep what it answers.
   TenantCounters& AddTenant(DomainId domain) {
@@ -170,20 +190,30 @@ enum class Op : uint8_t {
   kOther,  // Not in this version.
 };
 inline constexpr size_t kOps = static_cast<size_t>(Op::kOther) + 1;
+inline constexpr std::array<std::string_view, kOps> kOpNames = {
+    "lookup", "load", "release", "reserve", "commit", "abort", "pin", "unpin", "register_namespace",
+    "other"};
+
+// gRPC's status codes, by number, as its documentation writes them.
+inline constexpr std::array<std::string_view, 17> kCodeNames = {
+    "OK",        "CANCELLED",      "UNKNOWN",           "INVALID_ARGUMENT",   "DEADLINE_EXCEEDED",
+    "NOT_FOUND", "ALREADY_EXISTS", "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION",
+    "ABORTED",   "OUT_OF_RANGE",   "UNIMPLEMENTED",     "INTERNAL",           "UNAVAILABLE",
+    "DATA_LOSS", "UNAUTHENTICATED"};
 
 // Of the front end: calls from their arrival to their answer.
 struct ServiceMetrics {
-  static constexpr size_t kCodes = 17;  // gRPC's, OK first.
+  static constexpr size_t kCodes = kCodeNames.size();
 
   struct OfOp {
-    Histogram<DurationBuckets> duration;  // Nanoseconds; only when operations are counted.
-    std::array<Tally, kCodes> answers;    // By status code.
-    Tally late;                           // Arrived after the caller's deadline.
+    Histogram<DurationBuckets> duration;      // Nanoseconds; only when operations are counted.
+    std::array<SharedCount, kCodes> answers;  // By status code.
+    SharedCount late;                         // Arrived after the caller's deadline.
   };
   std::array<OfOp, kOps> ops;
-  Tally calls;          // Now: accepted and not answered.
-  Tally slices;         // Now: calls that want another turn.
-  Tally calls_refused;  // More under way than there may be.
+  SharedCount calls;          // Now: accepted and not answered.
+  SharedCount slices;         // Now: calls that want another turn.
+  SharedCount calls_refused;  // More under way than there may be.
 };
 
 }  // namespace kvd

@@ -127,7 +127,7 @@ struct Sweep {
   uint32_t restarts = 0;
   // Answer.
   uint64_t evicted = 0;
-  uint64_t kept = 0;  // Leased, pinned, held or in production, or above such a block.
+  uint64_t kept = 0;     // Leased, pinned, held or in production, or above such a block.
   bool dropped = false;  // Of kPurge: nothing is left, and the namespace has gone.
 };
 

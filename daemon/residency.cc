@@ -39,6 +39,8 @@ EventReason EventReasonOf(EvictReason reason) {
       return EventReason::kAdmin;
     case EvictReason::kPurge:
       return EventReason::kPurge;
+    case EvictReason::kCorrupt:  // Damage is an event of its own.
+      return EventReason::kNone;
   }
   return EventReason::kNone;
 }
@@ -697,6 +699,7 @@ void Residency::MarkDamaged(PartRef ref) {
   const BlockRef block_ref = part.block;
   Block& block = blocks_[block_ref];
   const uint32_t group = part.id.group;
+  const uint32_t length = part.length;
   UnlinkPart(part, ref);
   block.holds -= part.holds;
   uses_[block.ns].bytes -= part.length;
@@ -709,6 +712,8 @@ void Residency::MarkDamaged(PartRef ref) {
   }
   if (needed && block.state == BlockState::kParked) block.state = BlockState::kProducing;
   if (needed && block.state == BlockState::kVisible) {
+    ++counts_.evicted_for[static_cast<size_t>(EvictReason::kCorrupt)];
+    counts_.evicted_bytes_for[static_cast<size_t>(EvictReason::kCorrupt)] += length;
     BecomeStubOrGo(block_ref);
   } else if (block.state == BlockState::kProducing && block.first_part == 0) {
     Abandon(block_ref);

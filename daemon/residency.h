@@ -24,7 +24,7 @@
 #include "policy/eviction.h"
 #include "proto/types/block.h"
 #include "proto/types/host_memory.h"
-#include "proto/types/tally.h"
+#include "proto/types/shared_count.h"
 
 namespace kvd {
 
@@ -50,8 +50,9 @@ enum class EvictReason : uint8_t {
   kPressure,  // Somebody needed the room.
   kAdmin,     // An operator said so.
   kPurge,     // Its namespace is dropped.
+  kCorrupt,   // Its bytes were damaged; the block may stay as a stub.
 };
-inline constexpr size_t kEvictReasons = 3;
+inline constexpr size_t kEvictReasons = 4;
 
 // What the index must know of a namespace.
 struct NamespaceShape {
@@ -222,17 +223,17 @@ class Residency {
 
   // Read by any thread; changed by one.
   struct Counts {
-    Tally visible;
-    Tally stubs;
-    Tally used;  // In any state.
-    Tally parts;
-    Tally reserved_bytes;  // Of parts that are not committed yet.
-    Tally quarantined_parts;
-    Tally quarantined_bytes;
-    Tally parked_dropped;  // Since start.
-    Tally evicted;         // Blocks, since start.
-    std::array<Tally, kEvictReasons> evicted_for;
-    std::array<Tally, kEvictReasons> evicted_bytes_for;
+    SharedCount visible;
+    SharedCount stubs;
+    SharedCount used;  // In any state.
+    SharedCount parts;
+    SharedCount reserved_bytes;  // Of parts that are not committed yet.
+    SharedCount quarantined_parts;
+    SharedCount quarantined_bytes;
+    SharedCount parked_dropped;  // Since start.
+    SharedCount evicted;         // Blocks, since start.
+    std::array<SharedCount, kEvictReasons> evicted_for;
+    std::array<SharedCount, kEvictReasons> evicted_bytes_for;
   };
   const Counts& counts() const { return counts_; }
   struct NamespaceUse {

@@ -3,14 +3,21 @@
 #include <grpcpp/alarm.h>
 #include <grpcpp/grpcpp.h>
 #include <grpcpp/health_check_service_interface.h>
+#include <grpcpp/server_posix.h>
 #include <sched.h>
 
 #include <chrono>
+#include <iterator>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "daemon/activation.h"
+#include "daemon/call_log.h"
 #include "daemon/methods.h"
+#include "daemon/trace_context.h"
 #include "proto/kvd.grpc.pb.h"
+#include "proto/types/session_wire.h"
 
 namespace kvd {
 namespace {
@@ -20,6 +27,13 @@ constexpr int kArrivalsPerSlice = 16;
 
 grpc::Status ToGrpc(const absl::Status& status) {
   return {static_cast<grpc::StatusCode>(status.code()), std::string(status.message())};
+}
+
+// The trace context of a call that carries one, and only one.
+std::optional<TraceContext> FindTrace(const grpc::ServerContext& context) {
+  const auto [first, last] = context.client_metadata().equal_range("traceparent");
+  if (first == last || std::next(first) != last) return std::nullopt;
+  return ParseTraceparent({first->second.data(), first->second.size()});
 }
 
 // What the completion queue hands back.
@@ -67,6 +81,7 @@ class Service::Impl {
   v1::Engine::AsyncService service_;
   std::unique_ptr<grpc::ServerCompletionQueue> queue_;
   std::unique_ptr<grpc::Server> server_;
+  std::unique_ptr<Acceptor> acceptor_;  // Where somebody else bound the socket.
 
   // Control thread only.
   std::deque<Resumable*> slices_;  // Calls that want to go on.
@@ -148,13 +163,28 @@ class Service::Impl::Call final : public Tag, public Resumable {
  private:
   void Answer(const grpc::Status& status) {
     answered_ = true;
+    // Our own word, not that of a connection which broke: the session goes on.
+    if (status.error_code() == grpc::StatusCode::UNAVAILABLE) {
+      context_.AddTrailingMetadata(kDrainingKey, "1");
+    }
     Tag* tag = this;
     writer_.Finish(reply_, status, tag);
     // After the answer is on its way: the caller does not wait for our arithmetic.
     ServiceMetrics::OfOp& counts = impl_.metrics_.ops[static_cast<size_t>(op_)];
     ++counts.answers[static_cast<size_t>(status.error_code())];
+    Nanos took = 0;
     if (impl_.options_.count_operations) {
-      counts.duration.Observe(static_cast<uint64_t>(impl_.clock_.Now() - arrived_));
+      took = impl_.clock_.Now() - arrived_;
+      counts.duration.Observe(static_cast<uint64_t>(took));
+    }
+    if (impl_.options_.log != nullptr &&
+        impl_.options_.log->Wants(op_, status.error_code(), took)) {
+      impl_.options_.log->Write({.op = op_,
+                                 .code = status.error_code(),
+                                 .took = took,
+                                 .now = arrived_ + took,
+                                 .error = status.error_message(),
+                                 .trace = FindTrace(context_)});
     }
   }
 
@@ -207,11 +237,14 @@ class Service::Impl::RefusedStream final : public Tag {
 };
 
 absl::Status Service::Impl::Start() {
-  // Its queue and threads would poll our connections too, and wake us second.
+  // Its queue and threads would poll our connections too, and wake us second. Other servers have
+  // it.
   grpc::EnableDefaultHealthCheckService(false);
   grpc::ServerBuilder builder;
   int port = 0;
-  builder.AddListeningPort("unix:" + options_.path, grpc::InsecureServerCredentials(), &port);
+  if (options_.listener < 0) {
+    builder.AddListeningPort("unix:" + options_.path, grpc::InsecureServerCredentials(), &port);
+  }
   builder.RegisterService(&service_);
   builder.SetMaxReceiveMessageSize(kMaxMessageBytes);
   builder.SetMaxSendMessageSize(kMaxMessageBytes);
@@ -244,6 +277,11 @@ absl::Status Service::Impl::Start() {
       "a session without shared memory is opened at PATH.stream; here, connect to PATH.session");
   new RefusedStream<v1::WatchRequest, v1::WatchEvent>(*this, &Async::RequestWatch,
                                                       "events are not in this version");
+  if (options_.listener < 0) return absl::OkStatus();
+  absl::StatusOr<std::unique_ptr<Acceptor>> acceptor = Acceptor::Start(
+      options_.listener, [this](int fd) { grpc::AddInsecureChannelFromFd(server_.get(), fd); });
+  if (!acceptor.ok()) return acceptor.status();
+  acceptor_ = *std::move(acceptor);
   return absl::OkStatus();
 }
 
@@ -296,6 +334,7 @@ void Service::Impl::Wake() {
 }
 
 void Service::Impl::Shutdown() {
+  acceptor_.reset();
   server_->Shutdown(std::chrono::system_clock::now() + std::chrono::seconds(2));
   absl::MutexLock lock(&mu_);
   if (std::exchange(closing_, true)) return;

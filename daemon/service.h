@@ -25,19 +25,24 @@
 
 namespace kvd {
 
+class CallLog;
+
 class Service {
  public:
   struct Options {
     std::string path;           // Of the gRPC socket. The caller has made sure that it is ours.
+    int listener = -1;          // Listens there already, and stays the caller's; -1: bind it.
     uint32_t max_calls = 1024;  // Accepted and not answered; beyond it calls are refused.
     int streams_per_connection = 128;
     // Of gRPC, for messages on their way in and out. Anybody may open connections and send half a
     // message on each of their streams; beyond this gRPC drops some.
     size_t max_message_memory = size_t{1} << 30;
     bool count_operations = true;  // How long each call took, as histograms.
+    CallLog* log = nullptr;        // Told of what is answered; outlives this. May be null.
   };
 
-  // Binds the socket; calls are served once Run() does. `control` must outlive this.
+  // Binds the socket; calls are served once Run() does. `control` must outlive this, and so must
+  // the listener, if there is one.
   static absl::StatusOr<std::unique_ptr<Service>> Start(Control& control, const Clock& clock,
                                                         const Options& options);
   ~Service();

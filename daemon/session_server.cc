@@ -138,12 +138,15 @@ absl::StatusOr<std::unique_ptr<SessionServer>> SessionServer::Start(Inbox& inbox
   std::memcpy(address.sun_path, options.path.c_str(), options.path.size() + 1);
   auto server =
       std::unique_ptr<SessionServer>(new SessionServer(inbox, copiers, regions, domains, options));
-  server->listener_ = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-  unlink(options.path.c_str());  // Stale: the caller has the lock of this endpoint.
-  if (server->listener_ < 0 ||
-      bind(server->listener_, reinterpret_cast<sockaddr*>(&address), sizeof address) != 0 ||
-      listen(server->listener_, 128) != 0) {
-    return ErrnoStatus(errno, absl::StrCat("listening at ", options.path));
+  server->listener_ = options.listener;
+  if (options.listener < 0) {
+    server->listener_ = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    unlink(options.path.c_str());  // Stale: the caller has the lock of this endpoint.
+    if (server->listener_ < 0 ||
+        bind(server->listener_, reinterpret_cast<sockaddr*>(&address), sizeof address) != 0 ||
+        listen(server->listener_, 128) != 0) {
+      return ErrnoStatus(errno, absl::StrCat("listening at ", options.path));
+    }
   }
   server->epoll_ = epoll_create1(EPOLL_CLOEXEC);
   server->wake_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -170,9 +173,11 @@ SessionServer::~SessionServer() {
     if (peer->socket >= 0) close(peer->socket);
     if (peer->pidfd >= 0) close(peer->pidfd);
   }
-  for (const int fd : {listener_, epoll_, wake_, spare_}) {
+  for (const int fd : {epoll_, wake_, spare_}) {
     if (fd >= 0) close(fd);
   }
+  if (options_.listener >= 0) return;
+  if (listener_ >= 0) close(listener_);
   unlink(options_.path.c_str());
 }
 

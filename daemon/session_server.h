@@ -36,7 +36,8 @@ namespace kvd {
 class SessionServer {
  public:
   struct Options {
-    std::string path;  // Of the socket.
+    std::string path;   // Of the socket.
+    int listener = -1;  // Listens there already, and stays the caller's; -1: bind it.
     uint32_t max_sessions = 1024;
     uint32_t max_domain_sessions = 512;     // Of one domain, which must not keep others out.
     uint64_t max_staging_bytes = 2u << 30;  // Of all sessions together, made by the daemon.
@@ -48,8 +49,8 @@ class SessionServer {
     uint64_t max_domain_own_staging_bytes = 8 * kMaxOwnStagingBytes;
   };
 
-  // Binds the socket (replacing a stale file) and starts the thread. Collaborators must outlive
-  // this.
+  // Binds the socket (replacing a stale file) unless it is given one, and starts the thread.
+  // Collaborators must outlive this.
   static absl::StatusOr<std::unique_ptr<SessionServer>> Start(Inbox& inbox, CopierPool& copiers,
                                                               const RegionDirectory& regions,
                                                               Domains& domains,

@@ -55,7 +55,7 @@ class Store final : private RoomOwner {
   Arena& arena_;
   Residency residency_;
   Renew renew_;
-  Tally regions_emptied_;
+  SharedCount regions_emptied_;
   std::vector<uint32_t> in_the_way_;  // By region: a slot that kept it from being emptied.
   // By pool: blocks evicted although another pool had an older one, since it last took a region.
   std::array<uint32_t, EvictionPolicy::kMaxPools> younger_evicted_{};

@@ -21,7 +21,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "proto/types/block.h"
-#include "proto/types/tally.h"
+#include "proto/types/shared_count.h"
 #include "tiers/memory_region.h"
 #include "tiers/region_directory.h"
 
@@ -131,9 +131,9 @@ class Arena {
   std::vector<Region> regions_;
   uint32_t next_number_ = 1;
   uint32_t next_generation_ = 1;
-  Tally free_regions_;
+  SharedCount free_regions_;
   uint32_t renewing_regions_ = 0;
-  Tally reserved_bytes_;
+  SharedCount reserved_bytes_;
   uint32_t last_region_ = 0;  // Where the last slot was taken: the next is likely there too.
 };
 

@@ -41,7 +41,6 @@ absl::StatusOr<Sample> Ask(Connection& daemon) {
   Sample sample;
   absl::StatusOr<v1::StatusReply> status = daemon.Ask(&Admin::Stub::Status);
   if (!status.ok()) return status.status();
-  sample.time = absl::Now();
   sample.status = *std::move(status);
   absl::StatusOr<v1::TiersReply> tiers = daemon.Ask(&Admin::Stub::Tiers);
   if (!tiers.ok()) return tiers.status();

@@ -85,7 +85,9 @@ void TopModel::Remember(double hit, double lookups) {
 }
 
 double TopModel::Seconds() const {
-  return before_.has_value() ? absl::ToDoubleSeconds(last_->time - before_->time) : 0;
+  if (!before_.has_value()) return 0;
+  // By the daemon's clock: an answer that was late here was not late there.
+  return static_cast<double>(last_->status.uptime_ms() - before_->status.uptime_ms()) / 1e3;
 }
 
 double TopModel::CounterRate(const char* name) const {

@@ -16,7 +16,6 @@ namespace kvd::kvctl {
 
 // Everything asked at one time.
 struct Sample {
-  absl::Time time;
   v1::StatusReply status;
   v1::TiersReply tiers;
   v1::SessionsReply sessions;

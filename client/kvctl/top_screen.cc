@@ -15,8 +15,10 @@ namespace {
 
 constexpr int kMinBar = 8;
 constexpr int kMaxBar = 40;
-constexpr int kGraphLabel = 12;  // "hit    100% "
-constexpr size_t kFewRows = 3;   // What a table has at least, where it is shown at all.
+constexpr int kGraphLabel = 12;   // "hit    100% "
+constexpr int kGraphRowsMin = 3;  // Of both graphs together.
+constexpr int kGraphRowsMax = 10;
+constexpr size_t kFewRows = 3;  // What a table has at least, where it is shown at all.
 
 // A line of pieces that are cut at the right edge: escapes take no room, and none is cut in half.
 class Line {
@@ -166,10 +168,14 @@ class Picture {
 
   void Graphs(size_t foot) {
     // As tall as what the tables leave, which have at least a few rows each.
-    const size_t tables = model_.last().status.domains().empty() ? 0 : 2 + kFewRows;
-    const size_t left = Left(foot);
-    if (left < 6 + tables) return;
-    const int rows = left >= 24 + tables ? 4 : left >= 10 + tables ? 3 : 2;
+    const auto wants = [](int rows) {
+      return rows == 0 ? 0 : 2 + std::min(static_cast<size_t>(rows), kFewRows);
+    };
+    const size_t tables =
+        wants(model_.last().status.domains_size()) + wants(model_.last().sessions.sessions_size());
+    if (Left(foot) < tables + 1 + kGraphRowsMin) return;
+    const auto both = static_cast<int>(std::min(Left(foot) - tables - 1, size_t{kGraphRowsMax}));
+    const int rows = (both * 3 + 2) / 5;
     const int cells = std::max(1, view_.columns - kGraphLabel);
     lines_.emplace_back();
     OneGraph("hit", "100%", "0%", model_.hit_history(), 1, rows, cells, Tone::kGood);
@@ -177,8 +183,8 @@ class Picture {
     for (const double value : Newest(model_.lookups_history(), cells)) {
       if (std::isfinite(value)) most = std::max(most, value);
     }
-    OneGraph("look", Rate(most), "0/s", model_.lookups_history(), most, std::max(1, rows - 1),
-             cells, Tone::kAccent);
+    OneGraph("look", Rate(most), "0/s", model_.lookups_history(), most, both - rows, cells,
+             Tone::kAccent);
   }
 
   std::vector<double> Newest(const std::deque<double>& history, int cells) const {

@@ -25,6 +25,10 @@ namespace kvd {
 inline constexpr uint32_t kSessionMagic = 0x3144564b;  // "KVD1"
 using SessionToken = std::array<uint8_t, 16>;          // Unguessable; names the session in calls.
 
+// Trailing metadata of a call that a draining daemon refuses with UNAVAILABLE. A client takes it
+// for a miss and keeps its session, whose holds it still has to give back.
+inline constexpr char kDrainingKey[] = "kvd-draining";
+
 enum class SessionMessage : uint32_t {
   kHello = 1,
   kWelcome = 2,

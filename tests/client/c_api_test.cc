@@ -107,6 +107,13 @@ TEST_F(CApiTest, ACProgramOverTheSharedLibraryGetsWhatItPut) {
   EXPECT_EQ(program.Wait(), 0) << program.Errors();
 }
 
+TEST_F(CApiTest, AProcessMayHaveBothClients) {
+  ChildProcess program(KVD_C_API_BESIDE_CXX, {daemon_->endpoint()});
+
+  EXPECT_EQ(program.ReadLine(), absl::StrCat("good ", kvd_version()));
+  EXPECT_EQ(program.Wait(), 0) << program.Errors();
+}
+
 TEST_F(CApiTest, PartsOfSeveralGroupsGoWhereTheNamespaceSays) {
   kvd_part part;
   EXPECT_EQ(kvd_namespace_parts(ns_), 3u);

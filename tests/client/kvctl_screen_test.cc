@@ -118,7 +118,6 @@ TEST(GraphTest, TheNewestValueIsAtTheRightAndZeroIsNotNothing) {
 
 Sample At(int second, uint64_t lookups, uint32_t pid = 42) {
   Sample sample;
-  sample.time = absl::FromUnixSeconds(1'800'000'000 + second);
   sample.status.set_version("9.9");
   sample.status.set_pid(pid);
   sample.status.set_uptime_ms(static_cast<uint64_t>(second) * 1000);

@@ -692,11 +692,11 @@ TEST_F(OperatorTest, LifeIsTold) {
   std::vector<EventKind> kinds;
   for (const Event& event : Events()) kinds.push_back(event.kind);
   EXPECT_THAT(kinds,
-              testing::ElementsAre(
-                  EventKind::kSessionOpened, EventKind::kNamespaceRegistered, EventKind::kStored,
-                  EventKind::kLeaseExpired, EventKind::kReservationExpired,
-                  EventKind::kSessionEnded, EventKind::kDrainBegan, EventKind::kDrainEnded,
-                  EventKind::kEvicted, EventKind::kNamespaceDropped));
+              testing::ElementsAre(EventKind::kSessionOpened, EventKind::kNamespaceRegistered,
+                                   EventKind::kStored, EventKind::kLeaseExpired,
+                                   EventKind::kReservationExpired, EventKind::kSessionEnded,
+                                   EventKind::kDrainBegan, EventKind::kDrainEnded,
+                                   EventKind::kEvicted, EventKind::kNamespaceDropped));
 }
 
 }  // namespace

@@ -112,7 +112,7 @@ TEST(MetricsTest, TiersAndMissesTogetherAreWhatWasAsked) {
   }
   for (const DomainId domain : {1, 2, 3}) {
     const TenantCounters& tenant = TenantOf(metrics, domain);
-    EXPECT_EQ(tenant.sessions, 0u);
+    EXPECT_EQ(tenant.shm_sessions, 0u);
     EXPECT_EQ(tenant.leases, 0u);
     EXPECT_EQ(tenant.held_extents, 0u);
   }
@@ -144,7 +144,7 @@ TEST(MetricsTest, TenantsBeyondTheirBoundShareOneSetOfNumbers) {
   EXPECT_EQ(metrics.tenants(), ControlMetrics::kMaxTenants);
   EXPECT_EQ(metrics.tenant(0).lookup_miss_blocks, 3u);
   EXPECT_EQ(metrics.others().lookup_miss_blocks, 6u);
-  EXPECT_EQ(metrics.others().sessions, 2u);
+  EXPECT_EQ(metrics.others().shm_sessions, 2u);
 }
 
 TEST(MetricsTest, WorkersThatLoadTheirShardsSaveTheTokensOnce) {
@@ -173,6 +173,20 @@ TEST(MetricsTest, WorkersThatLoadTheirShardsSaveTheTokensOnce) {
   EXPECT_EQ(h.control.counters().committed_bytes, 4u * 4096);
 }
 
+TEST(MetricsTest, ALookupThatNamesExtentsIsALoadAsWell) {
+  ControlHarness h;
+  const auto session = h.Open(1);
+  const NamespaceId ns = h.Register(session, ControlHarness::Descriptor());
+  h.Put(session, ns, {1, 2, 3});
+  h.Lookup(session, ns, {1, 2, 3}, /*lease_ms=*/0, /*extent_blocks=*/2);
+  EXPECT_EQ(h.control.counters().load_blocks, 2u);
+  EXPECT_EQ(h.control.counters().load_bytes, 2u * 4096);
+  EXPECT_EQ(TenantOf(h.control.metrics(), 1).saved_tokens, 2u * kBlockTokens);
+  h.Load(session, ns, {1, 2, 3, 4});
+  EXPECT_EQ(h.control.counters().load_blocks, 5u);
+  EXPECT_EQ(h.control.counters().load_miss_blocks, 1u);
+}
+
 TEST(HistogramTest, AValueIsInTheBucketWhoseBoundItDoesNotExceed) {
   Histogram<DurationBuckets> histogram;
   histogram.Observe(0);
@@ -185,6 +199,16 @@ TEST(HistogramTest, AValueIsInTheBucketWhoseBoundItDoesNotExceed) {
   EXPECT_EQ(histogram.count(DurationBuckets::kBounds.size() - 1), 1u);
   EXPECT_EQ(histogram.count(DurationBuckets::kBounds.size()), 1u);
   EXPECT_EQ(histogram.sum(), 20'000'002'002u);
+}
+
+TEST(HistogramTest, AQuantileLiesWithinItsBucket) {
+  Histogram<DurationBuckets> histogram;
+  EXPECT_EQ(Quantile(histogram, 0.5), 0);
+  for (int i = 0; i < 99; ++i) histogram.Observe(2'000);
+  histogram.Observe(60'000'000'000);
+  EXPECT_GT(Quantile(histogram, 0.5), 1'000);
+  EXPECT_LE(Quantile(histogram, 0.5), 2'500);
+  EXPECT_EQ(Quantile(histogram, 1), 10e9);
 }
 
 }  // namespace

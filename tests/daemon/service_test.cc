@@ -3,17 +3,24 @@
 
 #include "daemon/service.h"
 
+#include <gmock/gmock.h>
 #include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
+#include <spdlog/sinks/ostream_sink.h>
+#include <spdlog/spdlog.h>
 
+#include <algorithm>
 #include <array>
 #include <filesystem>
 #include <functional>
+#include <memory>
+#include <sstream>
 #include <thread>
 
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
+#include "daemon/call_log.h"
 #include "proto/kvd.grpc.pb.h"
 #include "tests/testing/control_harness.h"
 
@@ -27,7 +34,9 @@ class ServiceTest : public testing::Test {
   ServiceTest() {
     char name[] = "/tmp/kvd-service-XXXXXX";
     folder_ = mkdtemp(name);
-    auto service = Service::Start(h_.control, h_.clock, {.path = folder_ + "/kvd"});
+    logger_->set_pattern("%l %v");
+    logger_->set_level(spdlog::level::debug);
+    auto service = Service::Start(h_.control, h_.clock, {.path = folder_ + "/kvd", .log = &log_});
     KVD_CHECK(service.ok()) << service.status();
     service_ = *std::move(service);
     h_.inbox.SetWake([this] { service_->Wake(); });
@@ -83,6 +92,10 @@ class ServiceTest : public testing::Test {
   }
 
   std::string folder_;
+  std::ostringstream logged_;  // By the control thread: look on it.
+  std::shared_ptr<spdlog::logger> logger_ = std::make_shared<spdlog::logger>(
+      "call", std::make_shared<spdlog::sinks::ostream_sink_mt>(logged_));
+  CallLog log_{logger_};
   ControlHarness h_;  // Its Control belongs to the service's thread; its verbs are not for us.
   std::array<std::string, 2> tokens_;  // Of two sessions of one domain.
   NamespaceId ns_ = 0;
@@ -157,6 +170,62 @@ TEST_F(ServiceTest, ListsBeyondTheirBoundAreRefused) {
   for (int i = 0; i < 50'000; ++i) (*descriptor.mutable_extra())[absl::StrCat(i)].clear();
   grpc::ClientContext third;
   EXPECT_TRUE(refused(stub_->RegisterNamespace(&third, request, &reply), "descriptor.extra:"));
+}
+
+TEST_F(ServiceTest, TheTraceContextOfACallIsLoggedWithIt) {
+  const auto lookup = [this](const std::string& session, std::vector<std::string> traceparents) {
+    grpc::ClientContext context;
+    for (const std::string& value : traceparents) context.AddMetadata("traceparent", value);
+    v1::LookupRequest request;
+    request.set_session(session);
+    request.set_namespace_id(ns_);
+    request.set_keys(PackKeys({1}));
+    v1::LookupReply reply;
+    return stub_->Lookup(&context, request, &reply).error_code();
+  };
+  const std::string good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+  const std::string other = "00-5bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+  EXPECT_EQ(lookup(tokens_[0], {good}), grpc::StatusCode::OK);
+  EXPECT_EQ(lookup("nobody", {good}), grpc::StatusCode::UNAUTHENTICATED);
+  EXPECT_EQ(lookup(tokens_[0], {}), grpc::StatusCode::OK);
+  EXPECT_EQ(lookup(tokens_[0], {good, other}), grpc::StatusCode::OK);
+  EXPECT_EQ(lookup(tokens_[0], {"rubbish"}), grpc::StatusCode::OK);
+  std::string logged;
+  // The line is written after the answer; the next turn sees it.
+  OnControl([&](Control&) { logged = logged_.str(); });
+  const std::string trace = " trace_id=4bf92f3577b34da6a3ce929d0e0e4736 parent_id=00f067aa0ba902b7";
+  EXPECT_THAT(logged, testing::HasSubstr("debug call.answered op=lookup code=OK"));
+  EXPECT_THAT(logged, testing::HasSubstr("info call.refused op=lookup code=UNAUTHENTICATED"));
+  size_t traces = 0;
+  for (size_t at = 0; (at = logged.find(trace, at)) != std::string::npos; ++at) ++traces;
+  EXPECT_EQ(traces, 2u) << logged;
+  EXPECT_EQ(std::count(logged.begin(), logged.end(), '\n'), 2) << logged;
+}
+
+TEST_F(ServiceTest, CallsAreCountedByTheirAnswerAndTimed) {
+  grpc::ClientContext context;
+  v1::LookupRequest request;
+  request.set_session(tokens_[0]);
+  request.set_namespace_id(ns_);
+  request.set_keys(PackKeys({1}));
+  v1::LookupReply reply;
+  ASSERT_TRUE(stub_->Lookup(&context, request, &reply).ok());
+  EXPECT_TRUE(Eventually([this](Control&) { return service_->metrics().calls == 0; }));
+  const ServiceMetrics::OfOp& lookups = service_->metrics().ops[static_cast<size_t>(Op::kLookup)];
+  EXPECT_EQ(lookups.answers[0], 1u);
+  uint64_t timed = 0;
+  for (size_t i = 0; i < lookups.duration.kBuckets; ++i) timed += lookups.duration.count(i);
+  EXPECT_EQ(timed, 1u);
+}
+
+TEST(ServiceStartTest, AServiceThatNeverRanCanBeDestroyed) {
+  char folder[] = "/tmp/kvd-service-XXXXXX";
+  ASSERT_NE(mkdtemp(folder), nullptr);
+  ControlHarness h;
+  auto service = Service::Start(h.control, h.clock, {.path = std::string(folder) + "/kvd"});
+  ASSERT_TRUE(service.ok());
+  service->reset();
+  std::filesystem::remove_all(folder);
 }
 
 }  // namespace

@@ -82,6 +82,7 @@ class DaemonProcess {
   // SIGKILL; the socket files stay.
   void Kill();
 
+  v1::Admin::Stub& admin() { return *admin_; }
   v1::StatusReply Status();
   v1::TiersReply Tiers();
   v1::AuditReply Audit();

@@ -152,5 +152,80 @@ TEST(KvctlE2eTest, AnotherUserIsToldThatTheSocketIsNotTheirs) {
   EXPECT_THAT(status.Errors(), HasSubstr("not open to this user"));
 }
 
+// One daemon with a chain of eight blocks, operated by kvctl alone.
+class KvctlOperatesTest : public testing::Test {
+ protected:
+  static constexpr int kBlocks = 8;
+
+  KvctlOperatesTest() : daemon_(*DaemonProcess::Start()) {
+    ChildProcess peer(KVD_PEER_PROGRAM,
+                      {daemon_->path(), "4096", "0", std::to_string(kBlocks), "put"});
+    EXPECT_EQ(peer.ReadToEnd(), "stored 8 present 0\n");
+    EXPECT_EQ(peer.Wait(), 0) << peer.Errors();
+  }
+
+  // What the verb answers in JSON.
+  nlohmann::json Ask(std::vector<std::string> arguments, int status = 0) {
+    arguments.insert(arguments.end(), {"-o", "json", "--endpoint", daemon_->endpoint()});
+    ChildProcess kvctl(KVDCTL_PROGRAM, arguments);
+    const std::string said = kvctl.ReadToEnd();
+    EXPECT_EQ(kvctl.Wait(), status) << testing::PrintToString(arguments) << kvctl.Errors();
+    return nlohmann::json::parse(said, nullptr, false);
+  }
+
+  std::unique_ptr<DaemonProcess> daemon_;
+};
+
+TEST_F(KvctlOperatesTest, FindsBlocksByTheStartOfTheirKey) {
+  const auto all = Ask({"ls"});
+  ASSERT_EQ(all["blocks"].size(), kBlocks) << all;
+  const std::string key = all["blocks"][0]["key"];
+  EXPECT_EQ(Ask({"inspect", key.substr(0, 15)})["blocks"].size(), kBlocks);  // They all begin so.
+  const auto one = Ask({"inspect", key});
+  ASSERT_EQ(one["blocks"].size(), 1) << one;
+  EXPECT_EQ(one["blocks"][0]["key"], key);
+  EXPECT_EQ(one["blocks"][0]["parts"][0]["tier"], "dram");
+  EXPECT_EQ(Ask({"namespaces"})["namespaces"][0]["blocks"], kBlocks);
+  Ask({"inspect", "00000000000000000000"}, /*status=*/5);
+}
+
+TEST_F(KvctlOperatesTest, APinKeepsAChainUntilItIsTakenBack) {
+  std::string deepest;
+  const auto all = Ask({"ls"});
+  for (const auto& block : all["blocks"]) {
+    if (block["depth"] == kBlocks) deepest = block["key"];
+  }
+  const auto pin = Ask({"pin", deepest, "--owner", "test", "--ttl", "10m"});
+  EXPECT_EQ(pin["blocks"], kBlocks);
+  const auto leases = Ask({"leases", "--kind", "pin"});
+  ASSERT_EQ(leases["leases"].size(), 1) << leases;
+  EXPECT_EQ(leases["leases"][0]["owner"], "test");
+  EXPECT_EQ(Ask({"flush", "dram", "--yes"})["evicted_blocks"], 0);
+  const std::string id = pin["pin_id"];
+  Ask({"unpin", id});
+  Ask({"unpin", id}, /*status=*/5);
+  EXPECT_EQ(Ask({"flush", "dram", "--yes"})["evicted_blocks"], kBlocks);
+  EXPECT_EQ(Ask({"ls"})["blocks"].size(), 0);
+}
+
+TEST_F(KvctlOperatesTest, EvictTakesWhatHangsBelow) {
+  std::string third;
+  const auto all = Ask({"ls"});
+  for (const auto& block : all["blocks"]) {
+    if (block["depth"] == 3) third = block["key"];
+  }
+  EXPECT_EQ(Ask({"evict", third, "--yes"})["evicted_blocks"], kBlocks - 2);
+  EXPECT_EQ(Ask({"namespaces", "drop", "1", "--yes"})["evicted_blocks"], 2);
+}
+
+TEST_F(KvctlOperatesTest, DrainEndsTheDaemonAndStayDoesNot) {
+  Ask({"drain", "--stay", "--yes"});
+  EXPECT_EQ(Ask({"status"}, daemon_->Status().problems().empty() ? 0 : 3)["draining"], true);
+  Ask({"undrain"});
+  EXPECT_EQ(Ask({"status"})["draining"], false);
+  EXPECT_EQ(Ask({"drain", "--yes", "--drain-timeout", "10s"})["ended"], true);
+  EXPECT_EQ(daemon_->child().Wait(), 0);
+}
+
 }  // namespace
 }  // namespace kvd

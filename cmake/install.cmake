@@ -1,0 +1,58 @@
+# What is installed where; see README.md. Files in /etc and of systemd go there whatever the prefix
+# is, and DESTDIR goes before all of it.
+if(CMAKE_LIBRARY_ARCHITECTURE)  # Debian looks there below any prefix, so the prefix may come late.
+  set(CMAKE_INSTALL_LIBDIR lib/${CMAKE_LIBRARY_ARCHITECTURE} CACHE PATH "Of libraries")
+endif()
+include(GNUInstallDirs)
+include(CMakePackageConfigHelpers)
+
+# daemon: what a node runs, and people operate.
+install(TARGETS kvd kvctl RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR} COMPONENT daemon)
+install(FILES deploy/systemd/kvd.service deploy/systemd/kvd.socket
+  DESTINATION /lib/systemd/system COMPONENT daemon)
+install(FILES deploy/man/kvd.8 DESTINATION ${CMAKE_INSTALL_MANDIR}/man8 COMPONENT daemon)
+install(FILES deploy/man/kvctl.1 DESTINATION ${CMAKE_INSTALL_MANDIR}/man1 COMPONENT daemon)
+if(EXISTS ${PROJECT_SOURCE_DIR}/deploy/kvd.toml)
+  install(FILES deploy/kvd.toml DESTINATION /etc/kvd COMPONENT daemon)
+endif()
+if(EXISTS ${PROJECT_SOURCE_DIR}/client/kvctl/completion.cc)  # kvctl writes its own.
+  foreach(shell_file bash:bash-completion/completions/kvctl zsh:zsh/vendor-completions/_kvctl
+          fish:fish/vendor_completions.d/kvctl.fish)
+    string(REGEX MATCH "^([a-z]+):(.*)/([^/]+)$" _ ${shell_file})
+    set(completion ${PROJECT_BINARY_DIR}/completion/${CMAKE_MATCH_3})
+    add_custom_command(OUTPUT ${completion}
+      COMMAND ${CMAKE_COMMAND} -E make_directory ${PROJECT_BINARY_DIR}/completion
+      COMMAND kvctl completion ${CMAKE_MATCH_1} > ${completion}
+      DEPENDS kvctl VERBATIM)
+    list(APPEND completions ${completion})
+    install(FILES ${completion} DESTINATION ${CMAKE_INSTALL_DATADIR}/${CMAKE_MATCH_2}
+      COMPONENT daemon)
+  endforeach()
+  add_custom_target(completions ALL DEPENDS ${completions})
+endif()
+
+# runtime: libkvd.so.0.  development: what a program needs to be built with it.
+install(TARGETS kvd_shared EXPORT kvdTargets
+  LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR} COMPONENT runtime NAMELINK_COMPONENT development
+  FILE_SET HEADERS DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} COMPONENT development)
+install(EXPORT kvdTargets NAMESPACE kvd:: DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/kvd
+  COMPONENT development)
+install(TARGETS kvd_client kvd_proto kvd_types
+  ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR} COMPONENT development)
+install(FILES client/client.h DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/kvd/client
+  COMPONENT development)
+install(FILES proto/types/block.h proto/types/endpoint.h proto/types/limits.h
+  proto/types/namespace_descriptor.h proto/types/packed.h
+  DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/kvd/proto/types COMPONENT development)
+
+configure_package_config_file(cmake/kvdConfig.cmake.in kvdConfig.cmake
+  INSTALL_DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/kvd
+  PATH_VARS CMAKE_INSTALL_LIBDIR CMAKE_INSTALL_INCLUDEDIR)
+write_basic_package_version_file(kvdConfigVersion.cmake COMPATIBILITY SameMinorVersion)
+install(FILES ${PROJECT_BINARY_DIR}/kvdConfig.cmake ${PROJECT_BINARY_DIR}/kvdConfigVersion.cmake
+  DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/kvd COMPONENT development)
+file(RELATIVE_PATH kvd_prefix_from_pc
+  ${CMAKE_INSTALL_FULL_LIBDIR}/pkgconfig ${CMAKE_INSTALL_PREFIX})
+configure_file(cmake/kvd.pc.in kvd.pc @ONLY)
+install(FILES ${PROJECT_BINARY_DIR}/kvd.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig
+  COMPONENT development)

@@ -1,0 +1,481 @@
+#include "daemon/options.h"
+
+#include <arpa/inet.h>
+#include <sys/un.h>
+
+#include <algorithm>
+#include <cctype>
+#include <numeric>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "daemon/accounts.h"
+#include "policy/policies.h"
+
+namespace kvd {
+namespace {
+
+absl::string_view View(std::string_view text) { return {text.data(), text.size()}; }
+
+std::string Quoted(std::string_view text) { return absl::StrCat("\"", View(text), "\""); }
+
+struct Unit {
+  std::string_view name;
+  uint64_t factor;
+};
+
+// A number, spaces or not, and a unit; no unit counts as the unit "". Returns what is wrong.
+std::string ParseQuantity(std::string_view text, absl::Span<const Unit> units,
+                          std::string_view known, uint64_t* value) {
+  const size_t digits = std::min(text.find_first_not_of("0123456789"), text.size());
+  uint64_t number = 0;
+  if (digits == 0 || !absl::SimpleAtoi(View(text.substr(0, digits)), &number)) {
+    return absl::StrCat(Quoted(text), " is not a whole number with a unit; write ", View(known));
+  }
+  std::string unit(text.substr(digits));
+  unit.erase(0, std::min(unit.find_first_not_of(' '), unit.size()));
+  for (const Unit& candidate : units) {
+    if (!absl::EqualsIgnoreCase(unit, View(candidate.name))) continue;
+    if (number > UINT64_MAX / candidate.factor) return absl::StrCat(Quoted(text), " is too large");
+    *value = number * candidate.factor;
+    return "";
+  }
+  return unit.empty() ? absl::StrCat(Quoted(text), " has no unit; write ", View(known))
+                      : absl::StrCat("no unit ", Quoted(unit), "; write ", View(known));
+}
+
+constexpr uint64_t kMinDram = uint64_t{1} << 20;
+constexpr uint64_t kMaxDram = uint64_t{1} << 46;
+constexpr uint32_t kMaxDramPercent = 95;  // The rest is for the daemon itself.
+constexpr std::string_view kSizes = "bytes, \"512MiB\", \"64GiB\", or \"80%\" of the memory";
+
+// All are powers of 1024, with or without the i, as in kvd's logs and tables.
+constexpr Unit kSizeUnits[] = {{"", 1},
+                               {"b", 1},
+                               {"k", 1ull << 10},
+                               {"kb", 1ull << 10},
+                               {"kib", 1ull << 10},
+                               {"m", 1ull << 20},
+                               {"mb", 1ull << 20},
+                               {"mib", 1ull << 20},
+                               {"g", 1ull << 30},
+                               {"gb", 1ull << 30},
+                               {"gib", 1ull << 30},
+                               {"t", 1ull << 40},
+                               {"tb", 1ull << 40},
+                               {"tib", 1ull << 40}};
+
+std::string SetDram(std::string_view text, const MemoryLimit& memory, Config& config) {
+  uint64_t bytes = 0;
+  if (!text.empty() && text.back() == '%') {
+    uint32_t percent = 0;
+    if (!absl::SimpleAtoi(View(text.substr(0, text.size() - 1)), &percent) || percent < 1 ||
+        percent > kMaxDramPercent) {
+      return absl::StrCat(Quoted(text), " must be from 1% to ", kMaxDramPercent, "%");
+    }
+    if (memory.bytes == UINT64_MAX) {
+      return "a share cannot be taken: /proc/meminfo does not say how much memory there is";
+    }
+    // Whole huge pages.
+    bytes = memory.bytes / 100 * percent >> 21 << 21;
+  } else if (std::string wrong = ParseQuantity(text, kSizeUnits, kSizes, &bytes); !wrong.empty()) {
+    return wrong;
+  }
+  if (bytes < kMinDram || bytes > kMaxDram) {
+    return absl::StrCat(FormatSize(bytes), " must be from ", FormatSize(kMinDram), " to ",
+                        FormatSize(kMaxDram));
+  }
+  if (bytes > memory.bytes) {
+    return absl::StrFormat("%s is more than the %.1f GiB that %s has; \"80%%\" takes a share",
+                           FormatSize(bytes), static_cast<double>(memory.bytes) / (1u << 30),
+                           memory.of);
+  }
+  config.dram_bytes = bytes;
+  return "";
+}
+
+std::string SetCount(std::string_view text, uint32_t least, uint32_t most, uint32_t* value) {
+  uint32_t number = 0;
+  if (!absl::SimpleAtoi(View(text), &number) || number < least || number > most) {
+    return absl::StrCat(View(text), " must be a whole number from ", least, " to ", most);
+  }
+  *value = number;
+  return "";
+}
+
+std::string SetDuration(std::string_view text, uint64_t most_ms, uint64_t* value_ms) {
+  constexpr Unit kUnits[] = {{"ms", 1}, {"s", 1000}, {"min", 60'000}, {"h", 3'600'000}};
+  uint64_t ms = 0;
+  std::string wrong = ParseQuantity(text, kUnits, "\"500ms\", \"30s\", \"2min\" or \"1h\"", &ms);
+  if (wrong.empty() && ms > most_ms) {
+    wrong = absl::StrCat(Quoted(text), " must be at most ", most_ms / 1000, "s");
+  }
+  if (wrong.empty()) *value_ms = ms;
+  return wrong;
+}
+
+std::string FormatDuration(uint64_t ms) {
+  return ms % 1000 == 0 ? absl::StrCat(ms / 1000, "s") : absl::StrCat(ms, "ms");
+}
+
+std::string SetListen(std::string_view text, const MemoryLimit&, Config& config) {
+  // The longest suffix that is added to the path is ".session", and a zero ends it.
+  constexpr size_t kMostBytes = sizeof(sockaddr_un{}.sun_path) - sizeof(".session");
+  if (text.rfind("unix:/", 0) != 0) {
+    return absl::StrCat(Quoted(text), " must be unix: and an absolute path");
+  }
+  if (text.size() - 5 > kMostBytes) {
+    return absl::StrCat("the path has ", text.size() - 5, " bytes, and ", kMostBytes,
+                        " are the most that a Unix socket takes beside \".session\"");
+  }
+  config.listen = text;
+  return "";
+}
+
+std::string SetPolicy(std::string_view text, const MemoryLimit&, Config& config) {
+  if (MakePolicy(text, 1) == nullptr) {
+    return absl::StrCat("no policy ", Quoted(text), "; known: ", View(PolicyNames()));
+  }
+  config.policy = text;
+  return "";
+}
+
+std::string SetLogLevel(std::string_view text, const MemoryLimit&, Config& config) {
+  constexpr std::string_view kLevels[] = {"debug", "info", "warn", "error"};
+  if (std::find(std::begin(kLevels), std::end(kLevels), text) == std::end(kLevels)) {
+    return absl::StrCat(Quoted(text), " must be debug, info, warn or error");
+  }
+  config.log_level = text;
+  return "";
+}
+
+std::string SetMode(std::string_view text, const MemoryLimit&, Config& config) {
+  uint32_t mode = 0;
+  for (const char digit : text) {
+    if (digit < '0' || digit > '7' || mode > 077) mode = 01000;
+    mode = std::min(01000u, mode * 8 + static_cast<uint32_t>(digit - '0'));
+  }
+  if (text.empty() || mode > 0777) {
+    return absl::StrCat(Quoted(text), " must be octal and at most 0777, such as 0660");
+  }
+  config.socket_mode = mode;
+  return "";
+}
+
+std::string SetGroup(std::string_view text, const MemoryLimit&, Config& config) {
+  if (!text.empty() && !GroupId(std::string(text)).has_value()) {
+    return absl::StrCat("this system has no group ", Quoted(text));
+  }
+  config.socket_group = text;
+  return "";
+}
+
+std::string SetAddress(std::string_view text, std::string* value) {
+  if (!text.empty() && !ParseHostPort(text).ok) {
+    return absl::StrCat(Quoted(text),
+                        " must be ADDRESS:PORT, such as 127.0.0.1:9400, [::1]:9400 or "
+                        "localhost:9400; names are not looked up");
+  }
+  *value = text;
+  return "";
+}
+
+std::string SetSwitch(std::string_view text, bool* value) {
+  if (text != "true" && text != "false")
+    return absl::StrCat(Quoted(text), " must be true or false");
+  *value = text == "true";
+  return "";
+}
+
+std::string SetPath(std::string_view text, std::string* value) {
+  *value = text;
+  return "";
+}
+
+std::string SetUnlisted(std::string_view text, const MemoryLimit&, Config& config) {
+  if (text != "own" && text != "refuse")
+    return absl::StrCat(Quoted(text), " must be own or refuse");
+  config.domains.unlisted = text == "own" ? Unlisted::kOwn : Unlisted::kRefuse;
+  return "";
+}
+
+const char* OnOff(bool on) { return on ? "true" : "false"; }
+
+constexpr uint64_t kMaxDrainMs = 3'600'000;
+
+const Option kOptions[] = {
+    {.name = "listen",
+     .flag = "--listen",
+     .value = "unix:PATH",
+     .essential = true,
+     .otherwise = "$KVD_ENDPOINT, else $XDG_RUNTIME_DIR/kvd.sock, else /tmp/kvd-UID.sock; clients "
+                  "look there too",
+     .example = "unix:/run/kvd/kvd.sock",
+     .help = "Where engines connect. Descriptors travel at PATH.session, operators connect at "
+             "PATH.admin",
+     .set = SetListen,
+     .get = [](const Config& config) { return config.listen; }},
+    {.name = "dram",
+     .flag = "--dram",
+     .value = "SIZE",
+     .kind = OptionKind::kSize,
+     .essential = true,
+     .fallback = "1GiB",
+     .help = "Shared memory for blocks, taken and touched at start: 512MiB, 64GiB, bytes, or 80% "
+             "of what this machine or its cgroup has",
+     .set = SetDram,
+     .get = [](const Config& config) { return FormatSize(config.dram_bytes); }},
+    {.name = "blocks",
+     .flag = "--blocks",
+     .value = "N",
+     .kind = OptionKind::kCount,
+     .essential = true,
+     .otherwise = "one for each 32 KiB of dram, at least 65,536",
+     .example = "65536",
+     .help = "The most blocks it keeps. A full index evicts as full memory does",
+     .set = [](std::string_view text, const MemoryLimit&,
+               Config& config) { return SetCount(text, 1, 1u << 29, &config.max_blocks); },
+     .get = [](const Config& config) { return absl::StrCat(config.max_blocks); }},
+    {.name = "policy",
+     .flag = "--policy",
+     .value = "NAME",
+     .essential = true,
+     .fallback = "lru",
+     .help = "Which block leaves first: lru is the leaf that was used least recently",
+     .set = SetPolicy,
+     .get = [](const Config& config) { return config.policy; }},
+    {.name = "copiers",
+     .flag = "--copiers",
+     .value = "N",
+     .kind = OptionKind::kCount,
+     .otherwise = "one for each eight CPUs, at least one",
+     .example = "4",
+     .help = "Threads that copy what engines put",
+     .set = [](std::string_view text, const MemoryLimit&,
+               Config& config) { return SetCount(text, 1, 64, &config.copiers); },
+     .get = [](const Config& config) { return absl::StrCat(config.copiers); }},
+    {.name = "copy_loop",
+     .flag = "--copy-loop",
+     .value = "NAME",
+     .otherwise = "measured at start",
+     .example = "plain",
+     .help = "The copy loop to use instead of measuring which is fastest",
+     .set = [](std::string_view text, const MemoryLimit&,
+               Config& config) { return SetPath(text, &config.copy_loop); },
+     .get = [](const Config& config) { return config.copy_loop; }},
+    {.name = "log_level",
+     .flag = "--log-level",
+     .value = "LEVEL",
+     .live = true,
+     .essential = true,
+     .fallback = "info",
+     .help = "The least level that is logged: debug, info, warn or error",
+     .set = SetLogLevel,
+     .get = [](const Config& config) { return config.log_level; }},
+    {.name = "drain_timeout",
+     .flag = "--drain-timeout",
+     .value = "TIME",
+     .kind = OptionKind::kDuration,
+     .live = true,
+     .fallback = "30s",
+     .help = "How long a drain waits for holds and moves before the daemon ends all the same",
+     .set = [](std::string_view text, const MemoryLimit&,
+               Config& config) { return SetDuration(text, kMaxDrainMs, &config.drain_timeout_ms); },
+     .get = [](const Config& config) { return FormatDuration(config.drain_timeout_ms); }},
+    {.name = "unlisted",
+     .flag = "--unlisted",
+     .value = "own|refuse",
+     .live = true,
+     .fallback = "own",
+     .help = "What becomes of those whom no [[domain]] names: a domain of their own for each user "
+             "id and certificate, or no session",
+     .set = SetUnlisted,
+     .get =
+         [](const Config& config) {
+           return std::string(config.domains.unlisted == Unlisted::kOwn ? "own" : "refuse");
+         }},
+    {.name = "socket.mode",
+     .flag = "--socket-mode",
+     .value = "MODE",
+     .essential = true,
+     .fallback = "0600",
+     .help = "Mode of the engine sockets, octal; that of the operators' is always 0600",
+     .set = SetMode,
+     .get = [](const Config& config) { return absl::StrFormat("%04o", config.socket_mode); }},
+    {.name = "socket.group",
+     .flag = "--socket-group",
+     .value = "NAME",
+     .essential = true,
+     .otherwise = "the daemon's",
+     .example = "inference",
+     .help = "Group of the engine sockets",
+     .set = SetGroup,
+     .get = [](const Config& config) { return config.socket_group; }},
+    {.name = "metrics.listen",
+     .flag = "--metrics",
+     .value = "HOST:PORT",
+     .essential = true,
+     .otherwise = "off",
+     .example = "127.0.0.1:9400",
+     .help = "Where Prometheus scrapes, over HTTP without a password. Port 0 takes a free one, "
+             "which the ready line names",
+     .set = [](std::string_view text, const MemoryLimit&,
+               Config& config) { return SetAddress(text, &config.metrics); },
+     .get = [](const Config& config) { return config.metrics; }},
+    {.name = "metrics.beyond_loopback",
+     .flag = "--metrics-beyond-loopback",
+     .value = "true",
+     .kind = OptionKind::kSwitch,
+     .fallback = "false",
+     .help = "Lets metrics.listen be an address that other hosts reach",
+     .set = [](std::string_view text, const MemoryLimit&,
+               Config& config) { return SetSwitch(text, &config.metrics_beyond_loopback); },
+     .get = [](const Config& config) -> std::string {
+       return OnOff(config.metrics_beyond_loopback);
+     }},
+    {.name = "metrics.operations",
+     .flag = "--no-operation-metrics",
+     .value = "false",
+     .kind = OptionKind::kSwitch,
+     .fallback = "true",
+     .help = "Counts and times single calls",
+     .set = [](std::string_view text, const MemoryLimit&,
+               Config& config) { return SetSwitch(text, &config.op_metrics); },
+     .get = [](const Config& config) -> std::string { return OnOff(config.op_metrics); }},
+    {.name = "tcp.listen",
+     .flag = "--tcp",
+     .value = "HOST:PORT",
+     .essential = true,
+     .otherwise = "off",
+     .example = "0.0.0.0:7400",
+     .help = "Where clients without shared memory connect, by TLS 1.3 with certificates on both "
+             "sides; the three files below go with it",
+     .set = [](std::string_view text, const MemoryLimit&,
+               Config& config) { return SetAddress(text, &config.tcp); },
+     .get = [](const Config& config) { return config.tcp; }},
+    {.name = "tcp.certificate",
+     .flag = "--tls-certificate",
+     .value = "FILE",
+     .otherwise = "none",
+     .example = "/etc/kvd/tls/server.pem",
+     .help = "Certificate that clients see, PEM",
+     .set = [](std::string_view text, const MemoryLimit&,
+               Config& config) { return SetPath(text, &config.tls_certificate); },
+     .get = [](const Config& config) { return config.tls_certificate; }},
+    {.name = "tcp.key",
+     .flag = "--tls-key",
+     .value = "FILE",
+     .otherwise = "none",
+     .example = "/etc/kvd/tls/server.key",
+     .help = "Its private key, PEM without a password",
+     .set = [](std::string_view text, const MemoryLimit&,
+               Config& config) { return SetPath(text, &config.tls_key); },
+     .get = [](const Config& config) { return config.tls_key; }},
+    {.name = "tcp.client_ca",
+     .flag = "--tls-client-ca",
+     .value = "FILE",
+     .otherwise = "none",
+     .example = "/etc/kvd/tls/clients-ca.pem",
+     .help = "Certificates, PEM: a client needs one that one of these signed",
+     .set = [](std::string_view text, const MemoryLimit&,
+               Config& config) { return SetPath(text, &config.tls_client_ca); },
+     .get = [](const Config& config) { return config.tls_client_ca; }},
+};
+
+const DomainKey kDomainKeys[] = {
+    {"name", "\"chat\"", "Letters, digits, dots, dashes and underscores, at most 64. Needed"},
+    {"users", "[\"vllm\", 1001]", "Local users, by name or number"},
+    {"groups", "[\"inference\"]", "Their groups, by name or number: the primary and all others"},
+    {"identities", "[\"spiffe://example/chat\"]", "Identities in certificates, whole"},
+};
+
+}  // namespace
+
+absl::Span<const Option> Options() { return kOptions; }
+
+const Option* FindOption(std::string_view name) {
+  for (const Option& option : kOptions) {
+    if (option.name == name) return &option;
+  }
+  return nullptr;
+}
+
+absl::Span<const DomainKey> DomainKeys() { return kDomainKeys; }
+
+std::string TomlString(std::string_view text) {
+  std::string quoted = "\"";
+  for (const char c : text) {
+    if (c == '"' || c == '\\') {
+      absl::StrAppend(&quoted, "\\", std::string(1, c));
+    } else if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) {
+      absl::StrAppendFormat(&quoted, "\\u%04X", c);
+    } else {
+      quoted += c;
+    }
+  }
+  return quoted + "\"";
+}
+
+std::string TomlValue(const Option& option, std::string_view text) {
+  const bool bare = option.kind == OptionKind::kCount || option.kind == OptionKind::kSwitch;
+  return bare ? std::string(text) : TomlString(text);
+}
+
+std::string_view Nearest(std::string_view name, absl::Span<const std::string_view> known) {
+  std::string_view nearest;
+  size_t best = std::max<size_t>(2, name.size() / 3) + 1;  // Farther is another word.
+  for (const std::string_view candidate : known) {
+    // Levenshtein's distance, a row at a time.
+    std::vector<size_t> row(candidate.size() + 1);
+    std::iota(row.begin(), row.end(), 0);
+    for (size_t i = 1; i <= name.size(); ++i) {
+      size_t diagonal = std::exchange(row[0], i);
+      for (size_t j = 1; j <= candidate.size(); ++j) {
+        const size_t changed = diagonal + (name[i - 1] == candidate[j - 1] ? 0 : 1);
+        diagonal = std::exchange(row[j], std::min({row[j] + 1, row[j - 1] + 1, changed}));
+      }
+    }
+    if (row.back() < best) {
+      best = row.back();
+      nearest = candidate;
+    }
+  }
+  return nearest;
+}
+
+std::string FormatSize(uint64_t bytes) {
+  constexpr Unit kUnits[] = {
+      {"TiB", 1ull << 40}, {"GiB", 1ull << 30}, {"MiB", 1ull << 20}, {"KiB", 1ull << 10}};
+  for (const Unit& unit : kUnits) {
+    if (bytes >= unit.factor && bytes % unit.factor == 0) {
+      return absl::StrCat(bytes / unit.factor, View(unit.name));
+    }
+  }
+  return absl::StrCat(bytes);
+}
+
+HostPort ParseHostPort(std::string_view text) {
+  const size_t colon = text.rfind(':');
+  uint32_t port = 0;
+  if (colon == std::string_view::npos || !absl::SimpleAtoi(View(text.substr(colon + 1)), &port) ||
+      port > 65535) {
+    return {};
+  }
+  std::string host(text.substr(0, colon));
+  if (host == "localhost") return {.ok = true, .loopback = true};
+  if (host.size() > 2 && host.front() == '[' && host.back() == ']') {
+    in6_addr address{};
+    host = host.substr(1, host.size() - 2);
+    if (inet_pton(AF_INET6, host.c_str(), &address) != 1) return {};
+    return {.ok = true, .loopback = IN6_IS_ADDR_LOOPBACK(&address) != 0};
+  }
+  in_addr address{};
+  if (inet_pton(AF_INET, host.c_str(), &address) != 1) return {};
+  return {.ok = true, .loopback = ntohl(address.s_addr) >> 24 == 127};
+}
+
+}  // namespace kvd

@@ -1,0 +1,87 @@
+#include "daemon/process.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <cstdint>
+#include <cstdlib>
+
+#include "absl/synchronization/mutex.h"
+#include "daemon/tls.h"
+
+namespace kvd {
+namespace {
+
+sigset_t OurSignals() {
+  sigset_t signals;
+  sigemptyset(&signals);
+  for (const int signal : {SIGTERM, SIGINT, SIGHUP}) sigaddset(&signals, signal);
+  return signals;
+}
+
+void RaiseDescriptorLimit() {
+  rlimit limit;
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = limit.rlim_max;
+  setrlimit(RLIMIT_NOFILE, &limit);
+}
+
+}  // namespace
+
+// Two of them are worth half the time of a small call.
+void TuneLibraries() {
+  // gRPC's epoll engine has one poller for the whole process. A thread of the admin server would be
+  // it most of the time, and each call of an engine would wake that thread first and the control
+  // thread second. With poll() a thread waits for its own queue only. The operator's choice stands.
+  setenv("GRPC_POLL_STRATEGY", "poll", /*overwrite=*/0);
+  Tls13Only();
+  // Debian builds Abseil with the checks of a debug build: every lock would note its order.
+  absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
+}
+
+void PrepareProcess() {
+  // Engines often run under our user id, and seals do not keep a process of the same id from
+  // writing through /proc/PID/mem or ptrace. It costs the core file, which would hold everybody's
+  // blocks.
+  prctl(PR_SET_DUMPABLE, 0);
+  umask(0177);  // Sockets are ours alone until we open them to engines.
+  RaiseDescriptorLimit();
+  const sigset_t signals = OurSignals();  // Every thread leaves these to the one that waits.
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  std::signal(SIGPIPE, SIG_IGN);
+}
+
+int WaitForSignal() {
+  const sigset_t signals = OurSignals();
+  int signal = 0;
+  sigwait(&signals, &signal);
+  return signal;
+}
+
+// The control thread does little at a time and everybody waits for it: it should run as soon as it
+// is woken, also beside copiers and engines that use their CPUs up. Best effort: a shorter slice
+// (Linux 6.12) is for anybody to take, a higher priority for those who may.
+void PreferThisThread() {
+  struct {  // sched_attr of sched_setattr(2), which libc does not declare.
+    uint32_t size = sizeof(*this);
+    uint32_t policy = SCHED_OTHER;
+    uint64_t flags = 0;
+    int32_t nice = 0;
+    uint32_t priority = 0;
+    uint64_t runtime_ns = 100'000;
+    uint64_t deadline_ns = 0;
+    uint64_t period_ns = 0;
+  } wanted;
+  wanted.nice = -10;
+  if (syscall(SYS_sched_setattr, 0, &wanted, 0) == 0) return;
+  wanted.nice = getpriority(PRIO_PROCESS, 0);
+  syscall(SYS_sched_setattr, 0, &wanted, 0);
+}
+
+}  // namespace kvd
