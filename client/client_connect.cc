@@ -138,6 +138,7 @@ void Client::Impl::Shutdown() {
     absl::MutexLock lock(&mu_);
     shut_down_ = true;
   }
+  late_.Stop();
   releases_.Stop();
   if (flusher_.joinable()) flusher_.join();
   LinkPtr link = CurrentLink();
@@ -150,6 +151,27 @@ void Client::Impl::Shutdown() {
 }
 
 // ---- namespaces ---------------------------------------------------------------------------------
+
+void Client::Impl::NoteEnd(Link& link, const absl::Status& status, Owed owed) {
+  calls_.fetch_add(1, std::memory_order_relaxed);
+  if (status.ok()) return;
+  failed_calls_.fetch_add(1, std::memory_order_relaxed);
+  if (absl::IsUnauthenticated(status) || absl::IsUnavailable(status)) link.session->End();
+  releases_.GiveBack(link.number, std::move(owed));  // It may not have heard them.
+}
+
+bool Client::Impl::OutcomeUnknown(const absl::Status& status) {
+  switch (status.code()) {
+    case absl::StatusCode::kDeadlineExceeded:
+    case absl::StatusCode::kCancelled:
+    case absl::StatusCode::kUnknown:
+    case absl::StatusCode::kInternal:
+    case absl::StatusCode::kUnavailable:
+      return true;
+    default:
+      return false;
+  }
+}
 
 absl::StatusOr<const KnownNamespace*> Client::Impl::Find(const Namespace& ns) {
   absl::MutexLock lock(&mu_);

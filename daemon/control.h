@@ -54,6 +54,7 @@ struct ControlCounters {
   uint64_t reservations_expired = 0;
   uint64_t reservations_aborted = 0;
   uint64_t commits = 0;
+  uint64_t commit_waits = 0;      // For fills that they had overtaken.
   uint64_t committed_blocks = 0;  // Made visible.
   uint64_t parked_blocks = 0;
   uint64_t put_sums_differ = 0;  // Parts whose staged bytes were not those that were summed.
@@ -120,6 +121,9 @@ class Control {
   absl::Status Pin(PinCall& call);
   absl::Status Unpin(std::string_view session, LeaseId pin_id);
   absl::Status CheckSession(std::string_view session);
+  // Counts the calls under way of the domain of `session`, for the front end, which keeps it. Calls
+  // that name no living session share one. Good as long as this.
+  uint32_t& CallsUnderWay(std::string_view session);
 
   // --- the loop ----------------------------------------------------------------------------------
 
@@ -160,6 +164,7 @@ class Control {
     uint32_t namespaces = 0;
     uint32_t layouts = 0;
     uint32_t pins = 0;
+    uint32_t calls = 0;  // Under way; the front end's.
   };
   struct Session {
     DomainUse* use = nullptr;
@@ -226,6 +231,8 @@ class Control {
   absl::StatusOr<Step> CommitReserved(CommitCall& call, Session& session);
   absl::StatusOr<Step> CommitInline(CommitCall& call, Session& session);
   absl::StatusOr<Step> StartInlineFills(CommitCall& call, Session& session);
+  absl::Status CheckFills(const CommitCall& call) const;
+  bool AwaitFills(CommitCall& call);
   Step CommitBlocks(CommitCall& call, uint64_t id, Reservation& reservation);
   CommitResult CommitBlock(CommitCall& call, uint64_t id, Reservation& reservation,
                            uint32_t position);
@@ -264,6 +271,7 @@ class Control {
   std::map<std::pair<DomainId, std::string>, NamespaceId> namespace_ids_;  // By canonical form.
   std::map<std::pair<DomainId, std::vector<uint32_t>>, EvictionPolicy::Pool> pools_;
 
+  uint32_t stranger_calls_ = 0;         // Under way; the front end's.
   std::map<DomainId, DomainUse> uses_;  // Of every domain that ever came; they never move.
   absl::flat_hash_map<uint32_t, std::unique_ptr<Session>> by_serial_;
   absl::flat_hash_map<std::string, Session*> by_token_;  // Living ones.
