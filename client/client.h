@@ -53,7 +53,7 @@ struct ClientOptions {
   ClientTls tls;
   absl::Duration timeout = absl::Milliseconds(1000);  // Of a call that names none.
   absl::Duration reconnect_interval = absl::Milliseconds(100);
-  uint64_t staging_bytes = 16u << 20;  // Memory for puts, at most 16 MiB; no part may be larger.
+  uint64_t staging_bytes = 16u << 20;  // Memory for puts, at most 16 MiB.
   std::string copy_loop;               // Empty: calibrate, once in a process.
 };
 
@@ -206,8 +206,8 @@ class Client {
                 absl::Span<const absl::Span<std::byte>> targets, const GetOptions& options = {});
 
   // Stores what is missing of up to 2,048 blocks; `sources` as `targets` above. A put of at most
-  // 256 KiB is one call; a larger one asks first, so that what is present is not copied.
-  // kInvalidArgument when a part is larger than staging memory.
+  // 256 KiB is one call; a larger one asks first, so that what is present is not copied (but for
+  // at most 2 MiB at its start, which are staged while the answer is on its way).
   PutResult Put(const Namespace& ns, std::string_view keys,
                 absl::Span<const absl::Span<const std::byte>> sources,
                 const PutOptions& options = {});

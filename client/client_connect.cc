@@ -142,6 +142,7 @@ void Client::Impl::Shutdown() {
     absl::MutexLock lock(&mu_);
     shut_down_ = true;
   }
+  late_.Stop();
   releases_.Stop();
   if (flusher_.joinable()) flusher_.join();
   LinkPtr link = CurrentLink();
@@ -154,6 +155,30 @@ void Client::Impl::Shutdown() {
 }
 
 // ---- namespaces ---------------------------------------------------------------------------------
+
+void Client::Impl::NoteEnd(Link& link, const absl::Status& status, Owed owed) {
+  calls_.fetch_add(1, std::memory_order_relaxed);
+  if (status.ok()) return;
+  failed_calls_.fetch_add(1, std::memory_order_relaxed);
+  if (absl::IsUnauthenticated(status) || (absl::IsUnavailable(status) && !IsDraining(status))) {
+    link.session->End();
+  }
+  releases_.GiveBack(link.number, std::move(owed));  // It may not have heard them.
+}
+
+bool Client::Impl::OutcomeUnknown(const absl::Status& status) {
+  switch (status.code()) {
+    case absl::StatusCode::kDeadlineExceeded:
+    case absl::StatusCode::kCancelled:
+    case absl::StatusCode::kUnknown:
+    case absl::StatusCode::kInternal:
+      return true;
+    case absl::StatusCode::kUnavailable:
+      return !IsDraining(status);
+    default:
+      return false;
+  }
+}
 
 absl::StatusOr<const KnownNamespace*> Client::Impl::Find(const Namespace& ns) {
   absl::MutexLock lock(&mu_);

@@ -25,6 +25,7 @@
 #include "absl/types/span.h"
 #include "client/client.h"
 #include "client/convert.h"
+#include "client/pending_call.h"
 #include "client/release_queue.h"
 #include "client/remote.h"
 #include "client/selection.h"
@@ -51,8 +52,18 @@ struct Link {
   std::unique_ptr<Staging> staging ABSL_GUARDED_BY(mu);                    // Set once.
 };
 
+// The calls that give something.
+using PendingLookup = PendingCall<v1::LookupRequest, v1::LookupReply>;
+using PendingLoad = PendingCall<v1::LoadRequest, v1::LoadReply>;
+using PendingReserve = PendingCall<v1::ReserveRequest, v1::ReserveReply>;
+using PendingCommit = PendingCall<v1::CommitRequest, v1::CommitReply>;
+using PendingPin = PendingCall<v1::PinRequest, v1::PinReply>;
+
 class Client::Impl {
  public:
+  // How long an answer is waited for in the background, after its caller has left.
+  static constexpr absl::Duration kLateAnswer = absl::Seconds(2);
+
   explicit Impl(ClientOptions options);
 
   void Shutdown();
@@ -109,14 +120,43 @@ class Client::Impl {
                                                              Reply*),
                     Request& request, Reply* reply, absl::Time deadline);
 
+  // A call in two steps, for what gives something: the caller can work between them, and when it
+  // leaves by the deadline of Finish(), what a late answer gives is taken back. When none comes by
+  // that of Start(), the session ends, and with it what the daemon may have given.
+  template <typename Pending>
+  struct Started {
+    LinkPtr link;
+    Owed owed;
+    std::unique_ptr<Pending> call;
+  };
+  template <typename Pending, typename Request>
+  Started<Pending> Start(const LinkPtr& link, typename Pending::Method method, Request& request,
+                         absl::Time deadline);
+  template <typename Pending, typename TakeBack>
+  absl::Status Finish(Started<Pending>& started, typename Pending::Reply* reply,
+                      absl::Time deadline, TakeBack take_back);
+  // Both steps at once.
+  template <typename Pending, typename Request, typename TakeBack>
+  absl::Status CallToGet(const LinkPtr& link, typename Pending::Method method, Request& request,
+                         typename Pending::Reply* reply, absl::Time deadline, TakeBack take_back);
+  template <typename Pending, typename TakeBack>
+  void Leave(const LinkPtr& link, std::unique_ptr<Pending> call, TakeBack take_back);
+  template <typename Request>
+  Owed Address(const Link& link, Request& request);
+  void GiveBackLate(const Link& link, const v1::LookupReply& reply);
+  void NoteEnd(Link& link, const absl::Status& status, Owed owed);
+  // Whether the daemon may still act on a call that ended like this.
+  static bool OutcomeUnknown(const absl::Status& status);
+
   absl::StatusOr<PutCall> CheckPut(const KnownNamespace& ns, std::string_view keys,
                                    const Selection& parts,
                                    absl::Span<const absl::Span<const std::byte>> sources,
                                    const PutOptions& options, absl::Time deadline) const;
   PutResult PutInOneCall(Link& link, Staging& staging, uint32_t namespace_id, const PutCall& put);
-  PutResult PutReserved(Link& link, Staging& staging, uint32_t namespace_id, const PutCall& put);
-  absl::Status FillGranted(Link& link, Staging& staging, const PutCall& put,
-                           const v1::ReserveReply& reserved);
+  PutResult PutReserved(const LinkPtr& link, Staging& staging, uint32_t namespace_id,
+                        const PutCall& put);
+  absl::Status FillGranted(Link& link, Staging::Filling& filling, const PutCall& put,
+                           const v1::ReserveReply& reserved, std::string& sums);
 
   // Of sessions without shared memory; in remote.cc.
   GetResult GetStreamed(Link& link, const v1::GetRequest& request, const Selection& parts,
@@ -124,7 +164,6 @@ class Client::Impl {
   PutResult PutStreamed(Link& link, uint32_t namespace_id, const PutCall& put);
   void SendParts(grpc::ClientWriter<v1::PutChunk>& writer, v1::PutStart start,
                  const std::string& states, const PutCall& put);
-  void CountCall(Link& link, const absl::Status& status);
 
   void FlushInBackground();
   absl::Status SendOwed(Link& link, absl::Time deadline);
@@ -147,6 +186,9 @@ class Client::Impl {
   absl::Status last_failure_ ABSL_GUARDED_BY(mu_);
   bool shut_down_ ABSL_GUARDED_BY(mu_) = false;
 
+  LateCalls late_;
+  std::atomic<bool> expects_new_{true};  // The last put found its first block missing. A guess.
+
   std::atomic<uint64_t> calls_{0};
   std::atomic<uint64_t> failed_calls_{0};
   std::atomic<uint64_t> reconnects_{0};
@@ -154,33 +196,75 @@ class Client::Impl {
   std::atomic<uint64_t> bad_extents_{0};
 };
 
+template <typename Request>
+Owed Client::Impl::Address(const Link& link, Request& request) {
+  request.set_session(link.session->token().data(), link.session->token().size());
+  Owed owed;
+  if constexpr (requires { request.mutable_releases(); }) {
+    owed = releases_.Take(link.number);
+    if (!owed.empty()) *request.mutable_releases() = ToProto(owed);
+  }
+  return owed;
+}
+
 template <typename Request, typename Reply>
 absl::Status Client::Impl::Call(Link& link,
                                 grpc::Status (v1::Engine::Stub::*method)(grpc::ClientContext*,
                                                                          const Request&, Reply*),
                                 Request& request, Reply* reply, absl::Time deadline) {
-  constexpr bool kTakesReleases = requires { request.mutable_releases(); };
-  request.set_session(link.session->token().data(), link.session->token().size());
-  Owed owed;
-  if constexpr (kTakesReleases) {
-    owed = releases_.Take(link.number);
-    if (!owed.empty()) *request.mutable_releases() = ToProto(owed);
-  }
+  Owed owed = Address(link, request);
   grpc::ClientContext context;
   context.set_deadline(absl::ToChronoTime(deadline));
-  absl::Status status = ToAbsl((link.stub.get()->*method)(&context, request, reply));
-  calls_.fetch_add(1, std::memory_order_relaxed);
-  if (status.ok()) return status;
-
-  failed_calls_.fetch_add(1, std::memory_order_relaxed);
-  // A draining daemon says no and the session goes on. Otherwise its connection broke.
-  const bool drains = context.GetServerTrailingMetadata().count(kDrainingKey) > 0;
-  if (drains) status.SetPayload(kDrainingKey, absl::Cord());
-  if (absl::IsUnauthenticated(status) || (absl::IsUnavailable(status) && !drains)) {
-    link.session->End();
-  }
-  releases_.GiveBack(link.number, std::move(owed));  // It may not have heard them.
+  const absl::Status status = EndOf(context, (link.stub.get()->*method)(&context, request, reply));
+  NoteEnd(link, status, std::move(owed));
   return status;
+}
+
+template <typename Pending, typename Request>
+Client::Impl::Started<Pending> Client::Impl::Start(const LinkPtr& link,
+                                                   typename Pending::Method method,
+                                                   Request& request, absl::Time deadline) {
+  Started<Pending> started;
+  started.link = link;
+  started.owed = Address(*link, request);
+  started.call = std::make_unique<Pending>(*link->stub, method, request, deadline);
+  return started;
+}
+
+template <typename Pending, typename TakeBack>
+absl::Status Client::Impl::Finish(Started<Pending>& started, typename Pending::Reply* reply,
+                                  absl::Time deadline, TakeBack take_back) {
+  absl::Status status;
+  if (started.call->Await(deadline)) {
+    status = started.call->status();
+    if (status.ok()) *reply = std::move(started.call->reply());
+  } else {
+    status = absl::DeadlineExceededError("the daemon did not answer in time");
+    Leave(started.link, std::move(started.call), std::move(take_back));
+  }
+  NoteEnd(*started.link, status, std::move(started.owed));
+  return status;
+}
+
+template <typename Pending, typename Request, typename TakeBack>
+absl::Status Client::Impl::CallToGet(const LinkPtr& link, typename Pending::Method method,
+                                     Request& request, typename Pending::Reply* reply,
+                                     absl::Time deadline, TakeBack take_back) {
+  Started<Pending> started = Start<Pending>(link, method, request, deadline + kLateAnswer);
+  return Finish(started, reply, deadline, std::move(take_back));
+}
+
+template <typename Pending, typename TakeBack>
+void Client::Impl::Leave(const LinkPtr& link, std::unique_ptr<Pending> call, TakeBack take_back) {
+  call->settle = [this, link, take_back](PendingCallBase& late) {
+    if (late.status().ok()) {
+      take_back(*link, static_cast<Pending&>(late).reply());
+    } else if (OutcomeUnknown(late.status())) {
+      // What it gave, if it did, ends with the session.
+      link->session->End();
+    }
+  };
+  if (!late_.Add(std::move(call))) link->session->End();
 }
 
 }  // namespace kvd

@@ -1,5 +1,6 @@
 // Pins: leases with an owner, a budget and a time to live.
 
+#include "absl/time/clock.h"
 #include "client/client_impl.h"
 #include "proto/types/limits.h"
 
@@ -32,7 +33,14 @@ absl::StatusOr<PinResult> Client::Impl::Pin(const Namespace& ns, std::string_vie
   request.set_budget_bytes(options.budget_bytes);
   request.set_ttl_ms(*ttl_ms);
   v1::PinReply reply;
-  absl::Status status = Call(**link, &Engine::Stub::Pin, request, &reply, deadline);
+  absl::Status status = CallToGet<PendingPin>(
+      *link, &Engine::Stub::AsyncPin, request, &reply, deadline,
+      [this](Link& late, const v1::PinReply& answer) {
+        v1::UnpinRequest unpin;
+        unpin.set_pin_id(answer.pin_id());
+        v1::UnpinReply ignored;
+        Call(late, &Engine::Stub::Unpin, unpin, &ignored, absl::Now() + kLateAnswer).IgnoreError();
+      });
   if (!status.ok()) return status;
   return PinResult{reply.pin_id(), reply.blocks(), reply.bytes()};
 }

@@ -1,6 +1,7 @@
 // The way in: a put in one call, and one that reserves, fills and commits.
 
 #include <algorithm>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -18,21 +19,7 @@ using v1::Engine;
 // A put up to this size is one call: to ask first would cost more than to copy for nothing.
 constexpr uint64_t kMaxOneCallBytes = 256 << 10;
 constexpr uint32_t kMaxOneCallParts = 64;
-
-// Whether the daemon may still act on a call that ended like this.
-bool OutcomeUnknown(const absl::Status& status) {
-  switch (status.code()) {
-    case absl::StatusCode::kDeadlineExceeded:
-    case absl::StatusCode::kCancelled:
-    case absl::StatusCode::kUnknown:
-    case absl::StatusCode::kInternal:
-      return true;
-    case absl::StatusCode::kUnavailable:
-      return !status.GetPayload(kDrainingKey).has_value();
-    default:
-      return false;
-  }
-}
+constexpr absl::Duration kAnswerTime = absl::Milliseconds(5);  // Of an answer on its way.
 
 }  // namespace
 
@@ -59,16 +46,10 @@ PutResult Client::Impl::Put(const Namespace& ns, std::string_view keys,
   }
   const absl::StatusOr<Staging*> staging = StagingOf(**link, deadline);
   if (!staging.ok()) return {staging.status()};
-  const uint32_t largest = *std::max_element(parts->bytes.begin(), parts->bytes.end());
-  if (largest > (*staging)->size()) {
-    return {absl::InvalidArgumentError(absl::StrCat("part_bytes: ", largest, " do not fit in ",
-                                                    (*staging)->size(), " of staging memory"))};
-  }
-
   const bool one_call = put->total_bytes <= std::min(kMaxOneCallBytes, (*staging)->size()) &&
                         sources.size() <= kMaxOneCallParts && options.wait == absl::ZeroDuration();
   PutResult result = one_call ? PutInOneCall(**link, **staging, *id, *put)
-                              : PutReserved(**link, **staging, *id, *put);
+                              : PutReserved(*link, **staging, *id, *put);
   if ((*staging)->broken()) (*link)->session->End();
   result.present = static_cast<uint32_t>(
       std::count(result.results.begin(), result.results.end(), CommitResult::kPresent));
@@ -131,7 +112,7 @@ PutResult Client::Impl::PutInOneCall(Link& link, Staging& staging, uint32_t name
   StagingSlot slot;
   std::vector<uint32_t> sums;
   {
-    Staging::Filling filling(staging, put.deadline);
+    Staging::Filling filling(staging, put.deadline, put.deadline);
     if (!filling.held()) return {absl::DeadlineExceededError("put: others are putting")};
     absl::StatusOr<StagingSlot> staged = filling.Stage(put.sources, put.total_bytes, sums);
     if (!staged.ok()) return {staged.status()};
@@ -173,33 +154,58 @@ PutResult Client::Impl::PutInOneCall(Link& link, Staging& staging, uint32_t name
   return result;
 }
 
-// Many bytes: reserve, fill what is missing, commit.
-PutResult Client::Impl::PutReserved(Link& link, Staging& staging, uint32_t namespace_id,
+// Many bytes: reserve, fill what is missing, commit. The first bytes are staged while the daemon
+// reserves, and the commit is sent while it copies the last ones.
+PutResult Client::Impl::PutReserved(const LinkPtr& link, Staging& staging, uint32_t namespace_id,
                                     const PutCall& put) {
   v1::ReserveRequest request;
   request.set_namespace_id(namespace_id);
   request.set_keys(put.keys.data(), put.keys.size());
   request.set_parent(put.options.parent.data(), put.options.parent.size());
   request.set_parts(put.parts.packed);
-  const absl::Duration left = std::max(put.deadline - absl::Now(), absl::ZeroDuration());
+  const absl::Duration left =
+      std::max(put.deadline - absl::Now() - kAnswerTime, absl::ZeroDuration());
   const absl::Duration wait = std::clamp(put.options.wait, absl::ZeroDuration(), left);
   request.set_wait_ms(static_cast<uint32_t>(absl::ToInt64Milliseconds(wait)));
   for (const std::string& announce : put.options.announce) request.add_announce(announce);
-  v1::ReserveReply reserved;
+
   PutResult result;
-  result.status = Call(link, &Engine::Stub::Reserve, request, &reserved, put.deadline);
+  auto reserving =
+      Start<PendingReserve>(link, &Engine::Stub::AsyncReserve, request, put.deadline + kLateAnswer);
+  // Nobody else is kept from filling by an answer that may take long.
+  std::optional<Staging::Filling> filling;
+  std::string sums(put.sources.size() * sizeof(uint32_t), '\0');
+  if (wait == absl::ZeroDuration() && expects_new_.load(std::memory_order_relaxed)) {
+    filling.emplace(staging, put.deadline, /*turn_by=*/absl::InfinitePast());
+    if (filling->held()) {
+      filling->StageAhead(put.sources, put.total_bytes, sums,
+                          [&] { return reserving.call->Await(absl::InfinitePast()); });
+    } else {
+      filling.reset();
+    }
+  }
+  v1::ReserveReply reserved;
+  result.status = Finish(reserving, &reserved, put.deadline,
+                         [this](Link& late, const v1::ReserveReply& answer) {
+                           if (answer.reservation_id() == 0) return;
+                           releases_.AddAbort(late.number, answer.reservation_id());
+                         });
   if (!result.status.ok()) return result;
   if (reserved.states().size() != put.blocks) {
-    releases_.AddAbort(link.number, reserved.reservation_id());
+    releases_.AddAbort(link->number, reserved.reservation_id());
     result.status = absl::InternalError("states: not one a block");
     return result;
   }
+  expects_new_.store(static_cast<ReserveState>(reserved.states()[0]) == ReserveState::kGranted,
+                     std::memory_order_relaxed);
 
   std::vector<CommitResult> results;
+  uint32_t granted = 0;
   for (char state : reserved.states()) {
     switch (static_cast<ReserveState>(state)) {
       case ReserveState::kGranted:
         results.push_back(CommitResult::kNotFilled);  // Until the commit says more.
+        ++granted;
         break;
       case ReserveState::kPresent:
       case ReserveState::kInProduction:
@@ -220,18 +226,34 @@ PutResult Client::Impl::PutReserved(Link& link, Staging& staging, uint32_t names
     return result;
   }
 
-  result.status = FillGranted(link, staging, put, reserved);
+  if (!filling.has_value()) filling.emplace(staging, put.deadline, put.deadline);
+  result.status = FillGranted(*link, *filling, put, reserved, sums);
   if (!result.status.ok()) {
-    releases_.AddAbort(link.number, reserved.reservation_id());
+    releases_.AddAbort(link->number, reserved.reservation_id());
     return result;
   }
 
+  // The daemon waits for the last fills, and compares the sums: nothing of what this side would yet
+  // find wrong becomes visible.
   v1::CommitRequest commit;
   commit.set_reservation_id(reserved.reservation_id());
+  commit.set_fills(granted * static_cast<uint32_t>(put.parts.size()));
+  commit.set_sums(std::move(sums));
+  auto committing =
+      Start<PendingCommit>(link, &Engine::Stub::AsyncCommit, commit, put.deadline + kLateAnswer);
+  absl::Status filled = filling->Finish();
+  filling.reset();
   v1::CommitReply committed;
-  result.status = Call(link, &Engine::Stub::Commit, commit, &committed, put.deadline);
+  if (filled.ok()) {
+    result.status = Finish(committing, &committed, put.deadline,
+                           [](Link&, const v1::CommitReply&) {});  // What is stored is stored.
+  } else {
+    committing.call->Cancel();
+    NoteEnd(*link, filled, std::move(committing.owed));
+    result.status = std::move(filled);
+  }
   if (!result.status.ok()) {
-    releases_.AddAbort(link.number, reserved.reservation_id());
+    releases_.AddAbort(link->number, reserved.reservation_id());
     return result;
   }
   if (committed.results().size() != put.blocks) {
@@ -248,23 +270,29 @@ PutResult Client::Impl::PutReserved(Link& link, Staging& staging, uint32_t names
 }
 
 // The copy. This side fills slots while the daemon's copier empties them; both are at work until
-// the last part.
-absl::Status Client::Impl::FillGranted(Link& link, Staging& staging, const PutCall& put,
-                                       const v1::ReserveReply& reserved) {
-  Staging::Filling filling(staging, put.deadline);
+// the last part. Returns when all has been sent; sets the sums of what was staged.
+absl::Status Client::Impl::FillGranted(Link& link, Staging::Filling& filling, const PutCall& put,
+                                       const v1::ReserveReply& reserved, std::string& sums) {
   if (!filling.held()) return absl::DeadlineExceededError("put: others are putting");
   const size_t parts = put.parts.size();
-  for (uint32_t block = 0; block < put.blocks; ++block) {
-    if (static_cast<ReserveState>(reserved.states()[block]) != ReserveState::kGranted) continue;
-    if (link.session->ended()) return absl::UnavailableError("put: the session has ended");
-    if (absl::Now() > put.deadline) return absl::DeadlineExceededError("put: ran out of time");
-    for (size_t part = 0; part < parts; ++part) {
-      const auto index = static_cast<uint32_t>(block * parts + part);
-      absl::Status status = filling.Fill(reserved.reservation_id(), index, put.sources[index]);
-      if (!status.ok()) return status;
-    }
+  const auto granted = [&](uint32_t index) {
+    return static_cast<ReserveState>(reserved.states()[index / parts]) == ReserveState::kGranted;
+  };
+  uint64_t bytes = 0;
+  for (uint32_t index = 0; index < put.sources.size(); ++index) {
+    if (granted(index)) bytes += put.sources[index].size();
   }
-  return filling.Finish();
+  filling.Begin(reserved.reservation_id(), bytes, granted);
+  for (uint32_t index = 0; index < put.sources.size(); ++index) {
+    if (!granted(index)) continue;
+    if (index % parts == 0) {
+      if (link.session->ended()) return absl::UnavailableError("put: the session has ended");
+      if (absl::Now() > put.deadline) return absl::DeadlineExceededError("put: ran out of time");
+    }
+    absl::Status status = filling.Fill(index, put.sources[index], sums);
+    if (!status.ok()) return status;
+  }
+  return filling.Send();
 }
 
 }  // namespace kvd

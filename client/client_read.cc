@@ -125,12 +125,19 @@ LookupResult Client::Impl::Lookup(const Namespace& ns, std::string_view keys,
   request.set_lease_ms(*lease_ms);
   v1::LookupReply reply;
   LookupResult result;
-  result.status = Call(**link, &Engine::Stub::Lookup, request, &reply, deadline);
+  result.status = CallToGet<PendingLookup>(
+      *link, &Engine::Stub::AsyncLookup, request, &reply, deadline,
+      [this](Link& late, const v1::LookupReply& answer) { GiveBackLate(late, answer); });
   if (!result.status.ok()) return result;
   result.hit_blocks = std::min(reply.hit_blocks(), *count);
   if (reply.lease() == v1::LEASE_GRANTED) result.lease_id = reply.lease_id();
   result.load_time = absl::Microseconds(reply.load_time_us());
   return result;
+}
+
+void Client::Impl::GiveBackLate(const Link& link, const v1::LookupReply& reply) {
+  releases_.AddHold(link.number, reply.hold_id(), {});
+  if (reply.lease() == v1::LEASE_GRANTED) releases_.AddLease(reply.lease_id());
 }
 
 // ---- get ----------------------------------------------------------------------------------------
@@ -186,7 +193,9 @@ GetResult Client::Impl::Get(const Namespace& ns, std::string_view keys,
   request.set_extent_blocks(wanted);
   request.set_parts(parts->packed);
   v1::LookupReply reply;
-  result.status = Call(**link, &Engine::Stub::Lookup, request, &reply, deadline);
+  result.status = CallToGet<PendingLookup>(
+      *link, &Engine::Stub::AsyncLookup, request, &reply, deadline,
+      [this](Link& late, const v1::LookupReply& answer) { GiveBackLate(late, answer); });
   if (!result.status.ok()) return result;
   result.hit_blocks = std::min(reply.hit_blocks(), *count);
   if (reply.lease() == v1::LEASE_GRANTED) result.lease_id = reply.lease_id();
@@ -272,7 +281,11 @@ LoadResult Client::Impl::Load(const Namespace& ns, std::string_view keys,
   request.set_range_offset(options.range_offset);
   request.set_range_bytes(options.range_bytes);
   v1::LoadReply reply;
-  absl::Status status = Call(**link, &Engine::Stub::Load, request, &reply, deadline);
+  absl::Status status =
+      CallToGet<PendingLoad>(*link, &Engine::Stub::AsyncLoad, request, &reply, deadline,
+                             [this](Link& late, const v1::LoadReply& answer) {
+                               releases_.AddHold(late.number, answer.hold_id(), {});
+                             });
   if (!status.ok()) return fail(std::move(status));
 
   auto chain = std::make_unique<LoadedChain::Impl>();

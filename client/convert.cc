@@ -1,5 +1,8 @@
 #include "client/convert.h"
 
+#include "absl/strings/cord.h"
+#include "proto/types/session_wire.h"
+
 namespace kvd {
 
 v1::NamespaceDescriptor ToProto(const NamespaceDescriptor& descriptor) {
@@ -59,5 +62,15 @@ absl::Status ToAbsl(const grpc::Status& status) {
   if (status.ok()) return absl::OkStatus();
   return absl::Status(static_cast<absl::StatusCode>(status.error_code()), status.error_message());
 }
+
+absl::Status EndOf(const grpc::ClientContext& context, const grpc::Status& status) {
+  absl::Status end = ToAbsl(status);
+  if (!end.ok() && context.GetServerTrailingMetadata().count(kDrainingKey) > 0) {
+    end.SetPayload(kDrainingKey, absl::Cord());
+  }
+  return end;
+}
+
+bool IsDraining(const absl::Status& status) { return status.GetPayload(kDrainingKey).has_value(); }
 
 }  // namespace kvd

@@ -8,6 +8,7 @@
 #include "absl/status/status.h"
 #include "absl/types/span.h"
 #include "client/release_queue.h"
+#include "grpcpp/client_context.h"
 #include "grpcpp/support/status.h"
 #include "proto/kvd.pb.h"
 #include "proto/types/block.h"
@@ -21,6 +22,10 @@ v1::Releases ToProto(const Owed& owed);
 std::string PackParts(absl::Span<const PartId> parts);
 // The codes of gRPC and of Abseil are the same canonical ones.
 absl::Status ToAbsl(const grpc::Status& status);
+// How a call ended: the same, and whether it was a draining daemon that refused it.
+absl::Status EndOf(const grpc::ClientContext& context, const grpc::Status& status);
+// The daemon drains: it says no to this call, and the session goes on.
+bool IsDraining(const absl::Status& status);
 // Debian's absl::string_view is not std::string_view.
 inline absl::string_view View(std::string_view text) { return {text.data(), text.size()}; }
 

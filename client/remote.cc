@@ -243,8 +243,8 @@ GetResult Client::Impl::GetStreamed(Link& link, const v1::GetRequest& request,
     }
   }
   if (!sound) context.TryCancel();
-  const absl::Status status = ToAbsl(reader->Finish());
-  CountCall(link, status);
+  const absl::Status status = EndOf(context, reader->Finish());
+  NoteEnd(link, status, {});
   if (!sound) {
     result.status = absl::InternalError("get: the stream is not what was asked for");
   } else if (!status.ok()) {
@@ -312,8 +312,8 @@ PutResult Client::Impl::PutStreamed(Link& link, uint32_t namespace_id, const Put
   v1::PutReply reply;
   const auto writer = link.session->remote()->transfer().Put(&context, &reply);
   SendParts(*writer, std::move(start), states, put);
-  result.status = ToAbsl(writer->Finish());
-  CountCall(link, result.status);
+  result.status = EndOf(context, writer->Finish());
+  NoteEnd(link, result.status, {});
   if (!result.status.ok()) {
     if (reservation_id != 0) releases_.AddAbort(link.number, reservation_id);
     return result;
@@ -358,13 +358,6 @@ void Client::Impl::SendParts(grpc::ClientWriter<v1::PutChunk>& writer, v1::PutSt
     }
   }
   writer.WritesDone();
-}
-
-void Client::Impl::CountCall(Link& link, const absl::Status& status) {
-  calls_.fetch_add(1, std::memory_order_relaxed);
-  if (status.ok()) return;
-  failed_calls_.fetch_add(1, std::memory_order_relaxed);
-  if (absl::IsUnauthenticated(status) || absl::IsUnavailable(status)) link.session->End();
 }
 
 }  // namespace kvd

@@ -9,6 +9,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "proto/types/checksum.h"
+#include "proto/types/packed.h"
 
 namespace kvd {
 namespace {
@@ -65,29 +67,108 @@ void Staging::Free(const StagingSlot& slot) {
   freed_.SignalAll();
 }
 
-absl::Status Staging::Filling::Fill(uint64_t reservation_id, uint32_t index,
-                                    absl::Span<const std::byte> source) {
-  reservation_id_ = reservation_id;
-  absl::StatusOr<StagingSlot> slot = Allocate(source.size());
-  if (!slot.ok()) return slot.status();
-  const auto length = static_cast<uint32_t>(source.size());
+uint32_t Staging::Filling::PieceBytes(uint64_t left_of_part) const {
+  uint64_t most = kSmallPieceBytes;
+  if (done_bytes_ >= kRampBytes && left_bytes_ > kRampBytes) {
+    most = std::min(kPieceBytes, left_bytes_ - kRampBytes);
+  }
+  return static_cast<uint32_t>(std::min({left_of_part, most, (staging_.size() + 1) / 2}));
+}
+
+// Copies the next `bytes` of a part into `slot`.
+void Staging::Filling::Stage(uint32_t index, absl::Span<const std::byte> part, uint64_t bytes,
+                             const StagingSlot& slot, std::string& sums) {
+  const uint64_t offset = index == part_ ? part_bytes_ : 0;
   // The sum costs next to nothing in the same pass, and shows whether what the copier stored is
   // what was staged: anybody in this process could write into staging memory in between.
-  const uint32_t sum = staging_.copier_.CopySum(
-      absl::MakeSpan(staging_.memory_.data() + slot->offset, length), source, CopyUse::kCache);
-  staging_.in_flight_.push_back({reservation_id, index, sum, slot->number});
-  pending_.push_back({reservation_id, slot->offset, index, length});
-  pending_bytes_ += length;
-  if (pending_bytes_ >= kMessageBytes || pending_.size() == kMaxFillsPerMessage) {
-    if (absl::Status status = SendPending(); !status.ok()) return status;
+  const uint32_t sum =
+      staging_.copier_.CopySum(absl::MakeSpan(staging_.memory_.data() + slot.offset, bytes),
+                               part.subspan(offset, bytes), CopyUse::kCache);
+  const uint32_t before = UnpackAt<uint32_t>(sums, index);
+  PackAt(sums, index, offset == 0 ? sum : Crc32cConcat(before, sum, bytes));
+  pending_.push_back({.request = {.reservation_id = reservation_id_,
+                                  .staging_offset = slot.offset,
+                                  .index = index,
+                                  .length = static_cast<uint32_t>(bytes),
+                                  .part_offset = static_cast<uint32_t>(offset)},
+                      .sum = sum,
+                      .slot = slot.number});
+  pending_bytes_ += bytes;
+  part_ = index;
+  part_bytes_ = offset + bytes;
+  done_bytes_ += bytes;
+  left_bytes_ -= bytes;
+}
+
+void Staging::Filling::StageAhead(absl::Span<const absl::Span<const std::byte>> parts,
+                                  uint64_t total_bytes, std::string& sums,
+                                  absl::FunctionRef<bool()> enough) {
+  left_bytes_ = total_bytes;
+  for (uint32_t index = 0; index < parts.size(); ++index) {
+    for (uint64_t offset = 0; offset < parts[index].size();) {
+      const uint64_t bytes = PieceBytes(parts[index].size() - offset);
+      const size_t fills = staging_.in_flight_.size() + pending_.size();
+      if (done_bytes_ + bytes > kAheadBytes || fills >= kMaxFillsPerMessage || enough()) return;
+      std::optional<StagingSlot> slot;
+      {
+        absl::MutexLock lock(&staging_.mu_);
+        slot = staging_.ring_.Allocate(bytes);
+      }
+      if (!slot.has_value()) return;
+      Stage(index, parts[index], bytes, *slot, sums);
+      offset += bytes;
+    }
+  }
+}
+
+void Staging::Filling::Begin(uint64_t reservation_id, uint64_t bytes,
+                             absl::FunctionRef<bool(uint32_t)> wanted) {
+  reservation_id_ = reservation_id;
+  pending_bytes_ = 0;
+  size_t kept = 0;
+  for (Pending& piece : pending_) {
+    if (!wanted(piece.request.index)) {
+      staging_.Free({piece.slot, 0});
+      continue;
+    }
+    piece.request.reservation_id = reservation_id;
+    pending_bytes_ += piece.request.length;
+    pending_[kept++] = piece;
+  }
+  pending_.resize(kept);
+  done_bytes_ = pending_bytes_;
+  left_bytes_ = bytes - pending_bytes_;
+}
+
+absl::Status Staging::Filling::Fill(uint32_t index, absl::Span<const std::byte> part,
+                                    std::string& sums) {
+  while (index >= part_ && !(index == part_ && part_bytes_ == part.size())) {
+    const uint64_t staged = index == part_ ? part_bytes_ : 0;
+    const uint64_t bytes = PieceBytes(part.size() - staged);
+    absl::StatusOr<StagingSlot> slot = Allocate(bytes);
+    if (!slot.ok()) return slot.status();
+    if (pending_.size() == kMaxFillsPerMessage) {
+      if (absl::Status status = Send(); !status.ok()) return status;
+    }
+    Stage(index, part, bytes, *slot, sums);
+    const bool on_ramp = done_bytes_ <= kRampBytes || left_bytes_ < kRampBytes;
+    if (pending_bytes_ < (on_ramp ? kSmallPieceBytes : kMessageBytes) &&
+        pending_.size() < kMaxFillsPerMessage) {
+      continue;
+    }
+    if (absl::Status status = Send(); !status.ok()) return status;
     // Takes what has come, without waiting, so that slots are free in time and errors known early.
     if (absl::Status status = ReceiveReplies(absl::InfinitePast()); !status.ok()) return status;
+  }
+  // What was staged ahead is sent as soon as there is a reservation.
+  if (pending_bytes_ >= kMessageBytes) {
+    if (absl::Status status = Send(); !status.ok()) return status;
   }
   return failed_;
 }
 
 absl::Status Staging::Filling::Finish() {
-  if (absl::Status status = SendPending(); !status.ok()) return status;
+  if (absl::Status status = Send(); !status.ok()) return status;
   while (!staging_.in_flight_.empty()) {
     if (absl::Status status = ReceiveReplies(deadline_); !status.ok()) return status;
   }
@@ -110,10 +191,10 @@ absl::StatusOr<StagingSlot> Staging::Filling::Stage(
 
 absl::StatusOr<StagingSlot> Staging::Filling::Allocate(uint64_t length) {
   while (true) {
-    if (staging_.in_flight_.size() < kMaxFillsInFlight) {
+    if (staging_.in_flight_.size() + pending_.size() < kMaxFillsInFlight) {
       absl::MutexLock lock(&staging_.mu_);
       if (std::optional<StagingSlot> slot = staging_.ring_.Allocate(length)) return *slot;
-      if (staging_.in_flight_.empty()) {
+      if (staging_.in_flight_.empty() && pending_.empty()) {
         // Only slots that wait for somebody's Commit are in the way.
         if (staging_.freed_.WaitWithDeadline(&staging_.mu_, deadline_)) {
           return absl::DeadlineExceededError("staging: no room");
@@ -123,32 +204,35 @@ absl::StatusOr<StagingSlot> Staging::Filling::Allocate(uint64_t length) {
     }
     // Waits for the copier before it is sent more: to send at once whatever has become free would
     // make a message of each part.
-    const bool copier_is_idle = staging_.in_flight_.size() == pending_.size();
-    absl::Status status = copier_is_idle ? SendPending() : ReceiveReplies(deadline_);
+    const bool copier_is_idle = staging_.in_flight_.empty();
+    absl::Status status = copier_is_idle ? Send() : ReceiveReplies(deadline_);
     if (!status.ok()) return status;
   }
 }
 
-absl::Status Staging::Filling::SendPending() {
+absl::Status Staging::Filling::Send() {
   if (pending_.empty()) return absl::OkStatus();
+  std::array<FillRequest, kMaxFillsPerMessage> message;
+  for (size_t i = 0; i < pending_.size(); ++i) message[i] = pending_[i].request;
   const size_t bytes = pending_.size() * sizeof(FillRequest);
-  absl::Status status = SendMessage(staging_.channel_.get(), pending_.data(), bytes, deadline_);
+  absl::Status status = SendMessage(staging_.channel_.get(), message.data(), bytes, deadline_);
   if (!status.ok()) {
     if (!absl::IsDeadlineExceeded(status)) staging_.broken_.store(true, std::memory_order_relaxed);
     DropPending();
     return status;
+  }
+  for (const Pending& piece : pending_) {
+    staging_.in_flight_.push_back(
+        {piece.request.reservation_id, piece.request.index, piece.sum, piece.slot});
   }
   pending_.clear();
   pending_bytes_ = 0;
   return absl::OkStatus();
 }
 
-// Forgets fills that the copier was never told of: it will not answer them.
+// Forgets what the copier was never told of.
 void Staging::Filling::DropPending() {
-  for (size_t i = 0; i < pending_.size(); ++i) {
-    staging_.Free({staging_.in_flight_.back().slot, 0});
-    staging_.in_flight_.pop_back();
-  }
+  for (const Pending& piece : pending_) staging_.Free({piece.slot, 0});
   pending_.clear();
   pending_bytes_ = 0;
 }
@@ -180,7 +264,7 @@ absl::Status Staging::Filling::ReceiveReplies(absl::Time deadline) {
     return deadline == absl::InfinitePast() ? absl::OkStatus() : size.status();
   }
   const size_t count = *size / sizeof(FillReply);
-  if (*size % sizeof(FillReply) != 0 || count > staging_.in_flight_.size() - pending_.size()) {
+  if (*size % sizeof(FillReply) != 0 || count > staging_.in_flight_.size()) {
     staging_.broken_.store(true, std::memory_order_relaxed);
     return absl::InternalError("fill channel: not an answer");
   }

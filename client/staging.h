@@ -15,9 +15,11 @@
 #include <cstdint>
 #include <deque>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
@@ -79,19 +81,38 @@ class Staging {
 
   uint64_t size() const { return memory_.size(); }
 
-  // The turn to fill. Fills of one put, then the next one's.
+  // Parts are staged in pieces of at most so many bytes, and at the start and the end of a put in
+  // smaller ones: the copier is idle while the first piece is staged, this side while the last one
+  // is copied.
+  static constexpr uint64_t kPieceBytes = 2u << 20;
+  static constexpr uint64_t kSmallPieceBytes = 256u << 10;
+  static constexpr uint64_t kRampBytes = 1u << 20;
+  // Staged at most before the daemon has said what it wants: all of it may be for nothing.
+  static constexpr uint64_t kAheadBytes = 2u << 20;
+
+  // The turn to fill, given up at `turn_by`. Fills of one put, then the next one's.
   class Filling {
    public:
-    Filling(Staging& staging, absl::Time deadline)
-        : staging_(staging), deadline_(deadline), lock_(staging.turn_, deadline) {}
+    Filling(Staging& staging, absl::Time deadline, absl::Time turn_by)
+        : staging_(staging), deadline_(deadline), lock_(staging.turn_, turn_by) {}
     ~Filling() { DropPending(); }
 
     bool held() const { return lock_.held(); }
 
-    // Copies `source` into a slot and asks the copier to store it as part `index` of the
-    // reservation. Waits for a free slot. An error of an earlier fill is told here too.
-    // Requires: 0 < source.size() <= size().
-    absl::Status Fill(uint64_t reservation_id, uint32_t index, absl::Span<const std::byte> source);
+    // Copies the first bytes of `parts` into slots, before there is a reservation, until `enough`
+    // or until kAheadBytes lie there. `sums` as in Fill().
+    void StageAhead(absl::Span<const absl::Span<const std::byte>> parts, uint64_t total_bytes,
+                    std::string& sums, absl::FunctionRef<bool()> enough);
+    // What is filled from now on, `bytes` in all, belongs to this reservation; so does what was
+    // staged ahead, but for the parts that are not `wanted`.
+    void Begin(uint64_t reservation_id, uint64_t bytes, absl::FunctionRef<bool(uint32_t)> wanted);
+    // Copies the rest of `part` into slots and asks the copier to store it as part `index` of the
+    // reservation. Waits for free slots. Packs the CRC32C of the whole part into `sums`, 4 bytes
+    // each. An error of an earlier fill is told here too.
+    // Requires: parts come in order, each once.
+    absl::Status Fill(uint32_t index, absl::Span<const std::byte> part, std::string& sums);
+    // Asks the copier for what it was not asked yet.
+    absl::Status Send();
     // Waits until the copier has answered for all; the first error, if any.
     absl::Status Finish();
     // Copies `sources`, back to back, into one slot and leaves them there for a Commit; appends
@@ -101,18 +122,31 @@ class Staging {
                                       uint64_t total_bytes, std::vector<uint32_t>& sums);
 
    private:
+    // A piece that was copied and not sent.
+    struct Pending {
+      FillRequest request;
+      uint32_t sum;
+      uint64_t slot;
+    };
+
+    uint32_t PieceBytes(uint64_t left_of_part) const;
+    void Stage(uint32_t index, absl::Span<const std::byte> part, uint64_t bytes,
+               const StagingSlot& slot, std::string& sums);
     absl::StatusOr<StagingSlot> Allocate(uint64_t length);
-    absl::Status SendPending();
     void DropPending();
     absl::Status ReceiveReplies(absl::Time deadline);
 
     Staging& staging_;
     const absl::Time deadline_;
     const TurnLock lock_;
-    std::vector<FillRequest> pending_;  // Copied, not sent.
+    std::vector<Pending> pending_;
     uint64_t pending_bytes_ = 0;
     uint64_t reservation_id_ = 0;
-    absl::Status failed_;  // The first error of a fill.
+    uint64_t done_bytes_ = 0;  // Staged for this put.
+    uint64_t left_bytes_ = 0;  // To be staged.
+    uint32_t part_ = 0;        // The last one that was begun, ...
+    uint64_t part_bytes_ = 0;  // ... and how much of it was staged.
+    absl::Status failed_;      // The first error of a fill.
   };
 
   void Free(const StagingSlot& slot);

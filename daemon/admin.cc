@@ -390,9 +390,8 @@ class AdminServer::Impl final : public v1::Admin::Service {
 
   grpc::Status Drain(grpc::ServerContext*, const v1::DrainRequest* request,
                      v1::DrainReply* reply) override {
-    const uint64_t timeout_ms =
-        std::min(request->timeout_ms() == 0 ? DrainTimeoutMs() : request->timeout_ms(),
-                 kMaxDrainMs);
+    const uint64_t timeout_ms = std::min(
+        request->timeout_ms() == 0 ? DrainTimeoutMs() : request->timeout_ms(), kMaxDrainMs);
     DrainProgress progress;
     const bool answered = OnControl<DrainProgress>(
         progress, [exit = request->exit(), timeout_ms](Control& control, DrainProgress& out) {

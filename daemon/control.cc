@@ -61,6 +61,12 @@ const Control::NamespaceInfo* Control::FindNamespace(NamespaceId ns) const {
                                                                         : &namespaces_[ns];
 }
 
+uint32_t& Control::CallsUnderWay(std::string_view session) {
+  control_.AssertHeld();
+  const auto it = by_token_.find(View(session));
+  return it == by_token_.end() ? stranger_calls_ : it->second->use->calls;
+}
+
 absl::StatusOr<Control::Chain> Control::ResolveChain(const CallHeader& header,
                                                      uint32_t max_blocks) {
   absl::StatusOr<Session*> session = FindSession(header.session);
@@ -803,6 +809,7 @@ std::vector<std::pair<std::string, uint64_t>> Control::Counters() const {
           {"reservations_expired", c.reservations_expired},
           {"reservations_aborted", c.reservations_aborted},
           {"commits", c.commits},
+          {"commit_waits", c.commit_waits},
           {"committed_blocks", c.committed_blocks},
           {"parked_blocks", c.parked_blocks},
           {"put_sums_differ", c.put_sums_differ},

@@ -60,6 +60,7 @@ struct DomainUse {
   uint64_t hit_blocks = 0;     // ... and found.
   uint64_t committed_blocks = 0;
   uint64_t rejected_blocks = 0;  // Reserve found no room.
+  uint32_t calls = 0;            // Under way; the front end's.
 };
 
 class Control {
@@ -118,6 +119,9 @@ class Control {
   absl::Status Pin(PinCall& call);
   absl::Status Unpin(std::string_view session, LeaseId pin_id);
   absl::Status CheckSession(std::string_view session);
+  // Counts the calls under way of the domain of `session`, for the front end, which keeps it. Calls
+  // that name no living session share one. Good as long as this.
+  uint32_t& CallsUnderWay(std::string_view session);
 
   // --- the loop ----------------------------------------------------------------------------------
 
@@ -284,6 +288,8 @@ class Control {
   absl::StatusOr<Step> CommitReserved(CommitCall& call, Session& session);
   absl::StatusOr<Step> CommitInline(CommitCall& call, Session& session);
   absl::StatusOr<Step> StartInlineFills(CommitCall& call, Session& session);
+  absl::Status CheckFills(const CommitCall& call) const;
+  bool AwaitFills(CommitCall& call);
   Step CommitBlocks(CommitCall& call, uint64_t id, Reservation& reservation);
   CommitResult CommitBlock(CommitCall& call, uint64_t id, Reservation& reservation,
                            uint32_t position);
@@ -336,6 +342,7 @@ class Control {
   std::map<std::pair<DomainId, std::vector<uint32_t>>, Pool> pools_;
   std::vector<EvictionPolicy::Pool> free_pools_;  // Numbers below pools_.size() that are free.
 
+  uint32_t stranger_calls_ = 0;         // Under way; the front end's.
   std::map<DomainId, DomainUse> uses_;  // Of every domain that ever came; they never move.
   absl::flat_hash_map<uint32_t, std::unique_ptr<Session>> by_serial_;
   absl::flat_hash_map<std::string, Session*> by_token_;  // Living ones.

@@ -282,14 +282,53 @@ absl::StatusOr<Step> Control::CommitReserved(CommitCall& call, Session& session)
     if (call.blocks == 0) call.blocks = size - call.first_block;
     if (call.blocks > size - call.first_block)
       return InvalidField("blocks", "beyond the reservation");
+    const size_t parts = call.blocks * reservation.parts.size();
+    if (!call.sums.empty() && call.sums.size() != parts * sizeof(uint32_t)) {
+      return InvalidField("sums", absl::StrCat("must have 4 bytes for each of ", parts, " parts"));
+    }
+    if (call.fills > 0) {
+      if (absl::Status status = CheckFills(call); !status.ok()) return status;
+      call.phase = CommitCall::Phase::kAwait;
+      if (AwaitFills(call)) return Step::kWait;
+    }
     call.phase = CommitCall::Phase::kCommit;
   }
+  // One that waited commits what is full now: all of it, unless its time was up.
+  if (call.phase == CommitCall::Phase::kAwait) call.phase = CommitCall::Phase::kCommit;
   const Step step = CommitBlocks(call, call.reservation_id, reservation);
   if (step != Step::kDone) return step;
   const bool open = std::any_of(reservation.blocks.begin(), reservation.blocks.end(),
                                 [](BlockRef block) { return block != 0; });
   if (!open) CloseReservation(call.reservation_id);
   return Step::kDone;
+}
+
+absl::Status Control::CheckFills(const CommitCall& call) const {
+  const uint32_t fillable = board_.fillable(call.reservation_id);
+  if (call.fills > fillable) {
+    return InvalidField("fills",
+                        absl::StrCat("at most the ", fillable, " parts that were granted"));
+  }
+  if (std::any_of(waiters_.begin(), waiters_.end(), [&call](const Waiter& waiter) {
+        return waiter.call == nullptr && waiter.reservation_id == call.reservation_id;
+      })) {
+    return absl::FailedPreconditionError("fills: another commit of this reservation waits already");
+  }
+  return absl::OkStatus();
+}
+
+// Fills and commits travel on different sockets, so a commit may come first. True: it waits. There
+// are no more of those than reservations, and each ends with its caller's patience or with its
+// reservation.
+bool Control::AwaitFills(CommitCall& call) {
+  if (waits_ended_ || call.remaining_ms <= kAnswerMs) return false;
+  if (board_.Await(call.reservation_id, call.fills)) return false;
+  ++counters_.commit_waits;
+  const Nanos patience = (call.remaining_ms - kAnswerMs) * kMillisecond;
+  waiters_.push_back({.reservation_id = call.reservation_id,
+                      .resumable = call.resumable,
+                      .until = clock_.Now() + patience});
+  return true;
 }
 
 Step Control::CommitBlocks(CommitCall& call, uint64_t id, Reservation& reservation) {
@@ -327,7 +366,11 @@ CommitResult Control::CommitBlock(CommitCall& call, uint64_t id, Reservation& re
     if (reservation.part_refs[i] == 0) continue;
     const FillBoard::Part part = board_.Get(id, static_cast<uint32_t>(i));
     if (part.state != FillBoard::State::kFull) return CommitResult::kNotFilled;
-    if (call.staged_sums && part.sum != UnpackAt<PackedStaged>(call.staged, i).sum) {
+    const bool differs =
+        (call.staged_sums && part.sum != UnpackAt<PackedStaged>(call.staged, i).sum) ||
+        (!call.sums.empty() &&
+         part.sum != UnpackAt<uint32_t>(call.sums, i - call.first_block * parts));
+    if (differs) {
       ++counters_.put_sums_differ;  // Somebody wrote into staging after the caller had.
       call.sums_differ = true;
       return CommitResult::kFailed;

@@ -157,8 +157,8 @@ FillReply CopierPool::FillOne(uint32_t session, const StagedBytes& staging,
   const absl::Span<const std::byte> bytes = staging.bytes();
   if (request.staging_offset <= bytes.size() &&
       request.length <= bytes.size() - request.staging_offset) {
-    const FillBoard::Ticket ticket =
-        board_.Begin(session, request.reservation_id, request.index, request.length);
+    const FillBoard::Ticket ticket = board_.Begin(session, request.reservation_id, request.index,
+                                                  request.part_offset, request.length);
     reply.status = ticket.status;
     if (ticket.status == FillStatus::kOk) {
       // The sum is that of the bytes stored, whatever the client does to its staging meanwhile.

@@ -1,6 +1,7 @@
 #include "daemon/fill_board.h"
 
 #include "proto/types/check.h"
+#include "proto/types/checksum.h"
 
 namespace kvd {
 
@@ -28,6 +29,9 @@ uint64_t FillBoard::Open(uint32_t session) {
   ++reservation.sequence;
   reservation.session = session;
   reservation.copying = 0;
+  reservation.fillable = 0;
+  reservation.full = 0;
+  reservation.awaited = 0;
   reservation.open = true;
   reservation.closing = false;
   reservation.parts.clear();
@@ -38,7 +42,10 @@ void FillBoard::Append(uint64_t id, absl::Span<const Room> rooms) {
   absl::MutexLock lock(&mu_);
   Reservation* reservation = Find(id);
   KVD_CHECK(reservation != nullptr) << id;
-  for (const Room& room : rooms) reservation->parts.push_back(Part{.room = room});
+  for (const Room& room : rooms) {
+    reservation->parts.push_back(Part{.room = room});
+    reservation->fillable += room.length > 0;
+  }
 }
 
 FillBoard::Part FillBoard::Get(uint64_t id, uint32_t index) const {
@@ -65,12 +72,29 @@ bool FillBoard::Idle(uint64_t id) const {
   return reservation == nullptr || reservation->copying == 0;
 }
 
+uint32_t FillBoard::fillable(uint64_t id) const {
+  absl::MutexLock lock(&mu_);
+  const Reservation* reservation = Find(id);
+  KVD_CHECK(reservation != nullptr) << id;
+  return reservation->fillable;
+}
+
+bool FillBoard::Await(uint64_t id, uint32_t parts) {
+  absl::MutexLock lock(&mu_);
+  Reservation* reservation = Find(id);
+  KVD_CHECK(reservation != nullptr) << id;
+  const bool there = reservation->full >= parts;
+  reservation->awaited = there ? 0 : parts;
+  return there;
+}
+
 uint32_t FillBoard::copying() const {
   absl::MutexLock lock(&mu_);
   return copying_;
 }
 
-FillBoard::Ticket FillBoard::Begin(uint32_t session, uint64_t id, uint32_t index, uint32_t length) {
+FillBoard::Ticket FillBoard::Begin(uint32_t session, uint64_t id, uint32_t index, uint32_t offset,
+                                   uint32_t length) {
   absl::MutexLock lock(&mu_);
   Reservation* reservation = Find(id);
   if (reservation == nullptr || reservation->session != session || reservation->closing) {
@@ -78,13 +102,15 @@ FillBoard::Ticket FillBoard::Begin(uint32_t session, uint64_t id, uint32_t index
   }
   if (index >= reservation->parts.size()) return {.status = FillStatus::kInvalid};
   Part& part = reservation->parts[index];
-  if (part.room.length != length || length == 0 || part.state != State::kEmpty) {
+  if (part.state != State::kEmpty || offset != part.filled || length == 0 ||
+      length > part.room.length - part.filled) {
     return {.status = FillStatus::kInvalid};
   }
   part.state = State::kCopying;
+  part.copying = length;
   ++reservation->copying;
   ++copying_;
-  return {.status = FillStatus::kOk, .address = part.room.address};
+  return {.status = FillStatus::kOk, .address = part.room.address + offset};
 }
 
 bool FillBoard::End(uint64_t id, uint32_t index, uint32_t sum) {
@@ -92,10 +118,15 @@ bool FillBoard::End(uint64_t id, uint32_t index, uint32_t sum) {
   Reservation* reservation = Find(id);
   KVD_CHECK(reservation != nullptr && index < reservation->parts.size()) << id << " " << index;
   Part& part = reservation->parts[index];
-  part.state = State::kFull;
-  part.sum = sum;
+  part.sum = part.filled == 0 ? sum : Crc32cConcat(part.sum, sum, part.copying);
+  part.filled += part.copying;
+  part.state = part.filled == part.room.length ? State::kFull : State::kEmpty;
+  reservation->full += part.state == State::kFull;
   --copying_;
-  return --reservation->copying == 0 && reservation->closing;
+  const bool idle = --reservation->copying == 0 && reservation->closing;
+  const bool enough = reservation->awaited > 0 && reservation->full >= reservation->awaited;
+  if (enough) reservation->awaited = 0;
+  return idle || enough;
 }
 
 }  // namespace kvd

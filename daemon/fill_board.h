@@ -28,7 +28,9 @@ class FillBoard {
   enum class State : uint8_t { kEmpty, kCopying, kFull };
   struct Part {
     Room room;
-    uint32_t sum = 0;
+    uint32_t sum = 0;      // Of the first `filled` bytes.
+    uint32_t filled = 0;   // Bytes.
+    uint32_t copying = 0;  // Bytes of the piece that is being copied.
     State state = State::kEmpty;
   };
 
@@ -44,16 +46,22 @@ class FillBoard {
   // its rooms stay until Idle(id), then call Close() again.
   bool Close(uint64_t id);
   bool Idle(uint64_t id) const;
+  // How many parts of the reservation may be filled, full ones included. Requires: open.
+  uint32_t fillable(uint64_t id) const;
+  // Whether `parts` parts of the reservation are full. If not, the End() that makes it true says
+  // that somebody waits; a later call of this takes the place of an earlier one. Requires: open.
+  bool Await(uint64_t id, uint32_t parts);
   // Copies that have not ended, of all reservations.
   uint32_t copying() const;
 
-  // A copier asks to fill a part.
+  // A copier asks to fill `length` bytes of a part, which must be its next ones.
   struct Ticket {
     FillStatus status = FillStatus::kGone;
     std::byte* address = nullptr;
   };
-  Ticket Begin(uint32_t session, uint64_t id, uint32_t index, uint32_t length);
-  // The bytes are there. True when somebody waits for this reservation to become idle.
+  Ticket Begin(uint32_t session, uint64_t id, uint32_t index, uint32_t offset, uint32_t length);
+  // The bytes are there, and `sum` is theirs. True when somebody waits for that: for the
+  // reservation to become idle, or for so many full parts.
   bool End(uint64_t id, uint32_t index, uint32_t sum);
 
  private:
@@ -61,6 +69,9 @@ class FillBoard {
     uint32_t sequence = 0;
     uint32_t session = 0;
     uint32_t copying = 0;
+    uint32_t fillable = 0;  // Parts with room.
+    uint32_t full = 0;      // Of them.
+    uint32_t awaited = 0;   // Somebody waits for so many full ones; 0: nobody.
     bool open = false;
     bool closing = false;
     std::vector<Part> parts;  // Keeps its memory from one use to the next.

@@ -199,12 +199,18 @@ absl::StatusOr<Step> CommitMethod::Run(Control& control, const CommitMethod::Req
     call.blocks = request.blocks();
     call.staged = request.staged();
     call.staged_sums = request.staged_sums();
+    call.fills = request.fills();
+    call.sums = request.sums();
     if (absl::Status status = CheckAnnounce(request.announce(), request.keys().size());
         !status.ok()) {
       return status;
     }
     if (call.reservation_id != 0 && !request.keys().empty()) {
       return InvalidField("keys", "a reservation has its own; name one or the other");
+    }
+    if (call.reservation_id == 0 && (call.fills > 0 || !call.sums.empty())) {
+      return InvalidField(call.fills > 0 ? "fills" : "sums",
+                          "of a reservation only; name its reservation_id");
     }
   }
   const absl::StatusOr<Step> step = control.Commit(call);

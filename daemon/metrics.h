@@ -123,6 +123,7 @@ struct ControlCounters {
   SharedCount reservations_expired;
   SharedCount reservations_aborted;
   SharedCount commits;
+  SharedCount commit_waits;      // For fills that they had overtaken.
   SharedCount committed_blocks;  // Made visible.
   SharedCount committed_bytes;   // Of parts.
   SharedCount parked_blocks;

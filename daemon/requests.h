@@ -120,13 +120,16 @@ struct CommitCall {
   uint32_t first_block = 0;
   uint32_t blocks = 0;
   std::string_view staged;
-  bool staged_sums = false;        // `staged` carries the sums of the parts.
-  Resumable* resumable = nullptr;  // Required when there is no reservation_id.
+  bool staged_sums = false;            // `staged` carries the sums of the parts.
+  uint32_t fills = 0;                  // Full parts of the reservation that this waits for.
+  std::string_view sums;               // Of the parts of the range, 4 bytes each; or empty.
+  uint32_t remaining_ms = UINT32_MAX;  // Until the caller's own deadline: no wait is longer.
+  Resumable* resumable = nullptr;      // Required when there is no reservation_id, or `fills`.
   // Answer.
   std::string results;
   uint32_t stored = 0;
   // Progress.
-  enum class Phase : uint8_t { kStart, kReserve, kFill, kCommit } phase = Phase::kStart;
+  enum class Phase : uint8_t { kStart, kReserve, kFill, kAwait, kCommit } phase = Phase::kStart;
   bool inline_put = false;
   bool sums_differ = false;
   uint32_t next = 0;

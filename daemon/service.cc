@@ -24,6 +24,8 @@ namespace {
 
 // How many arrivals are served between two slices of long calls.
 constexpr int kArrivalsPerSlice = 16;
+// A deadline beyond this is none.
+constexpr auto kLongestCall = std::chrono::milliseconds(std::chrono::hours(2));
 
 grpc::Status ToGrpc(const absl::Status& status) {
   return {static_cast<grpc::StatusCode>(status.code()), std::string(status.message())};
@@ -105,6 +107,12 @@ class Service::Impl::Call final : public Tag, public Resumable {
                                                   grpc::CompletionQueue*,
                                                   grpc::ServerCompletionQueue*, void*);
 
+  // Whether its answer gives something that an unheard one must take back.
+  static constexpr bool kGives =
+      requires(Control & control, const Request& request, const typename Method::State& state) {
+    Method::Unheard(control, request, state);
+  };
+
   Call(Impl& impl, Op op, Post post) : impl_(impl), op_(op), post_(post), writer_(&context_) {
     Tag* tag = this;
     (impl_.service_.*post_)(&context_, &request_, &writer_, impl_.queue_.get(), impl_.queue_.get(),
@@ -114,9 +122,8 @@ class Service::Impl::Call final : public Tag, public Resumable {
   void OnEvent(bool ok) override {
     if (answered_) {
       --impl_.metrics_.calls;
-      if constexpr (requires { Method::Unheard(impl_.control_, request_, state_); }) {
-        if (!ok) Method::Unheard(impl_.control_, request_, state_);
-      }
+      --*domain_calls_;
+      if (!ok) TakeBack();
       delete this;
       return;
     }
@@ -127,6 +134,18 @@ class Service::Impl::Call final : public Tag, public Resumable {
     new Call(impl_, op_, post_);
     arrived_ = impl_.control_.polled_at();
     ++impl_.metrics_.calls;
+    if constexpr (requires(Request r) { r.session(); }) {
+      domain_calls_ = &impl_.control_.CallsUnderWay(request_.session());
+    } else {
+      domain_calls_ = &impl_.control_.CallsUnderWay({});
+    }
+    ++*domain_calls_;
+    if (*domain_calls_ > impl_.options_.max_domain_calls) {
+      ++impl_.metrics_.calls_refused;
+      Answer(grpc::Status(grpc::StatusCode::RESOURCE_EXHAUSTED,
+                          "calls: this user has as many under way as one may"));
+      return;
+    }
     if (impl_.metrics_.calls > impl_.options_.max_calls) {
       ++impl_.metrics_.calls_refused;
       Answer(grpc::Status(grpc::StatusCode::RESOURCE_EXHAUSTED,
@@ -141,14 +160,16 @@ class Service::Impl::Call final : public Tag, public Resumable {
       return;
     }
     if constexpr (requires(typename Method::State s) { s.remaining_ms; }) {
-      const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(
-          std::min(context_.deadline(), now + std::chrono::hours(1)) - now);
-      state_.remaining_ms = static_cast<uint32_t>(left.count());
+      const auto left =
+          std::chrono::duration_cast<std::chrono::milliseconds>(context_.deadline() - now);
+      state_.remaining_ms = left > kLongestCall ? impl_.options_.endless_call_ms
+                                                : static_cast<uint32_t>(left.count());
     }
     Resume();
   }
 
   void Resume() override {
+    const bool late = std::exchange(resumed_, true);
     const absl::StatusOr<Step> step = Method::Run(impl_.control_, request_, state_, reply_);
     if (!step.ok()) {
       Answer(ToGrpc(step.status()));
@@ -156,7 +177,13 @@ class Service::Impl::Call final : public Tag, public Resumable {
       impl_.slices_.push_back(this);
       ++impl_.metrics_.slices;
     } else if (*step == Step::kDone) {
-      Answer(grpc::Status::OK);
+      // One that took its time may have outlived its caller, who would not know what it was given.
+      if (kGives && late && context_.deadline() < std::chrono::system_clock::now()) {
+        TakeBack();
+        Answer(grpc::Status(grpc::StatusCode::DEADLINE_EXCEEDED, "answered after its deadline"));
+      } else {
+        Answer(grpc::Status::OK);
+      }
     }
   }
 
@@ -188,6 +215,12 @@ class Service::Impl::Call final : public Tag, public Resumable {
     }
   }
 
+  void TakeBack() {
+    if constexpr (kGives) {
+      if (!std::exchange(taken_back_, true)) Method::Unheard(impl_.control_, request_, state_);
+    }
+  }
+
   Impl& impl_;
   const Op op_;
   const Post post_;
@@ -197,7 +230,10 @@ class Service::Impl::Call final : public Tag, public Resumable {
   typename Method::State state_;
   grpc::ServerAsyncResponseWriter<Reply> writer_;
   Nanos arrived_ = 0;
+  uint32_t* domain_calls_ = nullptr;  // Where this one is counted, from its arrival on.
   bool answered_ = false;
+  bool resumed_ = false;
+  bool taken_back_ = false;
 };
 
 // A method that answers with a stream, which this server does not have.

@@ -93,24 +93,28 @@ struct StagingReply {
 };
 
 // Copy `length` bytes at `staging_offset` into part `index` (block times parts plus part) of a
-// reservation.
+// reservation, from byte `part_offset` of the part on. A part comes whole or in pieces, in order
+// and without a gap, so that its first bytes are stored while the last ones are still being staged;
+// it is filled with its last byte.
 struct FillRequest {
   uint64_t reservation_id = 0;
   uint64_t staging_offset = 0;
   uint32_t index = 0;
   uint32_t length = 0;
+  uint32_t part_offset = 0;
+  uint32_t reserved = 0;
 };
 
 enum class FillStatus : uint32_t {
   kOk = 0,
   kGone = 1,     // No such reservation of this session, or it ended.
-  kInvalid = 2,  // Out of range, wrong length, or filled before.
+  kInvalid = 2,  // Out of range, wrong length, not the next bytes of its part, or filled before.
 };
 
 struct FillReply {
   uint32_t index = 0;
   FillStatus status = FillStatus::kOk;
-  uint32_t sum = 0;  // CRC32C of what was stored.
+  uint32_t sum = 0;  // CRC32C of what this fill stored.
   uint32_t reserved = 0;
 };
 
@@ -120,6 +124,6 @@ inline constexpr uint32_t kMaxFillsInFlight = 256;  // Of one session; beyond it
 static_assert(sizeof(SessionHello) == 32 && sizeof(SessionWelcome) == 32);
 static_assert(sizeof(RegionRequest) == 8 && sizeof(RegionReply) == 24);
 static_assert(sizeof(StagingRequest) == 16 && sizeof(StagingReply) == 16);
-static_assert(sizeof(FillRequest) == 24 && sizeof(FillReply) == 16);
+static_assert(sizeof(FillRequest) == 32 && sizeof(FillReply) == 16);
 
 }  // namespace kvd

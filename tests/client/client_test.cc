@@ -597,6 +597,41 @@ TEST_F(ClientTest, ReleasesOfACallThatFailedAreSentAgain) {
   EXPECT_TRUE(daemon_->WaitUntilSeen([](auto& seen) { return seen.released_holds.size() == 1; }));
 }
 
+TEST_F(ClientTest, WhatALateAnswerGaveIsGivenBack) {
+  const Namespace ns = MustRegister(Model(kSmall));
+  MustPut(ns, 2);
+  Buffers target(2, ns.part_bytes, std::nullopt);
+  daemon_->Pause();
+  const GetOptions soon{.timeout = absl::Milliseconds(20), .lease = absl::Seconds(10)};
+  const GetResult got = client().Get(ns, Keys(2), target.targets(), soon);
+  EXPECT_TRUE(absl::IsDeadlineExceeded(got.status)) << got.status;
+  const LoadResult load = client().Load(ns, Keys(2), {.timeout = absl::Milliseconds(20)});
+  EXPECT_TRUE(absl::IsDeadlineExceeded(load.status)) << load.status;
+
+  daemon_->Resume();
+
+  EXPECT_TRUE(daemon_->WaitUntilSeen([](auto& seen) {
+    return seen.released_holds.size() == 2 && seen.released_leases.size() == 1;
+  }));
+  EXPECT_EQ(daemon_->holds(), 0);
+  EXPECT_EQ(daemon_->seen().sessions, 1);
+}
+
+TEST_F(ClientTest, ReservationOfALateAnswerIsGivenUp) {
+  const Namespace ns = MustRegister(Model(kLarge));
+  const Buffers source(2, ns.part_bytes, 1);
+  // Opens staging.
+  EXPECT_EQ(client().Put(ns, Keys(1, 50), source.sources().first(1)).stored, 1);
+  daemon_->Pause();
+  const PutResult put =
+      client().Put(ns, Keys(2), source.sources(), {.timeout = absl::Milliseconds(20)});
+  EXPECT_TRUE(absl::IsDeadlineExceeded(put.status)) << put.status;
+
+  daemon_->Resume();
+
+  EXPECT_TRUE(daemon_->WaitUntilSeen([](auto& seen) { return seen.aborted.size() == 1; }));
+}
+
 TEST_F(ClientTest, DestructorGivesBackWhatIsOwed) {
   const Namespace ns = MustRegister(Model(kSmall));
   MustPut(ns, 2);
@@ -673,14 +708,14 @@ TEST_F(ClientTest, ArgumentsThatDoNotFitAreRefusedByName) {
   EXPECT_TRUE(refused(client().RegisterNamespace(NamespaceDescriptor{}).status(), "model"));
 }
 
-TEST_F(ClientTest, PartLargerThanStagingIsRefused) {
+TEST_F(ClientTest, PartLargerThanStagingGoesThroughInPieces) {
   options_.staging_bytes = 1 << 20;
-  const Namespace fits = MustRegister(Model(1 << 20));
-  MustPut(fits, 2);
-  const Namespace large = MustRegister(Model((1 << 20) + 1));
-  const Buffers source(1, large.part_bytes, 1);
+  const Namespace large = MustRegister(Model((3 << 20) + 1));
+  const Buffers source = MustPut(large, 2);
+  Buffers target(2, large.part_bytes, std::nullopt);
 
-  EXPECT_TRUE(absl::IsInvalidArgument(client().Put(large, Keys(1, 50), source.sources()).status));
+  EXPECT_EQ(client().Get(large, Keys(2), target.targets()).blocks, 2);
+  EXPECT_EQ(source, target);
 }
 
 // ---- threads ------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdlib>
 #include <cstring>
@@ -17,6 +18,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "proto/types/check.h"
+#include "proto/types/checksum.h"
 
 namespace kvd {
 namespace {
@@ -236,7 +238,7 @@ void FakeDaemon::CopyFills(FakeSession& session) {
 FillReply FakeDaemon::FillOne(FakeSession& session, const FillRequest& fill) {
   FillReply reply;
   reply.index = fill.index;
-  Part part{0, fill.length, 0};
+  std::byte* target = nullptr;
   {
     absl::MutexLock lock(&mu_);
     auto found = reservations_.find(fill.reservation_id);
@@ -244,26 +246,34 @@ FillReply FakeDaemon::FillOne(FakeSession& session, const FillRequest& fill) {
       reply.status = FillStatus::kGone;
       return reply;
     }
-    const Reservation& reservation = found->second;
+    Reservation& reservation = found->second;
     const size_t parts = reservation.part_indexes.size();
-    const bool good = fill.index < reservation.filled.size() &&
-                      reservation.granted[fill.index / parts] &&
-                      reservation.part_bytes[fill.index % parts] == fill.length &&
-                      reservation.filled[fill.index].length == 0 &&
-                      fill.staging_offset + fill.length <= session.staging.size();
-    if (!good) {
+    if (fill.index >= reservation.filled.size() || !reservation.granted[fill.index / parts] ||
+        fill.staging_offset + fill.length > session.staging.size()) {
       reply.status = FillStatus::kInvalid;
       return reply;
     }
-    part.offset = Allocate(fill.length);
+    Part& part = reservation.filled[fill.index];
+    const uint32_t bytes = reservation.part_bytes[fill.index % parts];
+    if (fill.part_offset != part.filled || fill.length == 0 || fill.length > bytes - part.filled) {
+      reply.status = FillStatus::kInvalid;
+      return reply;
+    }
+    if (part.filled == 0) part.offset = Allocate(bytes);
+    target = arena_.data() + part.offset + part.filled;
   }
-  part.sum = copier_.CopySum(absl::MakeSpan(arena_.data() + part.offset, part.length),
-                             {session.staging.data() + fill.staging_offset, fill.length},
-                             CopyUse::kMemory);
-  reply.sum = part.sum + (faults_.wrong_sums ? 1 : 0);
+  reply.sum = copier_.CopySum(absl::MakeSpan(target, fill.length),
+                              {session.staging.data() + fill.staging_offset, fill.length},
+                              CopyUse::kMemory);
+  if (faults_.wrong_sums) ++reply.sum;  // As if the bytes had changed before they were copied.
   absl::MutexLock lock(&mu_);
   auto found = reservations_.find(fill.reservation_id);
-  if (found != reservations_.end()) found->second.filled[fill.index] = part;
+  if (found == reservations_.end()) return reply;
+  Part& part = found->second.filled[fill.index];
+  part.sum = part.filled == 0 ? reply.sum : Crc32cConcat(part.sum, reply.sum, fill.length);
+  part.filled += fill.length;
+  const uint32_t bytes = found->second.part_bytes[fill.index % found->second.part_indexes.size()];
+  if (part.filled == bytes) part.length = bytes;
   return reply;
 }
 
@@ -384,6 +394,16 @@ grpc::Status FakeDaemon::Commit(Context*, const v1::CommitRequest* request,
   if (request->reservation_id() != 0) {
     auto found = reservations_.find(request->reservation_id());
     if (found == reservations_.end()) return {grpc::StatusCode::NOT_FOUND, "reservation_id"};
+    // It may have overtaken fills.
+    const auto filled = [&]() ABSL_SHARED_LOCKS_REQUIRED(mu_) {
+      found = reservations_.find(request->reservation_id());
+      if (stopping_ || found == reservations_.end()) return true;
+      const std::vector<Part>& parts = found->second.filled;
+      return std::count_if(parts.begin(), parts.end(),
+                           [](const Part& part) { return part.length > 0; }) >= request->fills();
+    };
+    mu_.Await(absl::Condition(&filled));
+    if (found == reservations_.end()) return {grpc::StatusCode::NOT_FOUND, "reservation_id"};
     reservation = std::move(found->second);
     reservations_.erase(found);
   } else {
@@ -417,7 +437,12 @@ grpc::Status FakeDaemon::Commit(Context*, const v1::CommitRequest* request,
       for (size_t i = 0; i < parts; ++i) {
         const Part& part = reservation.filled[block * parts + i];
         made.parts[reservation.part_indexes[i]] = part;
-        if (part.length == 0) result = CommitResult::kNotFilled;
+        if (part.length == 0) {
+          result = CommitResult::kNotFilled;
+        } else if (!request->sums().empty() &&
+                   UnpackAt<uint32_t>(request->sums(), block * parts + i) != part.sum) {
+          result = CommitResult::kFailed;
+        }
       }
       if (result == CommitResult::kCommitted) {
         blocks_[reservation.keys[block]] = std::move(made);

@@ -93,6 +93,7 @@ class FakeDaemon final : private v1::Engine::Service {
     uint64_t offset = 0;
     uint32_t length = 0;  // 0: not there.
     uint32_t sum = 0;
+    uint32_t filled = 0;  // Bytes, so far.
   };
   struct Block {
     std::vector<Part> parts;

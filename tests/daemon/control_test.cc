@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "proto/types/checksum.h"
 #include "tests/testing/control_harness.h"
 
 namespace kvd {
@@ -113,6 +114,167 @@ TEST_F(ControlTest, WhatWasNotFilledStaysReserved) {
   const auto commit = h_.Commit(a_, id);
   EXPECT_EQ(commit->call.stored, 2u);  // And what was parked below it.
   EXPECT_EQ(h_.Hits(a_, ns_, keys), 3u);
+}
+
+// --- a commit that overtakes the fills -----------------------------------------------------------
+
+class EarlyCommitTest : public ControlTest {
+ protected:
+  EarlyCommitTest() { id_ = reserve_->call.reservation_id; }
+
+  ControlHarness::CallPtr<CommitCall> Commit(uint32_t fills, const std::string& sums = {},
+                                             uint32_t remaining_ms = 1000) {
+    auto held = ControlHarness::Make<CommitCall>(a_, 0, {});
+    held->call.reservation_id = id_;
+    held->call.fills = fills;
+    held->staged = sums;
+    held->call.sums = held->staged;
+    held->call.remaining_ms = remaining_ms;
+    h_.Run(*held);
+    return held;
+  }
+  FillStatus Fill(uint32_t i) { return h_.Fill(a_, id_, i, ns_, keys_[i], {}, kPartBytes); }
+  // CRC32C of the parts, packed.
+  std::string Sums() const {
+    std::string sums(keys_.size() * sizeof(uint32_t), '\0');
+    for (size_t i = 0; i < keys_.size(); ++i) {
+      std::vector<std::byte> bytes(kPartBytes);
+      ControlHarness::WritePayload(absl::MakeSpan(bytes), ns_, keys_[i], {});
+      PackAt(sums, i, Crc32c(bytes));
+    }
+    return sums;
+  }
+
+  const Keys keys_ = KeysFrom(100, 3);
+  const ControlHarness::CallPtr<ReserveCall> reserve_ = h_.Reserve(a_, ns_, keys_);
+  uint64_t id_ = 0;
+};
+
+TEST_F(EarlyCommitTest, WaitsForTheFillsThatItNames) {
+  EXPECT_EQ(Fill(0), FillStatus::kOk);
+  const auto commit = Commit(3, Sums());
+  ASSERT_TRUE(commit->waits()) << commit->step.status();
+  EXPECT_EQ(Fill(1), FillStatus::kOk);
+  h_.PollAndResume(*commit);
+  EXPECT_TRUE(commit->waits());
+  EXPECT_EQ(h_.Hits(a_, ns_, keys_), 0u);  // Not even what is full.
+
+  EXPECT_EQ(Fill(2), FillStatus::kOk);
+  h_.PollAndResume(*commit);
+
+  ASSERT_TRUE(commit->done()) << commit->step.status();
+  EXPECT_EQ(commit->call.results, Repeat(3, CommitResult::kCommitted));
+  EXPECT_EQ(h_.Hits(a_, ns_, keys_), 3u);
+  EXPECT_EQ(h_.control.reservations(), 0u);
+  EXPECT_EQ(h_.control.counters().commit_waits, 1u);
+}
+
+TEST_F(EarlyCommitTest, DoesNotWaitForWhatIsThere) {
+  for (uint32_t i : {0, 1, 2}) EXPECT_EQ(Fill(i), FillStatus::kOk);
+  EXPECT_EQ(Commit(3)->call.stored, 3u);
+  EXPECT_EQ(h_.control.counters().commit_waits, 0u);
+}
+
+TEST_F(EarlyCommitTest, WaitsForTheLastPieceOfAPart) {
+  for (uint32_t i : {0, 1}) EXPECT_EQ(Fill(i), FillStatus::kOk);
+  ControlHarness::WritePayload(a_.staging->writable().first(kPartBytes), ns_, keys_[2], {});
+  const auto piece = [&](uint32_t offset, uint32_t length) {
+    return h_.mover.CopyNow(a_.serial, *a_.staging,
+                            {.reservation_id = id_,
+                             .staging_offset = offset,
+                             .index = 2,
+                             .length = length,
+                             .part_offset = offset});
+  };
+  EXPECT_EQ(piece(0, 100), FillStatus::kOk);
+  const auto commit = Commit(3, Sums());
+  h_.PollAndResume(*commit);
+  EXPECT_TRUE(commit->waits());
+
+  EXPECT_EQ(piece(100, kPartBytes - 100), FillStatus::kOk);
+  h_.PollAndResume(*commit);
+
+  ASSERT_TRUE(commit->done());
+  EXPECT_EQ(commit->call.stored, 3u);
+  const auto load = h_.Load(b_, ns_, keys_);
+  EXPECT_TRUE(h_.IsPayload(UnpackAt<PackedExtent>(load->call.extents, 2), ns_, keys_[2]));
+}
+
+TEST_F(EarlyCommitTest, WhatNeverComesIsNotFilledAtTheCallersDeadline) {
+  EXPECT_EQ(Fill(0), FillStatus::kOk);
+  const auto commit = Commit(3, {}, /*remaining_ms=*/1000);
+  ASSERT_TRUE(commit->waits());
+  h_.clock.Advance(1000 * kMillisecond);
+  h_.PollAndResume(*commit);
+  ASSERT_TRUE(commit->done());
+  EXPECT_EQ(commit->call.results, Results({CommitResult::kCommitted, CommitResult::kNotFilled,
+                                           CommitResult::kNotFilled}));
+  EXPECT_EQ(h_.Hits(a_, ns_, keys_), 1u);
+}
+
+TEST_F(EarlyCommitTest, EndsWithItsReservation) {
+  const auto commit = Commit(3);
+  ASSERT_TRUE(h_.control.Abort(a_.token, id_).ok());
+  h_.PollAndResume(*commit);
+  EXPECT_EQ(commit->step.status().code(), absl::StatusCode::kNotFound);
+}
+
+TEST_F(EarlyCommitTest, EndsWithItsSession) {
+  const auto commit = Commit(3);
+  h_.End(a_);
+  h_.PollAndResume(*commit);
+  EXPECT_EQ(commit->step.status().code(), absl::StatusCode::kUnauthenticated);
+}
+
+TEST_F(EarlyCommitTest, DoesNotWaitForADaemonThatDrains) {
+  EXPECT_EQ(Fill(0), FillStatus::kOk);
+  const auto commit = Commit(3);
+  h_.control.EndWaits();
+  h_.PollAndResume(*commit);
+  ASSERT_TRUE(commit->done());
+  EXPECT_EQ(commit->call.stored, 1u);
+  EXPECT_TRUE(Commit(3)->done());
+}
+
+TEST_F(EarlyCommitTest, CannotNameMoreFillsThanWereGranted) {
+  const auto commit = Commit(4);
+  EXPECT_EQ(commit->step.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_NE(commit->step.status().message().find("fills"), absl::string_view::npos);
+}
+
+TEST_F(EarlyCommitTest, OnlyOneOfAReservationWaits) {
+  const auto first = Commit(3);
+  EXPECT_EQ(Commit(3)->step.status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_TRUE(first->waits());
+}
+
+TEST_F(EarlyCommitTest, SumsMustBeOnePartEach) {
+  EXPECT_EQ(Commit(0, Sums().substr(4))->step.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(Commit(0, Sums() + "abcd")->step.status().code(), absl::StatusCode::kInvalidArgument);
+}
+
+TEST_F(EarlyCommitTest, APartWithAnotherSumIsNotStoredNorWhatIsBelow) {
+  for (uint32_t i : {0, 1, 2}) EXPECT_EQ(Fill(i), FillStatus::kOk);
+  std::string sums = Sums();
+  sums[4] = static_cast<char>(sums[4] ^ 1);
+
+  EXPECT_EQ(Commit(3, sums)->call.results,
+            Results({CommitResult::kCommitted, CommitResult::kFailed, CommitResult::kFailed}));
+
+  EXPECT_EQ(h_.Hits(a_, ns_, keys_), 1u);
+  EXPECT_EQ(h_.control.counters().put_sums_differ, 1u);
+}
+
+TEST_F(EarlyCommitTest, SumsBelongToTheRangeThatIsCommitted) {
+  for (uint32_t i : {0, 1, 2}) EXPECT_EQ(Fill(i), FillStatus::kOk);
+  EXPECT_EQ(h_.Commit(a_, id_, 0, 1)->call.stored, 1u);
+  auto held = ControlHarness::Make<CommitCall>(a_, 0, {});
+  held->call.reservation_id = id_;
+  held->call.first_block = 1;
+  held->staged = Sums().substr(4);
+  held->call.sums = held->staged;
+  h_.Run(*held);
+  EXPECT_EQ(held->call.stored, 2u);
 }
 
 TEST_F(ControlTest, AChainMayStartBelowTheRoot) {
@@ -814,7 +976,7 @@ TEST_F(ControlTest, ForeignAndUnknownReservationsAreNotFound) {
   EXPECT_EQ(h_.Commit(a_, id + 1)->step.status().code(), absl::StatusCode::kNotFound);
   EXPECT_EQ(h_.Fill(b_, id, 0, ns_, 100, {}, kPartBytes), FillStatus::kGone);
   EXPECT_EQ(h_.Fill(a_, id, 1, ns_, 100, {}, kPartBytes), FillStatus::kInvalid);
-  EXPECT_EQ(h_.Fill(a_, id, 0, ns_, 100, {}, kPartBytes - 1), FillStatus::kInvalid);
+  EXPECT_EQ(h_.Fill(a_, id, 0, ns_, 100, {}, kPartBytes + 1), FillStatus::kInvalid);
   EXPECT_EQ(h_.Commit(a_, id, 1)->step.status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(h_.Commit(a_, id, 0, 2)->step.status().code(), absl::StatusCode::kInvalidArgument);
 }

@@ -167,7 +167,7 @@ TEST_F(CopierPoolTest, AClientThatTakesNoRepliesLosesItsChannel) {
 
 TEST_F(CopierPoolTest, AReservationThatClosesUnderACopyIsToldWhenItIsIdle) {
   const uint64_t id = Reserve(1, 1);
-  const FillBoard::Ticket ticket = board_.Begin(1, id, 0, kPart);
+  const FillBoard::Ticket ticket = board_.Begin(1, id, 0, 0, kPart);
   ASSERT_EQ(ticket.status, FillStatus::kOk);
   EXPECT_FALSE(board_.Close(id));
   const int channel = Connect(1);

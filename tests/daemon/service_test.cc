@@ -31,21 +31,24 @@ constexpr absl::Duration kPatience = absl::Seconds(20);
 
 class ServiceTest : public testing::Test {
  protected:
-  ServiceTest() {
+  explicit ServiceTest(Service::Options options = {}) {
     char name[] = "/tmp/kvd-service-XXXXXX";
     folder_ = mkdtemp(name);
     logger_->set_pattern("%l %v");
     logger_->set_level(spdlog::level::debug);
-    auto service = Service::Start(h_.control, h_.clock, {.path = folder_ + "/kvd", .log = &log_});
+    options.path = folder_ + "/kvd";
+    options.log = &log_;
+    auto service = Service::Start(h_.control, h_.clock, options);
     KVD_CHECK(service.ok()) << service.status();
     service_ = *std::move(service);
     h_.inbox.SetWake([this] { service_->Wake(); });
     thread_ = std::thread([this] { service_->Run(); });
-    for (uint32_t serial : {1, 2}) {
+    for (uint32_t serial : {1, 2, 3}) {
       SessionToken token{};
       token[0] = static_cast<uint8_t>(serial);
       tokens_[serial - 1].assign(token.begin(), token.end());
-      h_.inbox.Post(SessionOpened{.serial = serial, .token = token, .domain = 1});
+      const DomainId domain = serial < 3 ? 1 : 2;
+      h_.inbox.Post(SessionOpened{.serial = serial, .token = token, .domain = domain});
     }
     OnControl([this](Control& control) {
       const auto registered = control.RegisterNamespace(tokens_[0], ControlHarness::Descriptor());
@@ -97,7 +100,7 @@ class ServiceTest : public testing::Test {
       "call", std::make_shared<spdlog::sinks::ostream_sink_mt>(logged_));
   CallLog log_{logger_};
   ControlHarness h_;  // Its Control belongs to the service's thread; its verbs are not for us.
-  std::array<std::string, 2> tokens_;  // Of two sessions of one domain.
+  std::array<std::string, 3> tokens_;  // Of two sessions of one domain, and one of another.
   NamespaceId ns_ = 0;
   std::unique_ptr<Service> service_;
   std::thread thread_;
@@ -135,6 +138,98 @@ TEST_F(ServiceTest, WhatAnAnswerGaveIsTakenBackWhenItCannotBeSent) {
   EXPECT_TRUE(Eventually([](Control& control) {
     return control.counters().reserve_granted_blocks == 3 && control.reservations() == 0;
   }));
+}
+
+TEST_F(ServiceTest, WhatAnAnswerGaveIsTakenBackWhenItComesAfterItsDeadline) {
+  v1::ReserveReply reserved;
+  {
+    grpc::ClientContext context;
+    ASSERT_TRUE(stub_->Reserve(&context, ReserveRequest(tokens_[0], {100}), &reserved).ok());
+  }
+  // The daemon's clock stands still, so it waits for longer than the caller does.
+  grpc::ClientContext waiting;
+  waiting.set_deadline(absl::ToChronoTime(absl::Now() + absl::Milliseconds(200)));
+  v1::ReserveReply ignored;
+  const auto late =
+      stub_->Reserve(&waiting, ReserveRequest(tokens_[1], {100, 101}, 600'000), &ignored);
+  EXPECT_EQ(late.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
+
+  grpc::ClientContext context;
+  v1::AbortRequest request;
+  v1::AbortReply reply;
+  request.set_session(tokens_[0]);
+  request.set_reservation_id(reserved.reservation_id());
+  ASSERT_TRUE(stub_->Abort(&context, request, &reply).ok());
+
+  EXPECT_TRUE(Eventually([](Control& control) { return control.reservations() == 0; }));
+}
+
+class BoundedServiceTest : public ServiceTest {
+ protected:
+  BoundedServiceTest() : ServiceTest({.max_domain_calls = 2, .endless_call_ms = 10'000}) {}
+
+  // Reserves a block for the first session, and lets a call of the second wait for it.
+  std::thread WaitForABlock(uint64_t waits, grpc::ClientContext& context, grpc::Status& status,
+                            v1::ReserveReply& reply) {
+    std::thread waiter([&context, &status, &reply, this] {
+      status = stub_->Reserve(&context, ReserveRequest(tokens_[1], {100}, 600'000), &reply);
+    });
+    EXPECT_TRUE(Eventually(
+        [waits](Control& control) { return control.counters().reserve_waits == waits; }));
+    return waiter;
+  }
+  grpc::Status Register(const std::string& session) {
+    v1::RegisterNamespaceRequest request;
+    v1::RegisterNamespaceReply reply;
+    request.set_session(session);
+    grpc::ClientContext context;
+    return stub_->RegisterNamespace(&context, request, &reply);
+  }
+  void ReserveTheBlock() {
+    grpc::ClientContext context;
+    v1::ReserveReply reply;
+    ASSERT_TRUE(stub_->Reserve(&context, ReserveRequest(tokens_[0], {100}), &reply).ok());
+  }
+};
+
+TEST_F(BoundedServiceTest, CallsUnderWayOfOneDomainLeaveRoomForOthers) {
+  ReserveTheBlock();
+  std::array<grpc::ClientContext, 2> contexts;
+  std::array<grpc::Status, 2> statuses;
+  std::array<v1::ReserveReply, 2> replies;
+  std::thread first = WaitForABlock(1, contexts[0], statuses[0], replies[0]);
+  EXPECT_EQ(Register(tokens_[0]).error_code(), grpc::StatusCode::INVALID_ARGUMENT);  // Served.
+  std::thread second = WaitForABlock(2, contexts[1], statuses[1], replies[1]);
+
+  const grpc::Status refused = Register(tokens_[0]);
+  EXPECT_EQ(refused.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_NE(refused.error_message().find("calls:"), std::string::npos);
+  EXPECT_EQ(Register(tokens_[2]).error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_EQ(Register("nobody").error_code(), grpc::StatusCode::UNAUTHENTICATED);
+
+  for (grpc::ClientContext& context : contexts) context.TryCancel();
+  first.join();
+  second.join();
+  // What a client has left still waits here for its block, until that is told.
+  OnControl([this](Control&) { h_.clock.Advance(11 * kSecond); });
+  EXPECT_TRUE(
+      Eventually([this](Control& control) { return control.CallsUnderWay(tokens_[0]) == 0; }));
+  EXPECT_EQ(Register(tokens_[0]).error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+}
+
+TEST_F(BoundedServiceTest, ACallWithoutADeadlineDoesNotWaitForEver) {
+  ReserveTheBlock();
+  grpc::ClientContext context;
+  grpc::Status status;
+  v1::ReserveReply reply;
+  std::thread waiter = WaitForABlock(1, context, status, reply);
+
+  OnControl([this](Control&) { h_.clock.Advance(11 * kSecond); });
+  EXPECT_TRUE(Eventually([](Control& control) { return control.reservations() == 1; }));
+  waiter.join();
+
+  EXPECT_TRUE(status.ok()) << status.error_message();
+  EXPECT_EQ(reply.states(), std::string(1, static_cast<char>(ReserveState::kInProduction)));
 }
 
 TEST_F(ServiceTest, ListsBeyondTheirBoundAreRefused) {

@@ -399,7 +399,7 @@ TEST_F(E2eTest, AFillThatDoesNotFitItsReservationMovesNoByte) {
   const std::pair<FillRequest, FillStatus> cases[] = {
       {{id, 0, 2, kPartBytes}, FillStatus::kInvalid},
       {{id, 0, UINT32_MAX, kPartBytes}, FillStatus::kInvalid},
-      {{id, 0, 0, kPartBytes - 1}, FillStatus::kInvalid},
+      {{id, 0, 0, kPartBytes - 1, 1}, FillStatus::kInvalid},  // Not the next bytes of the part.
       {{id, 0, 0, kPartBytes + 1}, FillStatus::kInvalid},
       {{id, 0, 0, 0}, FillStatus::kInvalid},
       {{id, kPartBytes + 1, 0, kPartBytes}, FillStatus::kInvalid},

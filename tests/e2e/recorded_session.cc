@@ -72,10 +72,9 @@ bool Send(int fd, const Message& message) {
     part->cmsg_level = SOL_SOCKET;
     part->cmsg_type = SCM_RIGHTS;
     part->cmsg_len = CMSG_LEN(message.fds.size() * sizeof(int));
-    for (size_t i = 0; i < message.fds.size(); ++i) {
-      const int passed = message.fds[i].get();
-      std::memcpy(CMSG_DATA(part) + i * sizeof(int), &passed, sizeof passed);
-    }
+    std::array<int, 4> passed{};
+    for (size_t i = 0; i < message.fds.size(); ++i) passed[i] = message.fds[i].get();
+    std::memcpy(CMSG_DATA(part), passed.data(), message.fds.size() * sizeof(int));
   }
   return sendmsg(fd, &header, MSG_NOSIGNAL) == static_cast<ssize_t>(message.bytes.size());
 }

@@ -60,7 +60,7 @@ void RunOneChannel(const uint8_t* data, size_t size) {
   copiers.AddChannel(kSession, channel[0], staging);
 
   bool open = true;
-  std::vector<bool> full(kParts);
+  std::vector<uint32_t> filled(kParts);  // Bytes.
   while (open && size >= 2) {
     std::vector<uint8_t> message(std::min<size_t>(data[1] * 4, size - 2));
     std::copy(data + 2, data + 2 + message.size(), message.begin());
@@ -71,6 +71,11 @@ void RunOneChannel(const uint8_t* data, size_t size) {
       if ((data[0] & 4) != 0) request.length = kPart;
       if ((data[0] & 8) != 0) request.index %= kParts;
       if ((data[0] & 16) != 0) request.staging_offset %= 1024;
+      if ((data[0] & 32) != 0) request.part_offset = 0;
+      if ((data[0] & 64) != 0) {  // The next piece of its part, or about that.
+        request.length %= kPart;
+        if (request.index < kParts) request.part_offset = filled[request.index];
+      }
       std::memcpy(&message[at], &request, sizeof request);
     }
     data += 2 + message.size();
@@ -99,21 +104,23 @@ void RunOneChannel(const uint8_t* data, size_t size) {
         const FillReply& reply = replies[i];
         KVD_CHECK(reply.index == request.index);
         const bool right = request.reservation_id == mine && request.index < kParts &&
-                           !full[request.index] && request.length == kPart &&
-                           request.staging_offset <= staging->bytes().size() - kPart;
+                           request.part_offset == filled[request.index] && request.length > 0 &&
+                           request.length <= kPart - filled[request.index] &&
+                           request.staging_offset <= staging->bytes().size() - request.length;
         KVD_CHECK((reply.status == FillStatus::kOk) == right);
         if (!right) continue;
-        full[request.index] = true;
-        const auto source = staging->bytes().subspan(request.staging_offset, kPart);
+        const auto source = staging->bytes().subspan(request.staging_offset, request.length);
         KVD_CHECK(reply.sum == Crc32c(source));
-        KVD_CHECK(std::memcmp(rooms[request.index].address, source.data(), kPart) == 0);
+        KVD_CHECK(std::memcmp(rooms[request.index].address + request.part_offset, source.data(),
+                              source.size()) == 0);
+        filled[request.index] += request.length;
       }
     }
   }
   close(channel[1]);
   for (uint32_t i = 0; i < kParts; ++i) {
     for (uint32_t j = 0; j < 2 * kPart; ++j) {
-      if (j < kPart && full[i]) continue;
+      if (j < filled[i]) continue;
       KVD_CHECK(arena[2 * i * kPart + j] == kGuard) << i << " " << j;
     }
   }

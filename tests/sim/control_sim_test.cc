@@ -298,9 +298,16 @@ class ControlSim {
       auto staging = std::make_shared<MemoryStaging>(length);
       ControlHarness::WritePayload(staging->writable(), reservation.ns,
                                    reservation.keys[index / parts.size()], id);
-      const FakeMover::Copy copy =
-          h_.mover.BeginCopy(reservation.serial, *staging,
-                             {.reservation_id = reservation.id, .index = index, .length = length});
+      FillRequest fill{.reservation_id = reservation.id, .index = index, .length = length};
+      if (Dice(4) == 0) {  // In two pieces.
+        fill.length = 1 + static_cast<uint32_t>(Dice(length - 1));
+        const FakeMover::Copy piece = h_.mover.BeginCopy(reservation.serial, *staging, fill);
+        if (piece.status != FillStatus::kOk) continue;
+        h_.mover.EndCopy(piece);
+        fill.staging_offset = fill.part_offset = fill.length;
+        fill.length = length - fill.length;
+      }
+      const FakeMover::Copy copy = h_.mover.BeginCopy(reservation.serial, *staging, fill);
       if (copy.status != FillStatus::kOk) continue;
       copies_.push_back({copy, staging});
       if (Dice(16) != 0) EndCopy(copies_.size() - 1);
@@ -321,6 +328,10 @@ class ControlSim {
     if (Dice(2) == 0) {
       call.held->call.first_block = static_cast<uint32_t>(Dice(reservation.keys.size()));
       call.held->call.blocks = 1;
+    }
+    if (Dice(2) == 0) {  // It overtakes fills, some of which never come.
+      call.held->call.fills = 1 + static_cast<uint32_t>(Dice(reservation.keys.size()));
+      call.held->call.remaining_ms = 1 + static_cast<uint32_t>(Dice(2000));
     }
     Go(call);
   }

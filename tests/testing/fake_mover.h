@@ -58,7 +58,7 @@ class FakeMover final : public Mover {
       return copy;
     }
     const FillBoard::Ticket ticket =
-        board_.Begin(session, fill.reservation_id, fill.index, fill.length);
+        board_.Begin(session, fill.reservation_id, fill.index, fill.part_offset, fill.length);
     copy.status = ticket.status;
     if (ticket.status != FillStatus::kOk) return copy;
     copy.room = {ticket.address, fill.length};
