@@ -583,6 +583,16 @@ void kvd_chain_release(kvd_chain* chain) {
 
 // ---- put ----------------------------------------------------------------------------------------
 
+kvd_status kvd_adopt_memory(kvd_client* client, int fd, const void* data, size_t size,
+                            uint64_t timeout_us) {
+  return Guarded([&] {
+    if (absl::Status status = CheckClient(client); !status.ok()) return status;
+    if (data == nullptr) return InvalidArgumentError("data: null");
+    return client->client.AdoptMemory(fd, {static_cast<const std::byte*>(data), size},
+                                      Microseconds(timeout_us));
+  });
+}
+
 kvd_status kvd_put(kvd_client* client, const kvd_namespace* ns, const void* keys, size_t blocks,
                    const kvd_const_buffer* sources, size_t source_count,
                    const kvd_put_options* options, kvd_put_result* result) {

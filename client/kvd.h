@@ -369,8 +369,25 @@ typedef struct kvd_put_result {
 #define KVD_PUT_RESULT_INIT \
   { sizeof(kvd_put_result), 0, 0, NULL, 0, 0 }
 
-/* Stores what is missing of up to 2,048 blocks; `sources` as the targets of kvd_get(). A part
- * larger than the staging memory is KVD_INVALID_ARGUMENT. */
+/* Shows the daemon memory of the caller, so that a put whose sources all lie in it is not copied by
+ * this library: the daemon reads them where they lie. `fd` is a memfd, which stays the caller's,
+ * sealed against shrinking (F_SEAL_SHRINK); one of huge pages also against new writable mappings
+ * (F_SEAL_FUTURE_WRITE, once it is mapped), and taken whole. `data` is where its first `size` bytes
+ * are mapped with MAP_SHARED, and stay so until the client is destroyed. Once for a client; it is
+ * handed over again after each reconnect. A put of at most 256 KiB is copied all the same.
+ *
+ * The bytes of such a put must not change until it returns. If they do, each byte is stored as it
+ * was at some time during the call, under the sum of what was stored: readers all get the same
+ * bytes, and nothing tells them. What changes after the put returned, with whatever status, is
+ * never stored.
+ *
+ * KVD_INVALID_ARGUMENT says what is wrong with the memory; KVD_FAILED_PRECONDITION: adopted before,
+ * or an endpoint or daemon that cannot; KVD_RESOURCE_EXHAUSTED: the daemon maps too much already;
+ * KVD_UNAVAILABLE: it is away now. After an error nothing is adopted, and puts are copied. */
+KVD_API kvd_status kvd_adopt_memory(kvd_client* client, int fd, const void* data, size_t size,
+                                    uint64_t timeout_us);
+
+/* Stores what is missing of up to 2,048 blocks; `sources` as the targets of kvd_get(). */
 KVD_API kvd_status kvd_put(kvd_client* client, const kvd_namespace* ns, const void* keys,
                            size_t blocks, const kvd_const_buffer* sources, size_t source_count,
                            const kvd_put_options* options, kvd_put_result* result);

@@ -1,8 +1,10 @@
 // What the C interface adds to the C++ one (client_test.cc): mistakes that only C can make, growing
 // structures, texts of errors by thread, fork; and a C program over the shared library.
 
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -221,6 +223,62 @@ TEST_F(CApiTest, PutSaysWhatBecameOfEachBlock) {
   EXPECT_THAT(states, ElementsAre(KVD_PUT_PRESENT, KVD_PUT_STORED));
 }
 
+TEST_F(CApiTest, AdoptedMemoryIsPutFromAndOtherMemoryRefusedByName) {
+  constexpr size_t kBlocks = 40;  // More than a put in one call takes.
+  constexpr size_t kBytes = kBlocks * 2 * kPartBytes;
+  const int fd = memfd_create("own", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+  ASSERT_EQ(ftruncate(fd, kBytes), 0);
+  void* memory = mmap(nullptr, kBytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+  ASSERT_NE(memory, MAP_FAILED);
+  EXPECT_EQ(kvd_adopt_memory(client_, fd, memory, kBytes, 0), KVD_INVALID_ARGUMENT);
+  EXPECT_THAT(kvd_error_message(), HasSubstr("F_SEAL_SHRINK"));
+  ASSERT_EQ(fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK), 0);
+  EXPECT_EQ(kvd_adopt_memory(client_, fd, memory, kBytes, 0), KVD_OK) << kvd_error_message();
+  EXPECT_EQ(kvd_adopt_memory(client_, fd, memory, kBytes, 0), KVD_FAILED_PRECONDITION);
+
+  std::string keys;
+  std::vector<kvd_const_buffer> sources;
+  std::vector<kvd_buffer> targets;
+  std::vector<char> got_bytes(kBytes);
+  size_t at = 0;
+  for (size_t block = 0; block < kBlocks; ++block) {
+    std::string key = absl::StrCat("own-", block);
+    key.resize(kvd_namespace_hash_bytes(ns_), '.');
+    keys += key;
+    for (uint32_t part = 0; part < kvd_namespace_parts(ns_); ++part) {
+      const uint32_t size = kvd_namespace_part(ns_, part, nullptr);
+      char* place = static_cast<char*>(memory) + at;
+      std::memset(place, static_cast<int>(block * 3 + part + 1), size);
+      sources.push_back({place, size});
+      targets.push_back({got_bytes.data() + at, size});
+      at += size;
+    }
+  }
+  kvd_put_result put = KVD_PUT_RESULT_INIT;
+  ASSERT_EQ(
+      kvd_put(client_, ns_, keys.data(), kBlocks, sources.data(), sources.size(), nullptr, &put),
+      KVD_OK)
+      << kvd_error_message();
+  EXPECT_EQ(put.stored, kBlocks);
+  const kvd_part full = {0, 0};
+  kvd_get_options options = KVD_GET_OPTIONS_INIT;
+  options.parts = &full;
+  options.part_count = 1;
+  std::vector<kvd_buffer> of_full;
+  for (size_t i = 0; i < targets.size(); i += 3) of_full.push_back(targets[i]);
+  kvd_get_result got = KVD_GET_RESULT_INIT;
+  ASSERT_EQ(
+      kvd_get(client_, ns_, keys.data(), kBlocks, of_full.data(), of_full.size(), &options, &got),
+      KVD_OK)
+      << kvd_error_message();
+  EXPECT_EQ(got.blocks, kBlocks);
+  for (size_t i = 0; i < targets.size(); i += 3) {
+    EXPECT_EQ(std::memcmp(targets[i].data, sources[i].data, sources[i].size), 0) << i;
+  }
+  munmap(memory, kBytes);
+  close(fd);
+}
+
 TEST_F(CApiTest, WhatIsNullIsNamed) {
   kvd_lookup_result found = KVD_LOOKUP_RESULT_INIT;
   kvd_get_result got = KVD_GET_RESULT_INIT;
@@ -241,6 +299,8 @@ TEST_F(CApiTest, WhatIsNullIsNamed) {
          "targets[0].data: null");
   expect(kvd_load(client_, ns_, chain.keys.data(), 1, nullptr, nullptr), "chain: null");
   expect(kvd_chain_views(nullptr, 0, 0, nullptr, 0), "chain: null");
+  expect(kvd_adopt_memory(nullptr, 0, nowhere, 1, 0), "client: null");
+  expect(kvd_adopt_memory(client_, 0, nullptr, 1, 0), "data: null");
   kvd_client_destroy(nullptr);
   kvd_namespace_destroy(nullptr);
   kvd_chain_release(nullptr);
