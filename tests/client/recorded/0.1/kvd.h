@@ -1,5 +1,5 @@
-/* client/kvd.h of version 0.1 without its comments. Programs that were compiled with it go on working
- * with every libkvd.so.0: this file never changes. */
+/* client/kvd.h of version 0.1 without its comments. Programs that were compiled with it go on
+ * working with every libkvd.so.0: this file never changes. */
 
 #ifndef KVD_H_
 #define KVD_H_
@@ -97,11 +97,7 @@ KVD_API kvd_status kvd_flush(kvd_client* client, uint64_t timeout_us);
 
 typedef struct kvd_namespace kvd_namespace;
 
-enum {
-  KVD_GROUP_FULL = 1,
-  KVD_GROUP_WINDOW = 2,
-  KVD_GROUP_STATE = 3
-};
+enum { KVD_GROUP_FULL = 1, KVD_GROUP_WINDOW = 2, KVD_GROUP_STATE = 3 };
 
 typedef struct kvd_group {
   uint32_t kind;
