@@ -447,11 +447,15 @@ TEST(ConfigTest, TheTreeSaysWhatTheTableSays) {
   EXPECT_EQ(all, ReplaceBetweenMarks(all, "options", OptionTable())) << "run ./dev docs";
   const std::string some = read("README.md");
   EXPECT_EQ(some, ReplaceBetweenMarks(some, "options", ShortOptionTable())) << "run ./dev docs";
+  const std::string manual = read("deploy/man/kvd.8");
+  EXPECT_EQ(manual, ReplaceBetweenMarks(manual, "options", OptionManual())) << "run ./dev docs";
 }
 
 TEST(ConfigTest, ATextWithoutMarksIsLeftAlone) {
   EXPECT_EQ(ReplaceBetweenMarks("a\n<!-- begin x -->\nb\n<!-- end x -->\nc", "x", "B\n"),
             "a\n<!-- begin x -->\nB\n<!-- end x -->\nc");
+  EXPECT_EQ(ReplaceBetweenMarks("# <!-- begin x -->\nb\n# <!-- end x -->\n", "x", "B\n"),
+            "# <!-- begin x -->\nB\n# <!-- end x -->\n");
   EXPECT_EQ(ReplaceBetweenMarks("a\n<!-- begin x -->\nb", "x", "B\n"), "");
   EXPECT_EQ(ReplaceBetweenMarks("nothing", "x", "B\n"), "");
 }
