@@ -281,7 +281,7 @@ const Option kOptions[] = {
      .value = "TIME",
      .kind = OptionKind::kDuration,
      .live = true,
-     .fallback = "30s",
+     .fallback = "15s",
      .help = "How long a drain waits for holds and moves before the daemon ends all the same",
      .set = [](std::string_view text, const MemoryLimit&,
                Config& config) { return SetDuration(text, kMaxDrainMs, &config.drain_timeout_ms); },
