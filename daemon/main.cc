@@ -12,7 +12,6 @@
 #include <cerrno>
 #include <csignal>
 #include <cstdio>
-#include <ctime>
 #include <memory>
 #include <string>
 #include <thread>
@@ -108,7 +107,7 @@ absl::StatusOr<std::unique_ptr<Gateway>> StartGateway(const Config& config, Inbo
   Gateway::Options options{.path = config.path() + ".stream", .tcp = config.tcp};
   if (!config.tcp.empty()) {
     absl::StatusOr<TlsIdentity> tls =
-        ReadTls({config.tls_certificate, config.tls_key, config.tls_client_ca}, std::time(nullptr));
+        ReadTls({config.tls_certificate, config.tls_key, config.tls_client_ca});
     if (!tls.ok()) return tls.status();
     options.tls = *std::move(tls);
   }
