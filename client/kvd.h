@@ -104,7 +104,7 @@ typedef struct kvd_client kvd_client;
 typedef struct kvd_client_options {
   size_t struct_size;
   const char* endpoint;           /* "unix:PATH"; null: $KVD_ENDPOINT, or where a daemon of this
-                                     user listens by default. */
+                                     user listens by default, or that of the package. */
   uint64_t timeout_us;            /* Of a call that names none; 0: 1 s. */
   uint64_t reconnect_interval_us; /* At most one attempt in this time; 0: 0.1 s. */
   uint64_t staging_bytes;         /* Memory for puts; 0: 16 MiB, which is also the most. */
