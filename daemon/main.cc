@@ -101,10 +101,11 @@ double MeasureCopy(const Copier& copier, const Clock& clock) {
   return kBytes * 1e3 / static_cast<double>(std::max<Nanos>(1, clock.Now() - start));
 }
 
-absl::StatusOr<std::unique_ptr<Gateway>> StartGateway(const Config& config, Inbox& inbox,
-                                                      CopierPool& copiers, const Copier& copier,
-                                                      Domains& domains) {
-  Gateway::Options options{.path = config.path() + ".stream", .tcp = config.tcp};
+absl::StatusOr<std::unique_ptr<Gateway>> StartGateway(const Config& config, int listener,
+                                                      Inbox& inbox, CopierPool& copiers,
+                                                      const Copier& copier, Domains& domains) {
+  Gateway::Options options{
+      .path = config.path() + ".stream", .listener = listener, .tcp = config.tcp};
   if (!config.tcp.empty()) {
     absl::StatusOr<TlsIdentity> tls =
         ReadTls({config.tls_certificate, config.tls_key, config.tls_client_ca});
@@ -195,7 +196,7 @@ int Serve(const Config& config) {
   }
   const std::string metrics_address = http == nullptr ? "" : http->address();
   absl::StatusOr<std::unique_ptr<Gateway>> gateway =
-      StartGateway(config, inbox, *copiers, copier, domains);
+      StartGateway(config, activated->at(".stream"), inbox, *copiers, copier, domains);
   if (!gateway.ok()) return Fail(gateway.status());
   absl::StatusOr<std::unique_ptr<AdminServer>> admin =
       AdminServer::Start(inbox, control.events(),

@@ -107,6 +107,13 @@ TEST_F(CApiTest, ACProgramOverTheSharedLibraryGetsWhatItPut) {
   EXPECT_EQ(program.Wait(), 0) << program.Errors();
 }
 
+TEST_F(CApiTest, AProgramOfTheFirstVersionGetsWhatItPut) {
+  ChildProcess program(KVD_C_API_PROGRAM_0_1, {daemon_->endpoint()});
+
+  EXPECT_EQ(program.ReadLine(), absl::StrCat("good ", kvd_version()));
+  EXPECT_EQ(program.Wait(), 0) << program.Errors();
+}
+
 TEST_F(CApiTest, AProcessMayHaveBothClients) {
   ChildProcess program(KVD_C_API_BESIDE_CXX, {daemon_->endpoint()});
 
