@@ -135,12 +135,12 @@ int Serve(const Config& config) {
   ConfigReloader reloader(config, [&domains, &inbox](const Config& changed) {
     spdlog::set_level(spdlog::level::from_str(changed.log_level));
     domains.SetRules(changed.domains);
+    inbox.Post(Task{[](Control& control) { control.ConfigReloaded(); }});
   });
   RegionDirectory regions;
   absl::StatusOr<std::unique_ptr<Arena>> arena = Arena::Open(regions, {.bytes = config.dram_bytes});
   if (!arena.ok()) return Fail(arena.status());
   spdlog::info("tier.opened tier=dram capacity_bytes={} region_bytes={} pages=\"{}\"",
-    inbox.Post(Task{[](Control& control) { control.ConfigReloaded(); }});
                (*arena)->capacity_bytes(), (*arena)->region_bytes(),
                PageKindName((*arena)->page_kind()));
 
