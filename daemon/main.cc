@@ -103,8 +103,13 @@ double MeasureCopy(const Copier& copier, const Clock& clock) {
 
 absl::StatusOr<std::unique_ptr<Gateway>> StartGateway(const Config& config, Inbox& inbox,
                                                       CopierPool& copiers, const Copier& copier,
-                                                      Domains& domains) {
-  Gateway::Options options{.path = config.path() + ".stream", .tcp = config.tcp};
+                                                      Domains& domains, GatewayMetrics& metrics,
+                                                      StrangerCounts& strangers) {
+  Gateway::Options options{.path = config.path() + ".stream",
+                           .tcp = config.tcp,
+                           .count_operations = config.op_metrics,
+                           .metrics = &metrics,
+                           .strangers = &strangers};
   if (!config.tcp.empty()) {
     absl::StatusOr<TlsIdentity> tls =
         ReadTls({config.tls_certificate, config.tls_key, config.tls_client_ca});
@@ -134,12 +139,12 @@ int Serve(const Config& config) {
   ConfigReloader reloader(config, [&domains, &inbox](const Config& changed) {
     spdlog::set_level(spdlog::level::from_str(changed.log_level));
     domains.SetRules(changed.domains);
+    inbox.Post(Task{[](Control& control) { control.ConfigReloaded(); }});
   });
   RegionDirectory regions;
   absl::StatusOr<std::unique_ptr<Arena>> arena = Arena::Open(regions, {.bytes = config.dram_bytes});
   if (!arena.ok()) return Fail(arena.status());
   spdlog::info("tier.opened tier=dram capacity_bytes={} region_bytes={} pages=\"{}\"",
-    inbox.Post(Task{[](Control& control) { control.ConfigReloaded(); }});
                (*arena)->capacity_bytes(), (*arena)->region_bytes(),
                PageKindName((*arena)->page_kind()));
 
@@ -155,9 +160,12 @@ int Serve(const Config& config) {
                .secret = secret},
               [&copiers](uint32_t region, uint64_t bytes) { copiers->MakeRegion(region, bytes); });
 
-  absl::StatusOr<std::unique_ptr<SessionServer>> sessions = SessionServer::Start(
-      inbox, *copiers, regions, domains,
-      {.path = config.path() + ".session", .listener = activated->at(".session")});
+  StrangerCounts strangers;
+  absl::StatusOr<std::unique_ptr<SessionServer>> sessions =
+      SessionServer::Start(inbox, *copiers, regions, domains,
+                           {.path = config.path() + ".session",
+                            .listener = activated->at(".session"),
+                            .strangers = &strangers});
   if (!sessions.ok()) return Fail(sessions.status());
   limits.session_over = [&sessions](uint32_t serial) { (*sessions)->Forget(serial); };
   absl::Notification drained;
@@ -175,9 +183,12 @@ int Serve(const Config& config) {
   inbox.SetWake([&service] { (*service)->Wake(); });
   // A start that fails further on ends the service before the threads that post.
   const absl::Cleanup forget_service = [&inbox] { inbox.SetWake(nullptr); };
+  GatewayMetrics gateway_metrics;
   const MetricsSource metrics{
       .control = &control,
       .service = &(*service)->metrics(),
+      .gateway = &gateway_metrics,
+      .strangers = &strangers,
       .tenant_name = [&domains](DomainId domain) { return domains.Name(domain); },
       .version = KVD_VERSION,
       .count_operations = config.op_metrics};
@@ -195,7 +206,7 @@ int Serve(const Config& config) {
   }
   const std::string metrics_address = http == nullptr ? "" : http->address();
   absl::StatusOr<std::unique_ptr<Gateway>> gateway =
-      StartGateway(config, inbox, *copiers, copier, domains);
+      StartGateway(config, inbox, *copiers, copier, domains, gateway_metrics, strangers);
   if (!gateway.ok()) return Fail(gateway.status());
   absl::StatusOr<std::unique_ptr<AdminServer>> admin =
       AdminServer::Start(inbox, control.events(),
