@@ -369,8 +369,8 @@ typedef struct kvd_put_result {
 #define KVD_PUT_RESULT_INIT \
   { sizeof(kvd_put_result), 0, 0, NULL, 0, 0 }
 
-/* Stores what is missing of up to 2,048 blocks; `sources` as the targets of kvd_get(). A part
- * larger than the staging memory is KVD_INVALID_ARGUMENT. */
+/* Stores what is missing of up to 2,048 blocks; `sources` as the targets of kvd_get(). A part may
+ * be larger than the staging memory: it travels in pieces. */
 KVD_API kvd_status kvd_put(kvd_client* client, const kvd_namespace* ns, const void* keys,
                            size_t blocks, const kvd_const_buffer* sources, size_t source_count,
                            const kvd_put_options* options, kvd_put_result* result);

@@ -101,11 +101,13 @@ double MeasureCopy(const Copier& copier, const Clock& clock) {
   return kBytes * 1e3 / static_cast<double>(std::max<Nanos>(1, clock.Now() - start));
 }
 
-absl::StatusOr<std::unique_ptr<Gateway>> StartGateway(const Config& config, Inbox& inbox,
-                                                      CopierPool& copiers, const Copier& copier,
-                                                      Domains& domains, GatewayMetrics& metrics,
+absl::StatusOr<std::unique_ptr<Gateway>> StartGateway(const Config& config, int listener,
+                                                      Inbox& inbox, CopierPool& copiers,
+                                                      const Copier& copier, Domains& domains,
+                                                      GatewayMetrics& metrics,
                                                       StrangerCounts& strangers) {
   Gateway::Options options{.path = config.path() + ".stream",
+                           .listener = listener,
                            .tcp = config.tcp,
                            .count_operations = config.op_metrics,
                            .metrics = &metrics,
@@ -206,7 +208,8 @@ int Serve(const Config& config) {
   }
   const std::string metrics_address = http == nullptr ? "" : http->address();
   absl::StatusOr<std::unique_ptr<Gateway>> gateway =
-      StartGateway(config, inbox, *copiers, copier, domains, gateway_metrics, strangers);
+      StartGateway(config, activated->at(".stream"), inbox, *copiers, copier, domains,
+                   gateway_metrics, strangers);
   if (!gateway.ok()) return Fail(gateway.status());
   absl::StatusOr<std::unique_ptr<AdminServer>> admin =
       AdminServer::Start(inbox, control.events(),
