@@ -32,6 +32,7 @@
 #include "daemon/gateway_listener.h"
 #include "daemon/gateway_sessions.h"
 #include "daemon/inbox.h"
+#include "daemon/metrics.h"
 #include "daemon/tls.h"
 #include "proto/types/verified_copy.h"
 
@@ -48,7 +49,10 @@ class Gateway {
     uint32_t max_connections = 512;  // Of each of the two.
     // Of gRPC, for messages on their way in and out.
     size_t max_message_memory = size_t{512} << 20;
-    int keepalive_ms = 30'000;  // After which a silent peer is asked whether it is there.
+    int keepalive_ms = 30'000;          // After which a silent peer is asked whether it is there.
+    bool count_operations = true;       // How long each call took.
+    GatewayMetrics* metrics = nullptr;  // Outlive this. Null: nobody counts.
+    StrangerCounts* strangers = nullptr;
   };
 
   // Binds; nobody is let in before Serve(). Collaborators must outlive this.

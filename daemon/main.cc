@@ -103,9 +103,15 @@ double MeasureCopy(const Copier& copier, const Clock& clock) {
 
 absl::StatusOr<std::unique_ptr<Gateway>> StartGateway(const Config& config, int listener,
                                                       Inbox& inbox, CopierPool& copiers,
-                                                      const Copier& copier, Domains& domains) {
-  Gateway::Options options{
-      .path = config.path() + ".stream", .listener = listener, .tcp = config.tcp};
+                                                      const Copier& copier, Domains& domains,
+                                                      GatewayMetrics& metrics,
+                                                      StrangerCounts& strangers) {
+  Gateway::Options options{.path = config.path() + ".stream",
+                           .listener = listener,
+                           .tcp = config.tcp,
+                           .count_operations = config.op_metrics,
+                           .metrics = &metrics,
+                           .strangers = &strangers};
   if (!config.tcp.empty()) {
     absl::StatusOr<TlsIdentity> tls =
         ReadTls({config.tls_certificate, config.tls_key, config.tls_client_ca});
@@ -156,9 +162,12 @@ int Serve(const Config& config) {
                .secret = secret},
               [&copiers](uint32_t region, uint64_t bytes) { copiers->MakeRegion(region, bytes); });
 
-  absl::StatusOr<std::unique_ptr<SessionServer>> sessions = SessionServer::Start(
-      inbox, *copiers, regions, domains,
-      {.path = config.path() + ".session", .listener = activated->at(".session")});
+  StrangerCounts strangers;
+  absl::StatusOr<std::unique_ptr<SessionServer>> sessions =
+      SessionServer::Start(inbox, *copiers, regions, domains,
+                           {.path = config.path() + ".session",
+                            .listener = activated->at(".session"),
+                            .strangers = &strangers});
   if (!sessions.ok()) return Fail(sessions.status());
   limits.session_over = [&sessions](uint32_t serial) { (*sessions)->Forget(serial); };
   absl::Notification drained;
@@ -176,9 +185,12 @@ int Serve(const Config& config) {
   inbox.SetWake([&service] { (*service)->Wake(); });
   // A start that fails further on ends the service before the threads that post.
   const absl::Cleanup forget_service = [&inbox] { inbox.SetWake(nullptr); };
+  GatewayMetrics gateway_metrics;
   const MetricsSource metrics{
       .control = &control,
       .service = &(*service)->metrics(),
+      .gateway = &gateway_metrics,
+      .strangers = &strangers,
       .tenant_name = [&domains](DomainId domain) { return domains.Name(domain); },
       .version = KVD_VERSION,
       .count_operations = config.op_metrics};
@@ -196,7 +208,8 @@ int Serve(const Config& config) {
   }
   const std::string metrics_address = http == nullptr ? "" : http->address();
   absl::StatusOr<std::unique_ptr<Gateway>> gateway =
-      StartGateway(config, activated->at(".stream"), inbox, *copiers, copier, domains);
+      StartGateway(config, activated->at(".stream"), inbox, *copiers, copier, domains,
+                   gateway_metrics, strangers);
   if (!gateway.ok()) return Fail(gateway.status());
   absl::StatusOr<std::unique_ptr<AdminServer>> admin =
       AdminServer::Start(inbox, control.events(),

@@ -268,6 +268,7 @@ void SessionServer::Accept() {
   SessionStatus status = SessionStatus::kOk;
   if (!domain.has_value()) {
     status = SessionStatus::kRefused;
+    if (options_.strangers != nullptr) options_.strangers->Count(Stranger::kUser);
   } else if (pidfd < 0) {
     status = SessionStatus::kInvalid;
   } else if (peers_.size() >= options_.max_sessions ||

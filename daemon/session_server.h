@@ -28,6 +28,7 @@
 #include "daemon/copier_pool.h"
 #include "daemon/domains.h"
 #include "daemon/inbox.h"
+#include "daemon/metrics.h"
 #include "proto/types/session_wire.h"
 #include "tiers/region_directory.h"
 
@@ -47,6 +48,7 @@ class SessionServer {
     // terabyte costs a client nothing, and without address space the daemon could not go on.
     uint64_t max_all_own_staging_bytes = 16 * kMaxOwnStagingBytes;
     uint64_t max_domain_own_staging_bytes = 8 * kMaxOwnStagingBytes;
+    StrangerCounts* strangers = nullptr;  // Counts whom it refuses; outlives this. May be null.
   };
 
   // Binds the socket (replacing a stale file) unless it is given one, and starts the thread.

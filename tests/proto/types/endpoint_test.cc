@@ -14,8 +14,6 @@ namespace {
 class EndpointTest : public testing::Test {
  protected:
   EndpointTest() {
-    char name[] = "/tmp/kvd-endpoint-XXXXXX";
-    folder_ = mkdtemp(name);
     unsetenv("KVD_ENDPOINT");
     setenv("XDG_RUNTIME_DIR", folder_.c_str(), /*overwrite=*/1);
   }
@@ -34,7 +32,12 @@ class EndpointTest : public testing::Test {
     close(fd);
   }
 
-  std::string folder_;
+  static std::string NewFolder() {
+    char name[] = "/tmp/kvd-endpoint-XXXXXX";
+    return mkdtemp(name);
+  }
+
+  const std::string folder_ = NewFolder();
   const std::string own_ = folder_ + "/kvd.sock";
   const std::string packaged_ = folder_ + "/packaged.sock";
 };
