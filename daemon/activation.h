@@ -36,9 +36,10 @@ class ActivatedSockets {
   bool empty() const;
 
  private:
-  static constexpr std::array<std::string_view, 3> kSuffixes = {"", ".session", ".admin"};
+  static constexpr std::array<std::string_view, 4> kSuffixes = {"", ".session", ".stream",
+                                                                ".admin"};
 
-  std::array<int, kSuffixes.size()> descriptors_ = {-1, -1, -1};
+  std::array<int, kSuffixes.size()> descriptors_ = {-1, -1, -1, -1};
 };
 
 // Accepts on a stream socket and hands the connections over, for gRPC, which can serve a connection

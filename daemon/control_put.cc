@@ -472,7 +472,8 @@ absl::StatusOr<Step> Control::StartInlineFills(CommitCall& call, Session& sessio
     job.fills.push_back({.reservation_id = id,
                          .staging_offset = staged.offset,
                          .index = static_cast<uint32_t>(i),
-                         .length = staged.length});
+                         .length = staged.length,
+                         .whole = 1});
   }
   if (!mover_.Fill(std::move(job))) {
     CloseReservation(id);

@@ -413,9 +413,11 @@ Gateway::~Gateway() { Stop(); }
 absl::StatusOr<std::unique_ptr<Gateway>> Gateway::Start(Inbox& inbox, CopierPool& copiers,
                                                         const Copier& copier, Domains& domains,
                                                         Options options) {
-  auto listener = GatewayListener::Open(
-      {.path = options.path, .tcp = options.tcp, .max_connections = options.max_connections},
-      domains);
+  auto listener = GatewayListener::Open({.path = options.path,
+                                         .listener = options.listener,
+                                         .tcp = options.tcp,
+                                         .max_connections = options.max_connections},
+                                        domains);
   if (!listener.ok()) return listener.status();
   auto impl = std::make_unique<Impl>(inbox, copiers, copier, domains, std::move(options),
                                      *std::move(listener));

@@ -41,6 +41,7 @@ class Gateway {
  public:
   struct Options {
     std::string path;                // Of the Unix socket.
+    int listener = -1;               // Listens there already, and stays the caller's; -1: bind it.
     std::string tcp;                 // "HOST:PORT", empty: none.
     std::optional<TlsIdentity> tls;  // Requires: set when `tcp` is.
     GatewaySessions::Options bounds;

@@ -12,7 +12,6 @@
 #include <cerrno>
 #include <csignal>
 #include <cstdio>
-#include <ctime>
 #include <memory>
 #include <string>
 #include <thread>
@@ -102,13 +101,14 @@ double MeasureCopy(const Copier& copier, const Clock& clock) {
   return kBytes * 1e3 / static_cast<double>(std::max<Nanos>(1, clock.Now() - start));
 }
 
-absl::StatusOr<std::unique_ptr<Gateway>> StartGateway(const Config& config, Inbox& inbox,
-                                                      CopierPool& copiers, const Copier& copier,
-                                                      Domains& domains) {
-  Gateway::Options options{.path = config.path() + ".stream", .tcp = config.tcp};
+absl::StatusOr<std::unique_ptr<Gateway>> StartGateway(const Config& config, int listener,
+                                                      Inbox& inbox, CopierPool& copiers,
+                                                      const Copier& copier, Domains& domains) {
+  Gateway::Options options{
+      .path = config.path() + ".stream", .listener = listener, .tcp = config.tcp};
   if (!config.tcp.empty()) {
     absl::StatusOr<TlsIdentity> tls =
-        ReadTls({config.tls_certificate, config.tls_key, config.tls_client_ca}, std::time(nullptr));
+        ReadTls({config.tls_certificate, config.tls_key, config.tls_client_ca});
     if (!tls.ok()) return tls.status();
     options.tls = *std::move(tls);
   }
@@ -131,7 +131,8 @@ int Serve(const Config& config) {
   spdlog::info("copy.calibrated {}", copier.description());
 
   Domains domains(config.domains);
-  ConfigReloader reloader(config, [&domains](const Config& changed) {
+  Inbox inbox;
+  ConfigReloader reloader(config, [&domains, &inbox](const Config& changed) {
     spdlog::set_level(spdlog::level::from_str(changed.log_level));
     domains.SetRules(changed.domains);
   });
@@ -139,11 +140,11 @@ int Serve(const Config& config) {
   absl::StatusOr<std::unique_ptr<Arena>> arena = Arena::Open(regions, {.bytes = config.dram_bytes});
   if (!arena.ok()) return Fail(arena.status());
   spdlog::info("tier.opened tier=dram capacity_bytes={} region_bytes={} pages=\"{}\"",
+    inbox.Post(Task{[](Control& control) { control.ConfigReloaded(); }});
                (*arena)->capacity_bytes(), (*arena)->region_bytes(),
                PageKindName((*arena)->page_kind()));
 
   const std::unique_ptr<EvictionPolicy> policy = MakePolicy(config.policy, config.max_blocks);
-  Inbox inbox;
   Control::Options limits{.load_bytes_per_us = MeasureCopy(copier, clock),
                           .count_operations = config.op_metrics};
   FillBoard board(limits.max_reservations);
@@ -195,7 +196,7 @@ int Serve(const Config& config) {
   }
   const std::string metrics_address = http == nullptr ? "" : http->address();
   absl::StatusOr<std::unique_ptr<Gateway>> gateway =
-      StartGateway(config, inbox, *copiers, copier, domains);
+      StartGateway(config, activated->at(".stream"), inbox, *copiers, copier, domains);
   if (!gateway.ok()) return Fail(gateway.status());
   absl::StatusOr<std::unique_ptr<AdminServer>> admin =
       AdminServer::Start(inbox, control.events(),

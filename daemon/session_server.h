@@ -69,6 +69,7 @@ class SessionServer {
     uid_t uid = 0;
     pid_t pid = 0;
     bool greeted = false;
+    uint32_t protocol = 0;  // As agreed.
     bool has_staging = false;
     uint64_t staging_bytes = 0;      // Made by us.
     uint64_t own_staging_bytes = 0;  // Brought by the client.

@@ -133,7 +133,7 @@ TEST(ConfigTest, WhatOthersReachIsOffUnlessAskedFor) {
   EXPECT_EQ(off.tcp, "");
   EXPECT_FALSE(off.metrics_beyond_loopback);
   EXPECT_TRUE(off.op_metrics);
-  EXPECT_EQ(off.drain_timeout_ms, 30'000u);
+  EXPECT_EQ(off.drain_timeout_ms, 15'000u);
   const Config on =
       MustRead({"--metrics", "127.0.0.1:0", "--no-operation-metrics", "--drain-timeout", "500ms"});
   EXPECT_EQ(on.metrics, "127.0.0.1:0");

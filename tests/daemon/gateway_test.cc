@@ -10,7 +10,6 @@
 #include <unistd.h>
 
 #include <array>
-#include <ctime>
 #include <filesystem>
 #include <functional>
 #include <thread>
@@ -94,8 +93,7 @@ class GatewayTest : public testing::Test {
   void StartGateway(GatewaySessions::Options bounds) {
     gateway_.reset();
     const auto tls =
-        ReadTls({folder_ + "/server.pem", folder_ + "/server.key", folder_ + "/ca.pem"},
-                std::time(nullptr));
+        ReadTls({folder_ + "/server.pem", folder_ + "/server.key", folder_ + "/ca.pem"});
     KVD_CHECK(tls.ok()) << tls.status();
     auto gateway = Gateway::Start(
         inbox_, *copiers_, copier_, domains_,
