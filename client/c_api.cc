@@ -578,6 +578,7 @@ kvd_status kvd_put(kvd_client* client, const kvd_namespace* ns, const void* keys
       return status;
     }
     std::vector<std::string> announce;
+    announce.reserve(announced.size());
     for (const auto& bytes : announced) {
       announce.emplace_back(reinterpret_cast<const char*>(bytes.data()), bytes.size());
     }
