@@ -83,7 +83,7 @@ class Service::Impl {
   v1::Engine::AsyncService service_;
   std::unique_ptr<grpc::ServerCompletionQueue> queue_;
   std::unique_ptr<grpc::Server> server_;
-  std::unique_ptr<Acceptor> acceptor_;  // Where somebody else bound the socket.
+  std::unique_ptr<Acceptor> acceptor_;
 
   // Control thread only.
   std::deque<Resumable*> slices_;  // Calls that want to go on.
@@ -277,10 +277,6 @@ absl::Status Service::Impl::Start() {
   // it.
   grpc::EnableDefaultHealthCheckService(false);
   grpc::ServerBuilder builder;
-  int port = 0;
-  if (options_.listener < 0) {
-    builder.AddListeningPort("unix:" + options_.path, grpc::InsecureServerCredentials(), &port);
-  }
   builder.RegisterService(&service_);
   builder.SetMaxReceiveMessageSize(kMaxMessageBytes);
   builder.SetMaxSendMessageSize(kMaxMessageBytes);
@@ -290,7 +286,7 @@ absl::Status Service::Impl::Start() {
   queue_ = builder.AddCompletionQueue();
   server_ = builder.BuildAndStart();
   if (server_ == nullptr) {
-    return absl::UnavailableError(absl::StrCat("cannot listen at unix:", options_.path));
+    return absl::InternalError("gRPC does not start a server for engines");
   }
   using Async = v1::Engine::AsyncService;
   new Call<RegisterNamespaceMethod>(*this, Op::kRegisterNamespace,
@@ -313,9 +309,10 @@ absl::Status Service::Impl::Start() {
       "a session without shared memory is opened at PATH.stream; here, connect to PATH.session");
   new RefusedStream<v1::WatchRequest, v1::WatchEvent>(*this, &Async::RequestWatch,
                                                       "events are not in this version");
-  if (options_.listener < 0) return absl::OkStatus();
-  absl::StatusOr<std::unique_ptr<Acceptor>> acceptor = Acceptor::Start(
-      options_.listener, [this](int fd) { grpc::AddInsecureChannelFromFd(server_.get(), fd); });
+  const auto adopt = [this](int fd) { grpc::AddInsecureChannelFromFd(server_.get(), fd); };
+  absl::StatusOr<std::unique_ptr<Acceptor>> acceptor =
+      options_.listener < 0 ? Acceptor::Listen(options_.path, adopt)
+                            : Acceptor::Start(options_.listener, adopt);
   if (!acceptor.ok()) return acceptor.status();
   acceptor_ = *std::move(acceptor);
   return absl::OkStatus();
