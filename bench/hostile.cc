@@ -3,6 +3,7 @@
 #include <grpcpp/create_channel.h>
 #include <sys/resource.h>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <iostream>
@@ -56,6 +57,17 @@ const std::vector<PhaseSpec>& PhaseSpecs() {
   return *kSpecs;
 }
 
+std::vector<PhaseSpec> SpecsOf(const std::vector<std::string>& only) {
+  std::vector<PhaseSpec> specs;
+  for (const PhaseSpec& spec : PhaseSpecs()) {
+    if (only.empty() || spec.attacks.empty() ||
+        std::find(only.begin(), only.end(), spec.name) != only.end()) {
+      specs.push_back(spec);
+    }
+  }
+  return specs;
+}
+
 absl::StatusOr<v1::StatusReply> AskStatus(const std::string& endpoint) {
   grpc::ChannelArguments args;
   args.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);  // A connection of its own.
@@ -86,7 +98,9 @@ std::string Newcomer(const std::string& endpoint) {
 class Run {
  public:
   explicit Run(const HostileOptions& options)
-      : options_(options), phase_time_(options.time / static_cast<double>(PhaseSpecs().size())) {}
+      : options_(options),
+        specs_(SpecsOf(options.only)),
+        phase_time_(options.time / static_cast<double>(specs_.size())) {}
 
   absl::StatusOr<HostileResult> All();
 
@@ -105,6 +119,7 @@ class Run {
   std::vector<double> SamplesOf(uint32_t phase) const;
 
   const HostileOptions& options_;
+  const std::vector<PhaseSpec> specs_;
   const absl::Duration phase_time_;
   std::unique_ptr<TemporaryFolder> folder_;
   std::unique_ptr<DaemonProcess> daemon_;
@@ -181,7 +196,7 @@ absl::StatusOr<v1::StatusReply> Run::StatusAtRest() {
 }
 
 absl::Status Run::RunPhase(uint32_t number) {
-  const PhaseSpec& spec = PhaseSpecs()[number];
+  const PhaseSpec& spec = specs_[number];
   const uint64_t failed_before = Sum(&HostileBoard::Client::failed_calls);
   std::vector<std::unique_ptr<ChildProcess>> attackers;
   for (const Attack attack : spec.attacks) {
@@ -228,7 +243,7 @@ absl::StatusOr<HostileResult> Run::All() {
   absl::SleepFor(phase_time_ / 4);  // Warm.
 
   v1::StatusReply before;
-  const uint32_t phases = static_cast<uint32_t>(PhaseSpecs().size());
+  const uint32_t phases = static_cast<uint32_t>(specs_.size());
   for (uint32_t number = 0; number < phases; ++number) {
     if (absl::Status status = RunPhase(number); !status.ok()) return status;
     if (number != 0 && number != phases - 1) continue;
@@ -389,6 +404,12 @@ void AddHostileCommand(CLI::App& app) {
   command->add_option(
       "--daemon", options->daemon,
       "unix:PATH of a running daemon; default: one of our own, with 256 descriptors");
+  std::vector<std::string> names;
+  for (const PhaseSpec& spec : PhaseSpecs()) names.push_back(spec.name);
+  command
+      ->add_option("--only", options->only, "Phases beside the quiet ones, by commas; default: all")
+      ->delimiter(',')
+      ->check(CLI::IsMember(names).description(""));
   command->add_flag("--json", *json, "Prints JSON");
   command->callback([options, seconds, json] {
     options->time = absl::Seconds(*seconds);

@@ -21,7 +21,8 @@ inline constexpr double kHostileMaxMemoryRatio = 1.05;  // After to before.
 struct HostileOptions {
   std::string program;  // Path of kvd; empty: the one beside this program.
   std::string daemon;   // unix:PATH of one that runs already; empty: one of our own.
-  absl::Duration time = absl::Seconds(60);
+  absl::Duration time = absl::Seconds(60);  // Of all phases together.
+  std::vector<std::string> only;            // Names of phases between the quiet ones; empty: all.
 };
 
 struct HostilePhase {

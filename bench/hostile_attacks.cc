@@ -46,7 +46,8 @@ constexpr double kOversizedPerSecond = 10;
 constexpr size_t kOversizedHeld = 8;  // Connections that have announced one and say no more.
 constexpr uint32_t kConnections = 600;
 constexpr absl::Duration kExhaustedTime = absl::Milliseconds(300);
-constexpr absl::Duration kCallTimeout = absl::Milliseconds(500);
+constexpr absl::Duration kMalformedTimeout = absl::Milliseconds(20);  // Some ask to wait.
+constexpr absl::Duration kOversizedTimeout = absl::Milliseconds(500);
 constexpr timeval kSocketTimeout = {.tv_sec = 0, .tv_usec = 100'000};
 
 std::string PathOf(const std::string& endpoint) {
@@ -178,12 +179,13 @@ std::shared_ptr<grpc::Channel> ChannelTo(const std::string& target) {
 // Calls of any method with any bytes, several at a time.
 class RawCalls {
  public:
-  explicit RawCalls(const std::string& target) : stub_(ChannelTo(target)) {}
+  RawCalls(const std::string& target, absl::Duration timeout)
+      : stub_(ChannelTo(target)), timeout_(timeout) {}
 
   void Start(const std::string& method, grpc::ByteBuffer request) {
     calls_.push_back(std::make_unique<Call>());
     Call& call = *calls_.back();
-    call.context.set_deadline(absl::ToChronoTime(absl::Now() + kCallTimeout));
+    call.context.set_deadline(absl::ToChronoTime(absl::Now() + timeout_));
     call.request = std::move(request);
     call.reader = stub_.PrepareUnaryCall(&call.context, method, call.request, &queue_);
     call.reader->StartCall();
@@ -209,6 +211,7 @@ class RawCalls {
     std::unique_ptr<grpc::ClientAsyncResponseReader<grpc::ByteBuffer>> reader;
   };
   grpc::GenericStub stub_;
+  const absl::Duration timeout_;
   grpc::CompletionQueue queue_;
   std::vector<std::unique_ptr<Call>> calls_;
 };
@@ -485,8 +488,8 @@ absl::Status CallMalformed(const std::string& endpoint, HostileBoard& board) {
   const absl::StatusOr<uint32_t> ns = RegisterAsTheirs(endpoint, session->token);
   if (!ns.ok()) return ns.status();
   std::mt19937_64 random(2);
-  RawCalls engine(endpoint);
-  RawCalls stream(endpoint + ".stream");
+  RawCalls engine(endpoint, kMalformedTimeout);
+  RawCalls stream(endpoint + ".stream", kMalformedTimeout);
   for (Pace pace(kMalformedBatchesPerSecond);; pace.Wait()) {
     for (size_t i = 0; i < kMalformedBatch; ++i) {
       const uint64_t which = random() % 16;
@@ -579,8 +582,8 @@ absl::Status SendOversized(const std::string& endpoint, HostileBoard& board) {
   const std::vector<grpc::Slice> slices(kOversizedBytes / mib.size(), grpc::Slice(mib));
   constexpr size_t kFrameBytes = 16'384;
   const std::string frame(kFrameBytes, 'x');
-  RawCalls engine(endpoint);
-  RawCalls stream(endpoint + ".stream");
+  RawCalls engine(endpoint, kOversizedTimeout);
+  RawCalls stream(endpoint + ".stream", kOversizedTimeout);
   std::deque<std::unique_ptr<RawHttp2>> held;
   for (Pace pace(kOversizedPerSecond);; pace.Wait()) {
     const std::string method =
