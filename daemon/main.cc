@@ -266,6 +266,7 @@ int Serve(const Config& config) {
   });
   const Watchdog watchdog(
       [&] { inbox.Post(Task{[](Control&) { NotifyServiceManager("WATCHDOG=1"); }}); });
+  const HeapTrimmer trimmer;
   PreferThisThread();
   (*service)->Run();
   stopper.join();
