@@ -20,6 +20,10 @@
 //   looked
 //     for in the memory of the store
 
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <array>
 #include <csignal>
@@ -86,6 +90,8 @@ class Store {
   virtual absl::StatusOr<uint64_t> Exists(const Blocks& chain, uint32_t count) = 0;
   // Whether a put of a name that is there replaces it. Otherwise forgotten blocks get new names.
   virtual bool replaces() const = 0;
+  // Where the sources of a put lie, kBufferBytes; null: it does not matter to this store.
+  virtual std::byte* sources() { return nullptr; }
 };
 
 // What all others stand beside: memory of this process, and memcpy.
@@ -126,10 +132,42 @@ class CopyStore : public Store {
   size_t get_at_ = 0;
 };
 
+// Memory that kvd's daemon reads where it lies, as an engine's host pool would be.
+class SharedBuffer {
+ public:
+  SharedBuffer() {
+    fd_ = memfd_create("peers-sources", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    if (fd_ < 0 || ftruncate(fd_, kBufferBytes) != 0 ||
+        fcntl(fd_, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW) != 0) {
+      throw std::bad_alloc();
+    }
+    void* memory = mmap(nullptr, kBufferBytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd_, 0);
+    if (memory == MAP_FAILED) throw std::bad_alloc();
+    madvise(memory, kBufferBytes, MADV_HUGEPAGE);  // Where shmem may have them.
+    std::memset(memory, 0, kBufferBytes);
+    data_ = static_cast<std::byte*>(memory);
+  }
+  ~SharedBuffer() {
+    munmap(data_, kBufferBytes);
+    close(fd_);
+  }
+  SharedBuffer(const SharedBuffer&) = delete;
+  SharedBuffer& operator=(const SharedBuffer&) = delete;
+
+  int fd() const { return fd_; }
+  std::byte* data() const { return data_; }
+
+ private:
+  int fd_ = -1;
+  std::byte* data_ = nullptr;
+};
+
 class KvdStore : public Store {
  public:
   explicit KvdStore(const std::string& endpoint)
       : client_({.endpoint = endpoint, .timeout = kCallTimeout}) {}
+
+  std::byte* sources() override { return sources_.data(); }
 
   absl::StatusOr<uint32_t> Put(const Blocks& blocks, Sources sources) override {
     const absl::StatusOr<Namespace> ns = NamespaceOf(blocks.bytes);
@@ -180,11 +218,19 @@ class KvdStore : public Store {
     descriptor.hash_algorithm = "peers";
     descriptor.groups = {{.block_tokens = 16, .part_bytes = bytes}};
     absl::StatusOr<Namespace> ns = client_.RegisterNamespace(descriptor);
-    if (ns.ok()) namespaces_.emplace(bytes, *ns);
+    if (!ns.ok()) return ns;
+    if (!adopted_) {
+      absl::Status status = client_.AdoptMemory(sources_.fd(), {sources_.data(), kBufferBytes});
+      if (!status.ok()) return status;
+      adopted_ = true;
+    }
+    namespaces_.emplace(bytes, *ns);
     return ns;
   }
 
+  SharedBuffer sources_;  // Outlives the client.
   Client client_;
+  bool adopted_ = false;
   std::map<uint32_t, Namespace> namespaces_;
 };
 
@@ -348,7 +394,9 @@ class MemcachedStore : public SocketStore<MemcachedClient> {
 class Driver {
  public:
   explicit Driver(std::unique_ptr<Store> store)
-      : store_(std::move(store)), buffer_(kBufferBytes, Touch::kNow) {}
+      : store_(std::move(store)),
+        buffer_(kBufferBytes, Touch::kNow),
+        sources_(store_->sources() != nullptr ? store_->sources() : &buffer_[0]) {}
 
   nlohmann::json Run(const std::string& line) {
     std::istringstream words(line);
@@ -383,6 +431,7 @@ class Driver {
       answer = nlohmann::json::object();
     } else if (verb == "scrub") {
       std::memset(&buffer_[0], 0, kBufferBytes);
+      std::memset(sources_, 0, kBufferBytes);
       answer = nlohmann::json::object();
     } else if (verb == "pattern") {
       const auto bytes = static_cast<uint32_t>(number());
@@ -407,6 +456,10 @@ class Driver {
   }
   absl::Span<std::byte> Place(uint64_t index, uint32_t bytes) {
     return absl::MakeSpan(&buffer_[index * bytes], bytes);
+  }
+
+  absl::Span<std::byte> SourcePlace(uint64_t index, uint32_t bytes) {
+    return absl::MakeSpan(sources_ + index * bytes, bytes);
   }
 
   // Calls `call(first, count, place)` for each batch of as many blocks as the buffer has room for,
@@ -442,12 +495,12 @@ class Driver {
     ForEachBatch(
         bytes, batch, first, count, limit,
         [&](uint64_t from, uint64_t some) {
-          for (uint64_t i = 0; i < some; ++i) Fill(from + i, Place(i, bytes));
+          for (uint64_t i = 0; i < some; ++i) Fill(from + i, SourcePlace(i, bytes));
         },
         [&](const Blocks& blocks, uint64_t, uint64_t place) {
           std::vector<absl::Span<const std::byte>> sources;
           for (size_t i = 0; i < blocks.names.size(); ++i) {
-            sources.push_back(Place(place + i, bytes));
+            sources.push_back(SourcePlace(place + i, bytes));
           }
           const Nanos start = clock_.Now();
           const absl::StatusOr<uint32_t> put = store_->Put(blocks, sources);
@@ -559,7 +612,8 @@ class Driver {
 
   const std::unique_ptr<Store> store_;
   const SystemClock clock_;
-  MappedArray<std::byte> buffer_;  // Sources of a put, targets of a get.
+  MappedArray<std::byte> buffer_;  // Targets of a get.
+  std::byte* const sources_;       // Of a put: the same, unless the store has its own.
   std::vector<Blocks> chains_;     // What `exists` asks for.
   uint64_t generation_ = 0;        // Forgotten blocks have new keys.
   std::string why_;                // The first trouble of the current command.

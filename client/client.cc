@@ -55,6 +55,10 @@ PutResult Client::Put(const Namespace& ns, std::string_view keys,
                       const PutOptions& options) {
   return NoThrow<PutResult>([&] { return impl_->Put(ns, keys, sources, options); });
 }
+absl::Status Client::AdoptMemory(int fd, absl::Span<const std::byte> memory,
+                                 absl::Duration timeout) {
+  return NoThrow<absl::Status>([&] { return impl_->AdoptMemory(fd, memory, timeout); });
+}
 void Client::ReleaseLease(uint64_t lease_id) { impl_->releases().AddLease(lease_id); }
 absl::Status Client::Flush(absl::Duration timeout) {
   return NoThrow<absl::Status>([&] { return impl_->Flush(timeout); });

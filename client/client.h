@@ -176,6 +176,7 @@ struct ClientStats {
   uint64_t damaged_parts = 0;  // Did not verify, and were reported.
   uint64_t bad_extents = 0;    // Lay outside their region, or could not be checked: misses.
   uint64_t dropped_releases = 0;
+  uint64_t own_bytes = 0;  // Stored straight from adopted memory, without a copy on this side.
 };
 
 class Client {
@@ -211,6 +212,26 @@ class Client {
   PutResult Put(const Namespace& ns, std::string_view keys,
                 absl::Span<const absl::Span<const std::byte>> sources,
                 const PutOptions& options = {});
+
+  // Shows the daemon memory of the caller, so that a put whose sources all lie in it is not copied
+  // on this side: the daemon reads them where they lie. `fd` is a memfd (it stays the caller's),
+  // and `memory` where its first bytes are mapped with MAP_SHARED, until this client is gone. It
+  // must be sealed against shrinking; one of huge pages also against new writable mappings
+  // (F_SEAL_FUTURE_WRITE, after mapping it), and taken whole. Once in a client, and handed over
+  // again after each reconnect; a daemon that does not take it then gets copies, as without it.
+  //
+  // The bytes of such a put must not change until it returns. If they do, each byte is stored as it
+  // was at some time during the call, under the sum of what was stored: readers all get the same
+  // bytes, and nothing tells them. What changes after Put() returned, with whatever status, is
+  // never stored. A put of at most 256 KiB is copied all the same: that is quicker than to ask.
+  //
+  //   kInvalidArgument     says what is wrong with `fd` or `memory`
+  //   kFailedPrecondition  adopted before, an endpoint without shared memory, or an older daemon
+  //   kResourceExhausted   the daemon maps too much already
+  //   kUnavailable         the daemon is away now
+  // After an error nothing is adopted.
+  absl::Status AdoptMemory(int fd, absl::Span<const std::byte> memory,
+                           absl::Duration timeout = absl::ZeroDuration());
 
   void ReleaseLease(uint64_t lease_id);                               // Rides on a later call.
   absl::Status Flush(absl::Duration timeout = absl::ZeroDuration());  // Sends releases now.

@@ -300,6 +300,7 @@ ClientStats Client::Impl::stats() const {
   stats.damaged_parts = damaged_parts_.load(std::memory_order_relaxed);
   stats.bad_extents = bad_extents_.load(std::memory_order_relaxed);
   stats.dropped_releases = releases_.dropped();
+  stats.own_bytes = own_bytes_.load(std::memory_order_relaxed);
   return stats;
 }
 

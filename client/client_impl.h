@@ -25,6 +25,7 @@
 #include "absl/types/span.h"
 #include "client/client.h"
 #include "client/convert.h"
+#include "client/own_memory.h"
 #include "client/pending_call.h"
 #include "client/release_queue.h"
 #include "client/remote.h"
@@ -50,6 +51,8 @@ struct Link {
   absl::Mutex mu;
   std::vector<std::optional<uint32_t>> namespace_ids ABSL_GUARDED_BY(mu);  // By Namespace::index.
   std::unique_ptr<Staging> staging ABSL_GUARDED_BY(mu);                    // Set once.
+  std::unique_ptr<OwnFills> own_fills ABSL_GUARDED_BY(mu);                 // Set once.
+  absl::Status own_refused ABSL_GUARDED_BY(mu);  // By the daemon, for this session.
 };
 
 // The calls that give something.
@@ -77,6 +80,7 @@ class Client::Impl {
                 absl::Span<const absl::Span<std::byte>> targets, const GetOptions& options);
   PutResult Put(const Namespace& ns, std::string_view keys,
                 absl::Span<const absl::Span<const std::byte>> sources, const PutOptions& options);
+  absl::Status AdoptMemory(int fd, absl::Span<const std::byte> memory, absl::Duration timeout);
   absl::Status Flush(absl::Duration timeout);
   absl::Status Connect(absl::Duration timeout) { return Connected(DeadlineOf(timeout)).status(); }
   absl::StatusOr<PinResult> Pin(const Namespace& ns, std::string_view key,
@@ -112,6 +116,8 @@ class Client::Impl {
   absl::StatusOr<const KnownNamespace*> Remember(const NamespaceDescriptor& descriptor);
   absl::StatusOr<uint32_t> NamespaceId(Link& link, const KnownNamespace& ns, absl::Time deadline);
   absl::StatusOr<Staging*> StagingOf(Link& link, absl::Time deadline);
+  absl::StatusOr<OwnFills*> OwnFillsOf(Link& link, const OwnMemory& own, absl::Time deadline);
+  std::shared_ptr<const OwnMemory> Own();
 
   // One call, which takes along what is owed. kUnauthenticated and kUnavailable end the session.
   template <typename Request, typename Reply>
@@ -155,6 +161,9 @@ class Client::Impl {
   PutResult PutInOneCall(Link& link, Staging& staging, uint32_t namespace_id, const PutCall& put);
   PutResult PutReserved(const LinkPtr& link, Staging& staging, uint32_t namespace_id,
                         const PutCall& put);
+  PutResult PutFromOwn(const LinkPtr& link, OwnFills& fills, absl::Span<const uint64_t> offsets,
+                       uint32_t namespace_id, const PutCall& put);
+  static v1::ReserveRequest ReserveRequestOf(uint32_t namespace_id, const PutCall& put);
   absl::Status FillGranted(Link& link, Staging::Filling& filling, const PutCall& put,
                            const v1::ReserveReply& reserved, std::string& sums);
 
@@ -177,8 +186,10 @@ class Client::Impl {
 
   ReleaseQueue releases_;
   Turn connecting_;
+  Turn adopting_;
   absl::Mutex mu_;
   LinkPtr link_ ABSL_GUARDED_BY(mu_);
+  std::shared_ptr<const OwnMemory> own_ ABSL_GUARDED_BY(mu_);   // Set once.
   std::deque<KnownNamespace> namespaces_ ABSL_GUARDED_BY(mu_);  // Elements never move or change.
   std::deque<std::pair<SessionToken, std::weak_ptr<Link>>> finished_ ABSL_GUARDED_BY(mu_);
   uint64_t sessions_ ABSL_GUARDED_BY(mu_) = 0;
@@ -194,6 +205,7 @@ class Client::Impl {
   std::atomic<uint64_t> reconnects_{0};
   std::atomic<uint64_t> damaged_parts_{0};
   std::atomic<uint64_t> bad_extents_{0};
+  std::atomic<uint64_t> own_bytes_{0};
 };
 
 template <typename Request>

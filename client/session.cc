@@ -186,10 +186,10 @@ void Session::End() {
 
 template <typename Request, typename Reply>
 absl::StatusOr<Reply> Session::Exchange(const Request& request, std::vector<UniqueFd>& fds,
-                                        absl::Time deadline) {
+                                        absl::Time deadline, int passed_fd) {
   if (ended_.load(std::memory_order_relaxed)) return absl::UnavailableError("session ended");
   Reply reply;
-  absl::Status status = SendMessage(socket_.get(), &request, sizeof(request), deadline);
+  absl::Status status = SendMessage(socket_.get(), &request, sizeof(request), deadline, passed_fd);
   if (status.ok()) {
     absl::StatusOr<size_t> size =
         ReceiveMessage(socket_.get(), &reply, sizeof(reply), fds, deadline);
@@ -274,6 +274,28 @@ absl::StatusOr<StagingMemory> Session::OpenStaging(uint64_t size_bytes, absl::Ti
   return StagingMemory{*std::move(memory), std::move(fds[1])};
 }
 
+absl::StatusOr<UniqueFd> Session::OpenOwnStaging(int fd, uint64_t size_bytes, absl::Time deadline) {
+  TurnLock lock(exchange_, deadline);
+  if (!lock.held()) return absl::DeadlineExceededError("own memory: others are asking");
+  StagingRequest request;
+  request.own = 1;
+  request.size_bytes = size_bytes;
+  std::vector<UniqueFd> fds;
+  absl::StatusOr<StagingReply> reply =
+      Exchange<StagingRequest, StagingReply>(request, fds, deadline, fd);
+  if (!reply.ok()) return reply.status();
+  if (reply->status == SessionStatus::kInvalid) {
+    return absl::FailedPreconditionError(
+        "own memory: the daemon does not take it: its bound is lower, or its version is older");
+  }
+  if (absl::Status status = ToStatus(reply->status, "own memory"); !status.ok()) return status;
+  if (fds.size() != 1 || reply->size_bytes != size_bytes) {
+    End();
+    return absl::InternalError("own memory: an answer to another question");
+  }
+  return std::move(fds[0]);
+}
+
 // ---- sockets ------------------------------------------------------------------------------------
 
 absl::Status PollUntil(int fd, short events, absl::Time deadline) {
@@ -290,8 +312,23 @@ absl::Status PollUntil(int fd, short events, absl::Time deadline) {
   }
 }
 
-absl::Status SendMessage(int fd, const void* data, size_t size, absl::Time deadline) {
-  while (send(fd, data, size, MSG_DONTWAIT | MSG_NOSIGNAL) < 0) {
+absl::Status SendMessage(int fd, const void* data, size_t size, absl::Time deadline,
+                         int passed_fd) {
+  iovec bytes{const_cast<void*>(data), size};
+  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
+  msghdr message{};
+  message.msg_iov = &bytes;
+  message.msg_iovlen = 1;
+  if (passed_fd >= 0) {
+    message.msg_control = control;
+    message.msg_controllen = sizeof(control);
+    cmsghdr* header = CMSG_FIRSTHDR(&message);
+    header->cmsg_level = SOL_SOCKET;
+    header->cmsg_type = SCM_RIGHTS;
+    header->cmsg_len = CMSG_LEN(sizeof(int));
+    std::memcpy(CMSG_DATA(header), &passed_fd, sizeof(int));
+  }
+  while (sendmsg(fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL) < 0) {
     if (errno == EINTR) continue;
     if (errno != EAGAIN) return ErrnoStatus("send");
     if (absl::Status status = PollUntil(fd, POLLOUT, deadline); !status.ok()) return status;

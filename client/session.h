@@ -118,6 +118,10 @@ class Session {
   // Staging memory of at most `size_bytes`, with its fill channel. Once in a session.
   virtual absl::StatusOr<StagingMemory> OpenStaging(uint64_t size_bytes, absl::Time deadline);
 
+  // Shows the daemon the first `size_bytes` of a memfd of ours; the fill channel for them. Once in
+  // a session. kFailedPrecondition: it will not take it.
+  virtual absl::StatusOr<UniqueFd> OpenOwnStaging(int fd, uint64_t size_bytes, absl::Time deadline);
+
   // This, when it is one without shared memory; otherwise null.
   virtual RemoteSession* remote() { return nullptr; }
 
@@ -134,7 +138,7 @@ class Session {
   void RememberRegion(std::shared_ptr<const Region> region);
   template <typename Request, typename Reply>
   absl::StatusOr<Reply> Exchange(const Request& request, std::vector<UniqueFd>& fds,
-                                 absl::Time deadline);
+                                 absl::Time deadline, int passed_fd = -1);
 
   // Constant after construction.
   const UniqueFd socket_;
@@ -151,8 +155,10 @@ class Session {
 
 // Waits until `fd` has one of `events` or hung up. kDeadlineExceeded when it does not.
 absl::Status PollUntil(int fd, short events, absl::Time deadline);
-// Sends one message whole. kUnavailable: the peer hung up.
-absl::Status SendMessage(int fd, const void* data, size_t size, absl::Time deadline);
+// Sends one message whole, and `passed_fd` with it unless that is -1. kUnavailable: the peer hung
+// up.
+absl::Status SendMessage(int fd, const void* data, size_t size, absl::Time deadline,
+                         int passed_fd = -1);
 // Receives one message into `data`, at most `capacity` bytes, and returns its size. Descriptors
 // that come with it are added to `fds`. A longer message is kDataLoss, a hang-up kUnavailable.
 absl::StatusOr<size_t> ReceiveMessage(int fd, void* data, size_t capacity,

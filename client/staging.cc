@@ -53,6 +53,27 @@ void StagingRing::Free(uint64_t number) {
   }
 }
 
+// ---- the fill channel ---------------------------------------------------------------------------
+
+absl::StatusOr<size_t> ReceiveFillReplies(int channel, absl::Span<FillReply> replies,
+                                          absl::Time deadline, absl::Duration look_on) {
+  const size_t room = replies.size() * sizeof(FillReply);
+  std::vector<UniqueFd> no_fds;
+  const absl::Time until = std::min(deadline, absl::Now() + look_on);
+  absl::StatusOr<size_t> size =
+      ReceiveMessage(channel, replies.data(), room, no_fds, absl::InfinitePast());
+  while (absl::IsDeadlineExceeded(size.status()) && absl::Now() < until) {
+    sched_yield();
+    size = ReceiveMessage(channel, replies.data(), room, no_fds, absl::InfinitePast());
+  }
+  if (absl::IsDeadlineExceeded(size.status()) && deadline != absl::InfinitePast()) {
+    size = ReceiveMessage(channel, replies.data(), room, no_fds, deadline);
+  }
+  if (!size.ok()) return size.status();
+  if (*size % sizeof(FillReply) != 0) return absl::InternalError("fill channel: not an answer");
+  return *size / sizeof(FillReply);
+}
+
 // ---- filling ------------------------------------------------------------------------------------
 
 Staging::Staging(StagingMemory memory, const Copier& copier)
@@ -242,33 +263,17 @@ void Staging::Filling::DropPending() {
 absl::Status Staging::Filling::ReceiveReplies(absl::Time deadline) {
   if (staging_.in_flight_.empty()) return absl::OkStatus();
   std::array<FillReply, kMaxFillsInFlight> replies;
-  std::vector<UniqueFd> no_fds;
-  const int channel = staging_.channel_.get();
-  // The copier is at work and will answer in a moment: to look on, as long as nobody else wants
-  // this CPU, costs less than to sleep and be woken.
-  const absl::Time look_on = std::min(deadline, absl::Now() + kLookOn);
-  absl::StatusOr<size_t> size =
-      ReceiveMessage(channel, replies.data(), sizeof(replies), no_fds, absl::InfinitePast());
-  while (absl::IsDeadlineExceeded(size.status()) && absl::Now() < look_on) {
-    sched_yield();
-    size = ReceiveMessage(channel, replies.data(), sizeof(replies), no_fds, absl::InfinitePast());
-  }
-  if (absl::IsDeadlineExceeded(size.status()) && deadline != absl::InfinitePast()) {
-    size = ReceiveMessage(channel, replies.data(), sizeof(replies), no_fds, deadline);
-  }
-  if (!size.ok()) {
-    if (!absl::IsDeadlineExceeded(size.status())) {
+  const absl::StatusOr<size_t> count = ReceiveFillReplies(
+      staging_.channel_.get(), absl::MakeSpan(replies).first(staging_.in_flight_.size()), deadline,
+      kLookOn);
+  if (!count.ok()) {
+    if (!absl::IsDeadlineExceeded(count.status())) {
       staging_.broken_.store(true, std::memory_order_relaxed);
-      return size.status();
+      return count.status();
     }
-    return deadline == absl::InfinitePast() ? absl::OkStatus() : size.status();
+    return deadline == absl::InfinitePast() ? absl::OkStatus() : count.status();
   }
-  const size_t count = *size / sizeof(FillReply);
-  if (*size % sizeof(FillReply) != 0 || count > staging_.in_flight_.size()) {
-    staging_.broken_.store(true, std::memory_order_relaxed);
-    return absl::InternalError("fill channel: not an answer");
-  }
-  for (size_t i = 0; i < count; ++i) {
+  for (size_t i = 0; i < *count; ++i) {
     const InFlight sent = staging_.in_flight_.front();
     if (replies[i].index != sent.index) {
       staging_.broken_.store(true, std::memory_order_relaxed);

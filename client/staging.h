@@ -68,6 +68,12 @@ class StagingRing {
   std::deque<Slot> slots_;
 };
 
+// Takes the answers of one message, at most `replies.size()`, and says how many they are. A copier
+// at work answers in a moment: for `look_on` it looks again and again, as long as nobody else wants
+// this CPU, which costs less than to sleep and be woken. kDeadlineExceeded: none by `deadline`.
+absl::StatusOr<size_t> ReceiveFillReplies(int channel, absl::Span<FillReply> replies,
+                                          absl::Time deadline, absl::Duration look_on);
+
 class Staging {
  public:
   // Bytes of staging in use at a time, unless a part is larger. Enough to keep a copier busy while

@@ -84,8 +84,8 @@ void CopierPool::AddChannel(uint32_t session, int fd, std::shared_ptr<const Stag
           false);
 }
 
-void CopierPool::EndChannel(uint32_t session) {
-  Enqueue(*workers_[session % options_.threads], EndChannelJob{session}, false);
+void CopierPool::EndChannels(uint32_t session) {
+  Enqueue(*workers_[session % options_.threads], EndChannelsJob{session}, false);
 }
 
 bool CopierPool::Fill(FillJob job) {
@@ -207,13 +207,12 @@ void CopierPool::RunJob(Worker& worker, Job& job) {
     inbox_.Post(Verified{verify->part, copier_.Sum(verify->bytes) == verify->sum});
   } else if (auto* make = std::get_if<MakeRegionJob>(&job)) {
     inbox_.Post(RegionMade{make->region, MemoryRegion::Create(make->bytes, options_.pages)});
-  } else if (auto* end = std::get_if<EndChannelJob>(&job)) {
-    for (auto it = worker.channels.begin(); it != worker.channels.end(); ++it) {
-      if (it->second.session != end->session) continue;
-      close(it->first);  // Also takes it out of the epoll set.
-      worker.channels.erase(it);
-      return;
-    }
+  } else if (auto* end = std::get_if<EndChannelsJob>(&job)) {
+    absl::erase_if(worker.channels, [&](const auto& channel) {
+      if (channel.second.session != end->session) return false;
+      close(channel.first);  // Also takes it out of the epoll set.
+      return true;
+    });
   } else {
     auto& channel = std::get<Channel>(job);
     epoll_event event{.events = EPOLLIN | EPOLLRDHUP, .data = {.fd = channel.fd}};

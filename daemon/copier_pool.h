@@ -2,7 +2,7 @@
 // them and store them in one pass while they are in cache, on behalf of clients (fill channels) and
 // of the control thread (jobs); and they sum again what a reader called damaged.
 //
-// A session's channel belongs to one copier. Each turn serves one message of each channel that has
+// A session's channels belong to one copier. Each turn serves one message of each channel that has
 // any, so a session that fills without pause cannot starve another.
 //
 // Threads: everything is safe from any thread.
@@ -41,12 +41,12 @@ class CopierPool final : public Mover {
   ~CopierPool() override;  // Ends the threads; jobs that wait are dropped.
 
   // Serves fills that arrive on `fd` (which becomes the pool's) until the other end closes, or
-  // EndChannel().
+  // EndChannels().
   void AddChannel(uint32_t session, int fd, std::shared_ptr<const StagedBytes> staging,
                   uint32_t protocol = kProtocolVersion);
 
-  // Hangs up on the channel of `session`, if it has one. Soon, not now.
-  void EndChannel(uint32_t session);
+  // Hangs up on the channels of `session`, if it has any. Soon, not now.
+  void EndChannels(uint32_t session);
 
   bool Fill(FillJob job) override;
   bool Verify(VerifyJob job) override;
@@ -66,10 +66,10 @@ class CopierPool final : public Mover {
     uint32_t region = 0;
     uint64_t bytes = 0;
   };
-  struct EndChannelJob {
+  struct EndChannelsJob {
     uint32_t session = 0;
   };
-  using Job = std::variant<FillJob, VerifyJob, MakeRegionJob, Channel, EndChannelJob>;
+  using Job = std::variant<FillJob, VerifyJob, MakeRegionJob, Channel, EndChannelsJob>;
 
   struct Worker {
     int epoll = -1;

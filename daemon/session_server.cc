@@ -374,7 +374,9 @@ bool SessionServer::GiveStaging(Peer& peer, const StagingRequest& request, int o
     reply.status = status;
     return Send(peer.socket, &reply, sizeof reply, {});
   };
-  if (peer.has_staging || request.size_bytes == 0) return refuse(SessionStatus::kInvalid);
+  // One of each kind.
+  uint64_t& has = request.own != 0 ? peer.own_staging_bytes : peer.staging_bytes;
+  if (has != 0 || request.size_bytes == 0) return refuse(SessionStatus::kInvalid);
   int fd = own_fd;
   uint64_t size = request.size_bytes;
   if (request.own != 0) {
@@ -412,8 +414,7 @@ bool SessionServer::GiveStaging(Peer& peer, const StagingRequest& request, int o
     sent = request.own != 0 ? Send(peer.socket, &reply, sizeof reply, {channel[1]})
                             : Send(peer.socket, &reply, sizeof reply, {fd, channel[1]});
     close(channel[1]);
-    peer.has_staging = true;
-    (request.own != 0 ? peer.own_staging_bytes : peer.staging_bytes) = size;
+    has = size;
     (request.own != 0 ? use_.own_staging_bytes : use_.staging_bytes) += size;
   }
   if (request.own == 0) close(fd);
@@ -422,10 +423,10 @@ bool SessionServer::GiveStaging(Peer& peer, const StagingRequest& request, int o
 
 void SessionServer::CloseSocket(Peer& peer) {
   close(std::exchange(peer.socket, -1));
+  // The client may keep its ends of the fill channels, and with them the staging memory.
+  if (peer.staging_bytes + peer.own_staging_bytes > 0) copiers_.EndChannels(peer.serial);
   use_.staging_bytes -= std::exchange(peer.staging_bytes, 0);
   use_.own_staging_bytes -= std::exchange(peer.own_staging_bytes, 0);
-  // The client may keep its end of the fill channel, and with it the staging memory.
-  if (std::exchange(peer.has_staging, false)) copiers_.EndChannel(peer.serial);
   if (peer.greeted) {
     inbox_.Post(SessionEnded{peer.serial});
   } else {

@@ -71,10 +71,9 @@ class SessionServer {
     uid_t uid = 0;
     pid_t pid = 0;
     bool greeted = false;
-    uint32_t protocol = 0;  // As agreed.
-    bool has_staging = false;
-    uint64_t staging_bytes = 0;      // Made by us.
-    uint64_t own_staging_bytes = 0;  // Brought by the client.
+    uint32_t protocol = 0;           // As agreed.
+    uint64_t staging_bytes = 0;      // Made by us; 0: none.
+    uint64_t own_staging_bytes = 0;  // Brought by the client; 0: none.
   };
   // What the sessions of one domain, or of all, have now.
   struct Use {

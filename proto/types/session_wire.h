@@ -8,6 +8,9 @@
 //   client -> daemon  StagingRequest [+ own memfd]       before its first put
 //   daemon -> client  StagingReply   + [memfd] + fill channel
 //
+// A session has at most one memory that the daemon made and one of its own, each with a channel.
+// What a Commit names as staged lies in the one that it got first.
+//
 // The fill channel is another SEQPACKET socket, read by a copier thread: the client sends arrays of
 // FillRequest, the copier answers each with a FillReply, in order. It carries offsets only; every
 // field is checked against the reservation before a byte moves.

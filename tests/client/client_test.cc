@@ -3,9 +3,13 @@
 
 #include "client/client.h"
 
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <map>
 #include <optional>
@@ -15,6 +19,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "client/own_memory.h"
 #include "client/release_queue.h"
 #include "client/staging.h"
 #include "proto/types/limits.h"
@@ -747,6 +752,215 @@ TEST_F(ClientTest, EightThreadsPutAndGetThroughHangUps) {
   for (std::thread& thread : threads) thread.join();
   EXPECT_EQ(wrong, 0);
   EXPECT_GT(right, 50);
+}
+
+// ---- own memory ---------------------------------------------------------------------------------
+
+// A memfd, mapped.
+class SharedBytes {
+ public:
+  explicit SharedBytes(size_t size, int seals = F_SEAL_SHRINK)
+      : fd_(memfd_create("own", MFD_CLOEXEC | MFD_ALLOW_SEALING)) {
+    EXPECT_EQ(ftruncate(fd_.get(), static_cast<off_t>(size)), 0);
+    EXPECT_EQ(fcntl(fd_.get(), F_ADD_SEALS, seals), 0);
+    mapping_ = *Mapping::Map(fd_.get(), size, Mapping::Access::kReadWrite);
+  }
+  int fd() const { return fd_.get(); }
+  absl::Span<std::byte> all() const { return {mapping_.data(), mapping_.size()}; }
+  // Copies `from` to here, back to back from `offset` on, and says where each of them lies.
+  std::vector<absl::Span<const std::byte>> Take(const Buffers& from, size_t offset) const {
+    std::vector<absl::Span<const std::byte>> places;
+    for (const absl::Span<const std::byte> bytes : from.sources()) {
+      std::copy(bytes.begin(), bytes.end(), mapping_.data() + offset);
+      places.emplace_back(mapping_.data() + offset, bytes.size());
+      offset += bytes.size();
+    }
+    return places;
+  }
+
+ private:
+  UniqueFd fd_;
+  Mapping mapping_;
+};
+
+TEST_F(ClientTest, PutFromAdoptedMemoryIsNotCopied) {
+  const Namespace ns = MustRegister(Model(kLarge));
+  const SharedBytes memory(3 * kLarge);
+  ASSERT_TRUE(client().AdoptMemory(memory.fd(), memory.all()).ok());
+  const Buffers source(3, ns.part_bytes, 5);
+  Buffers target(3, ns.part_bytes, std::nullopt);
+
+  // From the first byte to the last.
+  const PutResult put = client().Put(ns, Keys(3), memory.Take(source, 0));
+  const GetResult got = client().Get(ns, Keys(3), target.targets());
+
+  ASSERT_TRUE(put.status.ok()) << put.status;
+  EXPECT_THAT(put.results, AllOf(SizeIs(3), Each(CommitResult::kCommitted)));
+  EXPECT_EQ(got.blocks, 3);
+  EXPECT_EQ(source, target);
+  EXPECT_EQ(daemon_->seen().fills_of_own, 3);
+  EXPECT_EQ(client().stats().own_bytes, 3 * kLarge);
+}
+
+TEST_F(ClientTest, OnlyMissingBlocksOfAnAdoptedPutAreRead) {
+  const Namespace ns = MustRegister(Model(kLarge));
+  const SharedBytes memory(4 * kLarge);
+  ASSERT_TRUE(client().AdoptMemory(memory.fd(), memory.all()).ok());
+  MustPut(ns, 2);
+  const Buffers source(4, ns.part_bytes, 1);
+  const auto places = memory.Take(source, 0);
+
+  const PutResult put = client().Put(ns, Keys(4), places);
+  const PutResult again = client().Put(ns, Keys(4), places);
+
+  ASSERT_TRUE(put.status.ok()) << put.status;
+  EXPECT_THAT(put.results, ElementsAre(CommitResult::kPresent, CommitResult::kPresent,
+                                       CommitResult::kCommitted, CommitResult::kCommitted));
+  ASSERT_TRUE(again.status.ok()) << again.status;
+  EXPECT_THAT(again.results, AllOf(SizeIs(4), Each(CommitResult::kPresent)));
+  EXPECT_EQ(client().stats().own_bytes, 2 * kLarge);
+}
+
+TEST_F(ClientTest, SourcesThatDoNotAllLieInAdoptedMemoryAreCopied) {
+  const Namespace ns = MustRegister(Model(kLarge));
+  const SharedBytes memory(4 * kLarge);
+  const auto adopted = memory.all().first(3 * kLarge - 1);
+  ASSERT_TRUE(client().AdoptMemory(memory.fd(), adopted).ok());
+  const Buffers source(2, ns.part_bytes, 6);
+  const auto places = memory.Take(source, kLarge);  // One byte of the last one is outside.
+  Buffers target(2, ns.part_bytes, std::nullopt);
+
+  const PutResult put = client().Put(ns, Keys(2), places);
+  const GetResult got = client().Get(ns, Keys(2), target.targets());
+
+  ASSERT_TRUE(put.status.ok()) << put.status;
+  EXPECT_EQ(got.blocks, 2);
+  EXPECT_EQ(source, target);
+  EXPECT_EQ(daemon_->seen().fills_of_own, 0);
+  EXPECT_EQ(client().stats().own_bytes, 0);
+}
+
+TEST_F(ClientTest, SmallPutFromAdoptedMemoryIsStillOneCall) {
+  const Namespace ns = MustRegister(Model(kSmall));
+  const SharedBytes memory(4 * kSmall);
+  ASSERT_TRUE(client().AdoptMemory(memory.fd(), memory.all()).ok());
+  const Buffers source(4, ns.part_bytes, 7);
+  Buffers target(4, ns.part_bytes, std::nullopt);
+  const PutResult put = client().Put(ns, Keys(4), memory.Take(source, 0));
+  ASSERT_TRUE(put.status.ok()) << put.status;
+  EXPECT_EQ(client().Get(ns, Keys(4), target.targets()).blocks, 4);
+  EXPECT_EQ(source, target);
+  EXPECT_EQ(daemon_->seen().calls["Reserve"], 0);
+}
+
+TEST_F(ClientTest, LongPartInAdoptedMemoryTravelsInPieces) {
+  constexpr uint32_t kLong = 2 * OwnFills::kPieceBytes + 100;
+  const Namespace ns = MustRegister(Model(kLong));
+  const SharedBytes memory(2 * kLong);
+  ASSERT_TRUE(client().AdoptMemory(memory.fd(), memory.all()).ok());
+  const Buffers source(2, ns.part_bytes, 8);
+  Buffers target(2, ns.part_bytes, std::nullopt);
+  const PutResult put = client().Put(ns, Keys(2), memory.Take(source, 0));
+  ASSERT_TRUE(put.status.ok()) << put.status;
+  EXPECT_EQ(client().Get(ns, Keys(2), target.targets()).blocks, 2);
+  EXPECT_EQ(source, target);
+  EXPECT_EQ(daemon_->seen().fills_of_own, 6);
+  EXPECT_EQ(daemon_->seen().longest_fill, OwnFills::kPieceBytes);
+}
+
+TEST_F(ClientTest, MemoryThatWillNotDoIsRefusedByName) {
+  const SharedBytes good(8 * kSmall);
+  const SharedBytes unsealed(8 * kSmall, 0);
+  const SharedBytes other(8 * kSmall);
+  void* copied = mmap(nullptr, 8 * kSmall, PROT_READ | PROT_WRITE, MAP_PRIVATE, good.fd(), 0);
+  ASSERT_NE(copied, MAP_FAILED);
+  const absl::Span<const std::byte> mapped_private(static_cast<std::byte*>(copied), 8 * kSmall);
+  const SharedBytes shorter(4 * kSmall);
+  void* longer = mmap(nullptr, 8 * kSmall, PROT_READ, MAP_SHARED, shorter.fd(), 0);
+  ASSERT_NE(longer, MAP_FAILED);
+  const absl::Span<const std::byte> too_long(static_cast<std::byte*>(longer), 8 * kSmall);
+  const Bytes heap(8 * kSmall);
+  struct Case {
+    int fd;
+    absl::Span<const std::byte> memory;
+    const char* says;
+  };
+  for (const Case& c : {Case{good.fd(), {}, "memory: must be 1 byte to 1 TiB, got 0"},
+                        Case{-1, good.all(), "fd: -1 is no memfd"},
+                        Case{STDIN_FILENO, good.all(), "is no memfd that can be sealed"},
+                        Case{unsealed.fd(), unsealed.all(), "F_SEAL_SHRINK"},
+                        Case{shorter.fd(), too_long, "32768 bytes, and the memfd has 16384"},
+                        Case{good.fd(), other.all(), "are not where the first bytes"},
+                        Case{good.fd(), heap, "are not where the first bytes"},
+                        Case{good.fd(), mapped_private, "mapped with MAP_SHARED"},
+                        Case{good.fd(), good.all().subspan(kSmall), "(from byte 0 on)"}}) {
+    const absl::Status status = client().AdoptMemory(c.fd, c.memory);
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << status << c.says;
+    EXPECT_THAT(std::string(status.message()), testing::HasSubstr(c.says));
+  }
+  EXPECT_EQ(daemon_->seen().own_memories, 0);
+  EXPECT_TRUE(client().AdoptMemory(good.fd(), good.all()).ok());
+  const absl::Status twice = client().AdoptMemory(other.fd(), other.all());
+  EXPECT_EQ(twice.code(), absl::StatusCode::kFailedPrecondition) << twice;
+  EXPECT_THAT(std::string(twice.message()), testing::HasSubstr("adopted some already"));
+  munmap(copied, 8 * kSmall);
+  munmap(longer, 8 * kSmall);
+}
+
+TEST_F(ClientTest, AdoptedMemoryIsHandedOverAgainAfterAReconnect) {
+  const Namespace ns = MustRegister(Model(kLarge));
+  const Buffers source(2, ns.part_bytes, 9);
+  const SharedBytes memory(2 * kLarge);
+  ASSERT_TRUE(client().AdoptMemory(memory.fd(), memory.all()).ok());
+  daemon_->HangUp();
+  const PutResult put = client().Put(ns, Keys(2), memory.Take(source, 0));
+  ASSERT_TRUE(put.status.ok()) << put.status;
+  EXPECT_EQ(daemon_->seen().own_memories, 2);
+  EXPECT_EQ(client().stats().own_bytes, 2 * kLarge);
+}
+
+TEST_F(ClientTest, DaemonThatDoesNotTakeMemoryGetsCopies) {
+  const Namespace ns = MustRegister(Model(kLarge));
+  const SharedBytes memory(2 * kLarge);
+  const auto places = memory.Take(Buffers(2, ns.part_bytes, 9), 0);
+  daemon_->faults().refuses_own_memory = true;
+  const absl::Status refused = client().AdoptMemory(memory.fd(), memory.all());
+  EXPECT_EQ(refused.code(), absl::StatusCode::kFailedPrecondition) << refused;
+  EXPECT_THAT(std::string(refused.message()), testing::HasSubstr("does not take it"));
+  EXPECT_EQ(client().Put(ns, Keys(1, 0), {places[0]}).stored, 1);
+
+  daemon_->faults().refuses_own_memory = false;
+  EXPECT_TRUE(client().AdoptMemory(memory.fd(), memory.all()).ok());  // It may try again.
+  daemon_->faults().refuses_own_memory = true;
+  daemon_->HangUp();
+  EXPECT_EQ(client().Put(ns, Keys(1, 1), {places[1]}).stored, 1);
+  EXPECT_EQ(client().stats().own_bytes, 0);
+}
+
+// The caller uses its memory again once Put() returned, and the copier may read it even later.
+TEST_F(ClientTest, AdoptedPutThatTimesOutIsNeverCommitted) {
+  const Namespace ns = MustRegister(Model(kLarge));
+  const SharedBytes memory(2 * kLarge);
+  ASSERT_TRUE(client().AdoptMemory(memory.fd(), memory.all()).ok());
+  daemon_->faults().silent_copier = true;
+  const PutResult put = client().Put(ns, Keys(2), memory.Take(Buffers(2, ns.part_bytes, 9), 0),
+                                     {.timeout = absl::Milliseconds(300)});
+  EXPECT_TRUE(absl::IsDeadlineExceeded(put.status)) << put.status;
+  EXPECT_TRUE(daemon_->WaitUntilSeen([](const auto& seen) { return !seen.aborted.empty(); }));
+  EXPECT_EQ(daemon_->seen().calls["Commit"], 0);
+  EXPECT_EQ(client().Lookup(ns, Keys(2)).hit_blocks, 0);
+}
+
+TEST_F(ClientTest, RefusedFillsAbortAnAdoptedPut) {
+  const Namespace ns = MustRegister(Model(kLarge));
+  const SharedBytes memory(2 * kLarge);
+  ASSERT_TRUE(client().AdoptMemory(memory.fd(), memory.all()).ok());
+  const auto places = memory.Take(Buffers(2, ns.part_bytes, 9), 0);
+  daemon_->faults().refuses_fills = true;
+  EXPECT_TRUE(absl::IsAborted(client().Put(ns, Keys(2), places).status));
+  EXPECT_TRUE(daemon_->WaitUntilSeen([](const auto& seen) { return !seen.aborted.empty(); }));
+  daemon_->faults().refuses_fills = false;
+  EXPECT_EQ(client().Put(ns, Keys(2, 5), places).stored, 2);  // What was left behind is skipped.
 }
 
 // ---- pieces -------------------------------------------------------------------------------------

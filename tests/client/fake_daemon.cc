@@ -126,7 +126,7 @@ void FakeDaemon::HangUp() {
   for (auto& session : sessions_) {
     session->token.clear();
     shutdown(session->socket.get(), SHUT_RDWR);
-    shutdown(session->fill_channel.get(), SHUT_RDWR);
+    for (auto& staging : session->stagings) shutdown(staging->channel.get(), SHUT_RDWR);
   }
 }
 
@@ -165,11 +165,11 @@ void FakeDaemon::Accept() {
 
 void FakeDaemon::Serve(FakeSession& session) {
   std::array<char, 64> message;
-  std::vector<UniqueFd> no_fds;
   const int fd = session.socket.get();
   while (!stopping_) {
+    std::vector<UniqueFd> fds;
     absl::StatusOr<size_t> size =
-        ReceiveMessage(fd, message.data(), message.size(), no_fds, absl::InfiniteFuture());
+        ReceiveMessage(fd, message.data(), message.size(), fds, absl::InfiniteFuture());
     if (!size.ok()) return;
     if (faults_.silent_socket) continue;
     if (*size == sizeof(SessionHello)) {
@@ -197,28 +197,46 @@ void FakeDaemon::Serve(FakeSession& session) {
     } else if (*size == sizeof(StagingRequest)) {
       StagingRequest request;
       std::memcpy(&request, message.data(), sizeof(request));
-      const UniqueFd memory = MakeMemory(request.size_bytes);
-      int channel[2];
-      KVD_CHECK(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, channel) == 0);
-      const UniqueFd theirs(channel[1]);
-      {
-        absl::MutexLock lock(&mu_);
-        session.fill_channel = UniqueFd(channel[0]);
-        session.staging =
-            *Mapping::Map(memory.get(), request.size_bytes, Mapping::Access::kReadWrite);
-        session_threads_.emplace_back([this, &session] { CopyFills(session); });
-      }
-      StagingReply reply;
-      reply.size_bytes = request.size_bytes;
-      SendWithFds(fd, &reply, sizeof(reply), {memory.get(), theirs.get()});
+      GiveStaging(session, request, fds.empty() ? UniqueFd() : std::move(fds[0]));
     }
   }
 }
 
-void FakeDaemon::CopyFills(FakeSession& session) {
+void FakeDaemon::GiveStaging(FakeSession& session, const StagingRequest& request,
+                             const UniqueFd& own) {
+  StagingReply reply;
+  if (request.own != 0 && faults_.refuses_own_memory) {
+    reply.status = SessionStatus::kInvalid;
+    (void)!send(session.socket.get(), &reply, sizeof(reply), MSG_NOSIGNAL);
+    return;
+  }
+  const UniqueFd made = request.own != 0 ? UniqueFd() : MakeMemory(request.size_bytes);
+  const int memory = request.own != 0 ? own.get() : made.get();
+  int channel[2];
+  KVD_CHECK(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, channel) == 0);
+  const UniqueFd theirs(channel[1]);
+  auto staging = std::make_unique<FakeStaging>();
+  staging->channel = UniqueFd(channel[0]);
+  staging->own = request.own != 0;
+  staging->memory = *Mapping::Map(memory, request.size_bytes, Mapping::Access::kRead);
+  {
+    absl::MutexLock lock(&mu_);
+    seen_.own_memories += staging->own;
+    session_threads_.emplace_back([this, &staging = *staging] { CopyFills(staging); });
+    session.stagings.push_back(std::move(staging));
+  }
+  reply.size_bytes = request.size_bytes;
+  if (request.own != 0) {
+    SendWithFds(session.socket.get(), &reply, sizeof(reply), {theirs.get()});
+  } else {
+    SendWithFds(session.socket.get(), &reply, sizeof(reply), {memory, theirs.get()});
+  }
+}
+
+void FakeDaemon::CopyFills(FakeStaging& staging) {
   std::array<FillRequest, kMaxFillsPerMessage> fills;
   std::vector<UniqueFd> no_fds;
-  const int fd = session.fill_channel.get();
+  const int fd = staging.channel.get();
   while (!stopping_) {
     absl::StatusOr<size_t> size =
         ReceiveMessage(fd, fills.data(), sizeof(fills), no_fds, absl::InfiniteFuture());
@@ -229,18 +247,20 @@ void FakeDaemon::CopyFills(FakeSession& session) {
     }
     if (faults_.silent_copier) continue;
     for (size_t i = 0; i < *size / sizeof(FillRequest); ++i) {
-      const FillReply reply = FillOne(session, fills[i]);
+      const FillReply reply = FillOne(staging, fills[i]);
       (void)!send(fd, &reply, sizeof(reply), MSG_NOSIGNAL);
     }
   }
 }
 
-FillReply FakeDaemon::FillOne(FakeSession& session, const FillRequest& fill) {
+FillReply FakeDaemon::FillOne(const FakeStaging& staging, const FillRequest& fill) {
   FillReply reply;
   reply.index = fill.index;
   std::byte* target = nullptr;
   {
     absl::MutexLock lock(&mu_);
+    seen_.fills_of_own += staging.own;
+    seen_.longest_fill = std::max(seen_.longest_fill, fill.length);
     auto found = reservations_.find(fill.reservation_id);
     if (found == reservations_.end() || faults_.refuses_fills) {
       reply.status = FillStatus::kGone;
@@ -249,7 +269,7 @@ FillReply FakeDaemon::FillOne(FakeSession& session, const FillRequest& fill) {
     Reservation& reservation = found->second;
     const size_t parts = reservation.part_indexes.size();
     if (fill.index >= reservation.filled.size() || !reservation.granted[fill.index / parts] ||
-        fill.staging_offset + fill.length > session.staging.size()) {
+        fill.staging_offset + fill.length > staging.memory.size()) {
       reply.status = FillStatus::kInvalid;
       return reply;
     }
@@ -262,9 +282,9 @@ FillReply FakeDaemon::FillOne(FakeSession& session, const FillRequest& fill) {
     if (part.filled == 0) part.offset = Allocate(bytes);
     target = arena_.data() + part.offset + part.filled;
   }
-  reply.sum = copier_.CopySum(absl::MakeSpan(target, fill.length),
-                              {session.staging.data() + fill.staging_offset, fill.length},
-                              CopyUse::kMemory);
+  reply.sum =
+      copier_.CopySum(absl::MakeSpan(target, fill.length),
+                      {staging.memory.data() + fill.staging_offset, fill.length}, CopyUse::kMemory);
   if (faults_.wrong_sums) ++reply.sum;  // As if the bytes had changed before they were copied.
   absl::MutexLock lock(&mu_);
   auto found = reservations_.find(fill.reservation_id);
@@ -421,9 +441,10 @@ grpc::Status FakeDaemon::Commit(Context*, const v1::CommitRequest* request,
     for (size_t i = 0; i < request->staged().size() / sizeof(PackedStaged); ++i) {
       const PackedStaged staged = UnpackAt<PackedStaged>(request->staged(), i);
       Part part{Allocate(staged.length), staged.length, 0};
-      part.sum = copier_.CopySum(absl::MakeSpan(arena_.data() + part.offset, part.length),
-                                 {session->staging.data() + staged.offset, staged.length},
-                                 CopyUse::kMemory);
+      part.sum =
+          copier_.CopySum(absl::MakeSpan(arena_.data() + part.offset, part.length),
+                          {session->stagings.at(0)->memory.data() + staged.offset, staged.length},
+                          CopyUse::kMemory);
       reservation.filled.push_back(part);
     }
   }

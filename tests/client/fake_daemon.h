@@ -49,9 +49,10 @@ class FakeDaemon final : private v1::Engine::Service {
     std::atomic<bool> silent_socket{false};  // The session socket accepts and says nothing.
     std::atomic<bool> silent_copier{false};  // Fills are not answered.
     std::atomic<bool> extents_out_of_bounds{false};
-    std::atomic<bool> short_regions{false};     // Files shorter than announced.
-    std::atomic<bool> refuses_fills{false};     // Every fill: kGone.
-    std::atomic<bool> wrong_sums{false};        // Fill replies with another sum.
+    std::atomic<bool> short_regions{false};  // Files shorter than announced.
+    std::atomic<bool> refuses_fills{false};  // Every fill: kGone.
+    std::atomic<bool> wrong_sums{false};     // Fill replies with another sum.
+    std::atomic<bool> refuses_own_memory{false};
     std::atomic<bool> half_the_extents{false};  // Fewer than announced.
     std::atomic<uint32_t> welcome_version{kProtocolVersion};
   };
@@ -66,6 +67,9 @@ class FakeDaemon final : private v1::Engine::Service {
     std::vector<SessionToken> finished_sessions;
     int registered = 0;
     int fill_messages = 0;
+    int own_memories = 0;       // Memfds that clients brought.
+    int fills_of_own = 0;       // From such memory.
+    uint32_t longest_fill = 0;  // Bytes.
   };
 
   // Serves at `path` and `path`.session until destroyed.
@@ -107,12 +111,15 @@ class FakeDaemon final : private v1::Engine::Service {
     std::vector<Part> filled;            // Block by block.
     size_t parts_of_block = 0;
   };
+  struct FakeStaging {
+    UniqueFd channel;
+    Mapping memory;
+    bool own = false;  // Brought by the client.
+  };
   struct FakeSession {
     UniqueFd socket;
     std::string token;
-    UniqueFd fill_channel;
-    Mapping staging;
-    std::thread copier;
+    std::vector<std::unique_ptr<FakeStaging>> stagings;
   };
 
   // The wire.
@@ -141,8 +148,9 @@ class FakeDaemon final : private v1::Engine::Service {
 
   void Accept();
   void Serve(FakeSession& session);
-  void CopyFills(FakeSession& session);
-  FillReply FillOne(FakeSession& session, const FillRequest& fill);
+  void GiveStaging(FakeSession& session, const StagingRequest& request, const UniqueFd& own);
+  void CopyFills(FakeStaging& staging);
+  FillReply FillOne(const FakeStaging& staging, const FillRequest& fill);
 
   const uint64_t region_bytes_;
   const std::string path_;

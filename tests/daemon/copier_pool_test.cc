@@ -156,16 +156,19 @@ TEST_F(CopierPoolTest, MakesRegions) {
   EXPECT_EQ(std::get<RegionMade>(event).memory->size_bytes(), 64u << 10);
 }
 
-TEST_F(CopierPoolTest, AChannelEndsWhenItsSessionDoes) {
+TEST_F(CopierPoolTest, ChannelsEndWhenTheirSessionDoes) {
   const int channel = Connect(1);
+  const int second = Connect(1);
   const int other = Connect(3);
-  pool_.EndChannel(1);
+  pool_.EndChannels(1);
   char byte;
   EXPECT_EQ(recv(channel, &byte, sizeof byte, 0), 0);
+  EXPECT_EQ(recv(second, &byte, sizeof byte, 0), 0);
   const FillRequest fill{Reserve(3, 1), 0, 0, kPart};
   ASSERT_GT(send(other, &fill, sizeof fill, 0), 0);
   EXPECT_EQ(Receive(other, 1).size(), 1u);
   close(channel);
+  close(second);
   close(other);
 }
 

@@ -4,6 +4,7 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <poll.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -273,6 +274,29 @@ TEST_F(SessionServerTest, OwnStagingOfAllSessionsIsBounded) {
   ASSERT_TRUE(Next<SessionEnded>().has_value());
   EXPECT_EQ(bring(2 << 20).second, SessionStatus::kOk);
   close(fd);
+}
+
+TEST_F(SessionServerTest, ASessionHasOneStagingOfEachKind) {
+  Start();
+  const absl::Time deadline = absl::Now() + kPatience;
+  const UniqueFd memory(memfd_create("staging", MFD_CLOEXEC | MFD_ALLOW_SEALING));
+  ASSERT_EQ(ftruncate(memory.get(), 1 << 20), 0);
+  ASSERT_EQ(fcntl(memory.get(), F_ADD_SEALS, F_SEAL_SHRINK), 0);
+  auto session = Open();
+  ASSERT_TRUE(session.ok());
+  const auto made = (*session)->OpenStaging(1 << 20, deadline);
+  const auto own = (*session)->OpenOwnStaging(memory.get(), 1 << 20, deadline);
+  ASSERT_TRUE(made.ok()) << made.status();
+  ASSERT_TRUE(own.ok()) << own.status();
+  EXPECT_FALSE((*session)->OpenStaging(1 << 20, deadline).ok());
+  EXPECT_EQ((*session)->OpenOwnStaging(memory.get(), 1 << 20, deadline).status().code(),
+            absl::StatusCode::kFailedPrecondition);
+  session->reset();
+  for (const int channel : {made->fill_channel.get(), own->get()}) {
+    pollfd hang_up{channel, POLLIN, 0};
+    EXPECT_EQ(poll(&hang_up, 1, static_cast<int>(absl::ToInt64Milliseconds(kPatience))), 1);
+    EXPECT_NE(hang_up.revents & POLLHUP, 0);
+  }
 }
 
 TEST_F(SessionServerTest, GivesRegionsToTheirDomainAndNobodyElse) {

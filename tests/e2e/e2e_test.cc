@@ -9,9 +9,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <csignal>
 #include <future>
 #include <nlohmann/json.hpp>
+#include <thread>
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
@@ -356,6 +358,106 @@ TEST_F(E2eTest, MemoryThatCouldKillACopierIsRefusedAsStaging) {
     EXPECT_EQ(answer->status, c.fine ? SessionStatus::kOk : SessionStatus::kInvalid) << c.name;
     EXPECT_NE(session->Register(TestModel(kPartBytes)), 0u) << c.name;  // It lives on.
   }
+}
+
+// Adopts memory of `blocks` parts that hold what their keys call for, and puts from there.
+class AdoptingClient {
+ public:
+  AdoptingClient(const std::string& endpoint, int blocks)
+      : size_(size_t{kPartBytes} * static_cast<size_t>(blocks)),
+        memory_(MakeMemfd(size_, F_SEAL_SHRINK)),
+        mapping_(*Mapping::Map(memory_.get(), size_, Mapping::Access::kReadWrite)),
+        client_({.endpoint = endpoint, .timeout = kPatience}) {
+    for (int i = 0; i < blocks; ++i) {
+      const auto bytes = TestBytes(TestKey(i), kPartBytes);
+      std::copy(bytes.begin(), bytes.end(), mapping_.data() + size_t{kPartBytes} * i);
+      sources_.emplace_back(mapping_.data() + size_t{kPartBytes} * i, kPartBytes);
+    }
+    auto ns = client_.RegisterNamespace(TestModel(kPartBytes));
+    EXPECT_TRUE(ns.ok()) << ns.status();
+    ns_ = *ns;
+    const absl::Status adopted = client_.AdoptMemory(memory_.get(), bytes());
+    EXPECT_TRUE(adopted.ok()) << adopted;
+  }
+  absl::Span<std::byte> bytes() const { return {mapping_.data(), size_}; }
+  PutResult Put(absl::Duration timeout = kPatience) {
+    const int blocks = static_cast<int>(sources_.size());
+    return client_.Put(ns_, TestKeys(0, blocks), sources_, {.timeout = timeout});
+  }
+  uint64_t own_bytes() const { return client_.stats().own_bytes; }
+
+ private:
+  const size_t size_;
+  const UniqueFd memory_;
+  const Mapping mapping_;
+  Client client_;
+  Namespace ns_;
+  std::vector<absl::Span<const std::byte>> sources_;
+};
+
+TEST_F(E2eTest, APutFromAdoptedMemoryIsReadWhereItLiesAndGotElsewhere) {
+  Start();
+  AdoptingClient client(daemon_->endpoint(), 32);
+  const PutResult put = client.Put();
+  ASSERT_TRUE(put.status.ok()) << put.status;
+  EXPECT_EQ(put.stored, 32u);
+  EXPECT_EQ(client.own_bytes(), 32u * kPartBytes);
+  EXPECT_EQ(RunPeer(0, 32, {"get"}), "blocks 32 wrong 0\n");
+  ExpectClean();
+}
+
+// What a put left behind that timed out must not become visible with what the caller wrote later.
+TEST_F(E2eTest, AdoptedMemoryThatChangesAfterAPutTimedOutIsNotStored) {
+  Start();
+  AdoptingClient client(daemon_->endpoint(), 32);
+  daemon_->child().Signal(SIGSTOP);
+  const PutResult put = client.Put(absl::Milliseconds(200));
+  EXPECT_FALSE(put.status.ok());
+  std::fill(client.bytes().begin(), client.bytes().end(), std::byte{0x11});
+  daemon_->child().Signal(SIGCONT);
+  ASSERT_TRUE(daemon_->WaitFor([](const auto& status) { return status.reservations() == 0; }));
+  EXPECT_EQ(RunPeer(0, 32, {"get"}), "blocks 0 wrong 0\n");
+  ExpectClean();
+}
+
+// Against the contract: the bytes change while they are read. Every byte is one that was there, and
+// all readers see the same; nothing fails its sum.
+TEST_F(E2eTest, AdoptedMemoryThatChangesDuringAPutIsStoredAsItWasRead) {
+  Start();
+  constexpr int kBlocks = 64;
+  AdoptingClient client(daemon_->endpoint(), kBlocks);
+  std::fill(client.bytes().begin(), client.bytes().end(), std::byte{1});
+  std::atomic<bool> over{false};
+  std::thread writer([&] {
+    for (int value = 2; !over; value = 3 - value) {
+      std::fill(client.bytes().begin(), client.bytes().end(), static_cast<std::byte>(value));
+    }
+  });
+  const PutResult put = client.Put();
+  over = true;
+  writer.join();
+  ASSERT_TRUE(put.status.ok()) << put.status;
+  EXPECT_EQ(put.stored, uint32_t{kBlocks});
+
+  Client reader({.endpoint = daemon_->endpoint(), .timeout = kPatience});
+  const auto ns = reader.RegisterNamespace(TestModel(kPartBytes));
+  ASSERT_TRUE(ns.ok());
+  std::vector<std::vector<std::byte>> seen;
+  for (int i = 0; i < 2; ++i) {
+    std::vector<std::byte>& all = seen.emplace_back(size_t{kBlocks} * kPartBytes);
+    std::vector<absl::Span<std::byte>> targets;
+    for (size_t at = 0; at < all.size(); at += kPartBytes) {
+      targets.push_back(absl::MakeSpan(all).subspan(at, kPartBytes));
+    }
+    const GetResult got = reader.Get(*ns, TestKeys(0, kBlocks), targets);
+    EXPECT_EQ(got.blocks, uint32_t{kBlocks});
+    EXPECT_EQ(got.damaged, 0u);
+  }
+  EXPECT_EQ(seen[0], seen[1]);
+  EXPECT_TRUE(std::all_of(seen[0].begin(), seen[0].end(), [](std::byte byte) {
+    return byte == std::byte{1} || byte == std::byte{2};
+  }));
+  ExpectClean();
 }
 
 TEST_F(E2eTest, StagingIsGivenOnceAndUpTo16MiB) {
