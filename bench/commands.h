@@ -12,12 +12,14 @@ class App;
 namespace kvd {
 
 void AddConvertCommand(CLI::App& app);  // bench/convert.cc
+void AddHostileCommand(CLI::App& app);  // bench/hostile.cc
 void AddMicroCommand(CLI::App& app);    // bench/micro.cc
 void AddReplayCommand(CLI::App& app);   // bench/replay.cc
 void AddSimCommand(CLI::App& app);      // bench/sim.cc
 
-void AddMicroPeerCommand(CLI::App& app);   // bench/micro_peer.cc; hidden: only micro starts it
-void AddPeerDriverCommand(CLI::App& app);  // bench/peers_kvd.cc; hidden: only bench/peers does
+void AddHostilePeerCommand(CLI::App& app);  // bench/hostile.cc; hidden: only hostile starts it
+void AddMicroPeerCommand(CLI::App& app);    // bench/micro_peer.cc; hidden: only micro starts it
+void AddPeerDriverCommand(CLI::App& app);   // bench/peers_kvd.cc; hidden: only bench/peers does
 
 // Ends a subcommand: nothing when `status` is ok; otherwise writes it to standard error and leaves
 // through CLI::RuntimeError, which main() turns into exit status 1. Called from a callback only.

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -34,7 +35,8 @@ int MillisecondsLeft(absl::Time deadline) {
 }
 
 // In the child, between fork() and exec(): only calls that are safe there.
-[[noreturn]] void Become(char* const* arguments, pid_t parent, int out, int log) {
+[[noreturn]] void Become(char* const* arguments, pid_t parent, int out, int log,
+                         uint64_t max_descriptors) {
   sigset_t none;
   sigemptyset(&none);
   sigprocmask(SIG_SETMASK, &none, nullptr);
@@ -46,6 +48,8 @@ int MillisecondsLeft(absl::Time deadline) {
       dup2(log, STDERR_FILENO) < 0) {
     _exit(127);
   }
+  const rlimit limit{.rlim_cur = max_descriptors, .rlim_max = max_descriptors};
+  if (max_descriptors != 0 && setrlimit(RLIMIT_NOFILE, &limit) != 0) _exit(127);
   execv(arguments[0], arguments);
   _exit(127);
 }
@@ -101,7 +105,7 @@ absl::Status DaemonProcess::Launch(const Options& options) {
   pointers.push_back(nullptr);
   const pid_t parent = getpid();
   const pid_t child = fork();
-  if (child == 0) Become(pointers.data(), parent, pipe_fds[1], log);
+  if (child == 0) Become(pointers.data(), parent, pipe_fds[1], log, options.max_descriptors);
   const int fork_error = errno;
   close(pipe_fds[1]);
   close(log);

@@ -8,6 +8,7 @@
 
 #include <sys/types.h>
 
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <vector>
@@ -25,6 +26,7 @@ class DaemonProcess {
     std::vector<std::string> arguments;  // Beside --listen.
     absl::Duration start_timeout = absl::Minutes(5);  // To touch much memory takes long.
     absl::Duration stop_timeout = absl::Seconds(30);
+    uint64_t max_descriptors = 0;  // That it may have open; 0: as many as we may.
   };
 
   // Returns when the daemon said that it is ready. Errors: kUnavailable with the end of its log

@@ -162,7 +162,7 @@ absl::StatusOr<std::unique_ptr<GrpcEcho>> GrpcEcho::Start(const std::string& fol
   if (!process.ok()) return process.status();
   grpc::ChannelArguments args;  // As client/client.cc has them.
   args.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
-  args.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 50);
+  args.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 20'000);
   args.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 50);
   args.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 50);
   args.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);

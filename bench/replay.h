@@ -53,7 +53,10 @@ struct ReplayResult {
   uint64_t prompt_tokens_not_recomputed = 0;
   uint64_t blocks_stored = 0;        // Made visible by our puts.
   uint64_t blocks_without_room = 0;  // Not stored, as nothing could be evicted.
-  uint64_t stranded_blocks = 0;      // By the daemon's audit after the last request.
+  // Why nobody could ask the daemon about itself: without that there is neither its policy, nor its
+  // capacity, nor an audit. Empty: it was asked.
+  std::string not_audited;
+  uint64_t stranded_blocks = 0;  // By the daemon's audit after the last request.
   uint64_t audit_errors = 0;
   std::string audit_first_error;
   uint64_t wrong_blocks = 0;   // Verified, and still not the bytes of their key.
@@ -82,7 +85,8 @@ struct ReplayResult {
 
 // Errors: those of TraceReader; kUnavailable when the daemon cannot be reached, does not start or
 // goes away; kCancelled after SIGINT or SIGTERM, which are handled meanwhile. A daemon of our own
-// has ended when this returns.
+// has ended when this returns. A running daemon whose operators' socket is not ours to connect to
+// is replayed to without its audit.
 absl::StatusOr<ReplayResult> Replay(const ReplayOptions& options);
 
 // kDataLoss with a sentence when the daemon broke its word: wrong or stranded blocks, or an index

@@ -17,6 +17,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "client/c_structs.h"
 #include "client/client.h"
 #include "client/kvd.h"
 #include "proto/types/limits.h"
@@ -43,6 +44,8 @@ namespace {
 
 using absl::InvalidArgumentError;
 using absl::StrCat;
+using kvd::ReadStruct;
+using kvd::ResultOf;
 
 // A buffer, not a std::string: telling of an error must not fail, nor run at the end of a thread.
 constexpr size_t kMessageBytes = 512;
@@ -78,41 +81,6 @@ kvd_status Guarded(Callable call) noexcept {
     std::strcpy(last_message, "an exception of an unknown kind");
     return KVD_INTERNAL;
   }
-}
-
-// ---- structures that grow -----------------------------------------------------------------------
-
-// What `given` says, and defaults for the rest; all defaults where it is null.
-// Requires: T is as it was in the first version, or the check of the size is of that one.
-template <typename T>
-absl::Status ReadStruct(const T* given, const char* name, T& known) {
-  std::memset(static_cast<void*>(&known), 0, sizeof known);
-  if (given == nullptr) return absl::OkStatus();
-  if (given->struct_size < sizeof(T)) {
-    return InvalidArgumentError(StrCat(name, ".struct_size: ", given->struct_size,
-                                       " is too small; begin with the matching _INIT"));
-  }
-  std::memcpy(static_cast<void*>(&known), given, sizeof(T));
-  const char* beyond = reinterpret_cast<const char*>(given) + sizeof(T);
-  const size_t bytes = given->struct_size - sizeof(T);
-  if (std::any_of(beyond, beyond + bytes, [](char byte) { return byte != 0; })) {
-    return absl::UnimplementedError(
-        StrCat(name, ": sets a field that this libkvd (", KVD_VERSION, ") does not know"));
-  }
-  return absl::OkStatus();
-}
-
-// Makes `given` all zero but for its size.
-template <typename T>
-absl::Status ClearResult(T* given, const char* name) {
-  if (given == nullptr) return InvalidArgumentError(StrCat(name, ": null"));
-  if (given->struct_size < sizeof(T)) {
-    return InvalidArgumentError(StrCat(name, ".struct_size: ", given->struct_size,
-                                       " is too small; begin with the matching _INIT"));
-  }
-  char* first = reinterpret_cast<char*>(given) + sizeof given->struct_size;
-  std::memset(first, 0, given->struct_size - sizeof given->struct_size);
-  return absl::OkStatus();
 }
 
 // ---- arguments ----------------------------------------------------------------------------------
@@ -348,15 +316,16 @@ void kvd_client_destroy(kvd_client* client) {
 
 kvd_status kvd_client_stats(const kvd_client* client, kvd_stats* stats) {
   return Guarded([&] {
-    if (absl::Status status = ClearResult(stats, "stats"); !status.ok()) return status;
+    ResultOf known(stats);
+    if (absl::Status status = known.Open("stats"); !status.ok()) return status;
     if (absl::Status status = CheckClient(client); !status.ok()) return status;
-    const kvd::ClientStats known = client->client.stats();
-    stats->calls = known.calls;
-    stats->failed_calls = known.failed_calls;
-    stats->reconnects = known.reconnects;
-    stats->damaged_parts = known.damaged_parts;
-    stats->bad_extents = known.bad_extents;
-    stats->dropped_releases = known.dropped_releases;
+    const kvd::ClientStats counted = client->client.stats();
+    known->calls = counted.calls;
+    known->failed_calls = counted.failed_calls;
+    known->reconnects = counted.reconnects;
+    known->damaged_parts = counted.damaged_parts;
+    known->bad_extents = counted.bad_extents;
+    known->dropped_releases = counted.dropped_releases;
     return absl::OkStatus();
   });
 }
@@ -418,7 +387,8 @@ uint32_t kvd_namespace_part(const kvd_namespace* ns, uint32_t index, kvd_part* p
 kvd_status kvd_lookup(kvd_client* client, const kvd_namespace* ns, const void* keys, size_t blocks,
                       const kvd_lookup_options* options, kvd_lookup_result* result) {
   return Guarded([&] {
-    if (absl::Status status = ClearResult(result, "result"); !status.ok()) return status;
+    ResultOf told(result);
+    if (absl::Status status = told.Open("result"); !status.ok()) return status;
     if (absl::Status status = CheckCall(client, ns); !status.ok()) return status;
     kvd_lookup_options given;
     if (absl::Status status = ReadStruct(options, "options", given); !status.ok()) return status;
@@ -429,9 +399,9 @@ kvd_status kvd_lookup(kvd_client* client, const kvd_namespace* ns, const void* k
                               {.timeout = Microseconds(given.timeout_us),
                                .lease = Microseconds(given.lease_us),
                                .parent = ReadParent(*ns, given.parent)});
-    result->hit_blocks = found.hit_blocks;
-    result->lease_id = found.lease_id;
-    result->load_time_us = static_cast<uint64_t>(absl::ToInt64Microseconds(found.load_time));
+    told->hit_blocks = found.hit_blocks;
+    told->lease_id = found.lease_id;
+    told->load_time_us = static_cast<uint64_t>(absl::ToInt64Microseconds(found.load_time));
     return found.status;
   });
 }
@@ -451,7 +421,8 @@ kvd_status kvd_get(kvd_client* client, const kvd_namespace* ns, const void* keys
                    const kvd_buffer* targets, size_t target_count, const kvd_get_options* options,
                    kvd_get_result* result) {
   return Guarded([&] {
-    if (absl::Status status = ClearResult(result, "result"); !status.ok()) return status;
+    ResultOf told(result);
+    if (absl::Status status = told.Open("result"); !status.ok()) return status;
     if (absl::Status status = CheckCall(client, ns); !status.ok()) return status;
     kvd_get_options given;
     if (absl::Status status = ReadStruct(options, "options", given); !status.ok()) return status;
@@ -468,10 +439,10 @@ kvd_status kvd_get(kvd_client* client, const kvd_namespace* ns, const void* keys
       return status;
     }
     const kvd::GetResult got = client->client.Get(ns->value, packed, spans, known);
-    result->hit_blocks = got.hit_blocks;
-    result->blocks = got.blocks;
-    result->damaged = got.damaged;
-    result->lease_id = got.lease_id;
+    told->hit_blocks = got.hit_blocks;
+    told->blocks = got.blocks;
+    told->damaged = got.damaged;
+    told->lease_id = got.lease_id;
     return got.status;
   });
 }
@@ -597,12 +568,10 @@ kvd_status kvd_put(kvd_client* client, const kvd_namespace* ns, const void* keys
                    const kvd_const_buffer* sources, size_t source_count,
                    const kvd_put_options* options, kvd_put_result* result) {
   return Guarded([&] {
-    const bool sized = result != nullptr && result->struct_size >= sizeof *result;
-    uint8_t* const states = sized ? result->block_states : nullptr;
-    const size_t capacity = sized ? result->state_capacity : 0;
-    if (absl::Status status = ClearResult(result, "result"); !status.ok()) return status;
-    result->block_states = states;
-    result->state_capacity = capacity;
+    ResultOf told(result);
+    if (absl::Status status = told.Open("result"); !status.ok()) return status;
+    uint8_t* const states = told->block_states = told.Given().block_states;
+    const size_t capacity = told->state_capacity = told.Given().state_capacity;
     if (absl::Status status = CheckCall(client, ns); !status.ok()) return status;
     kvd_put_options given;
     if (absl::Status status = ReadStruct(options, "options", given); !status.ok()) return status;
@@ -619,6 +588,7 @@ kvd_status kvd_put(kvd_client* client, const kvd_namespace* ns, const void* keys
       return status;
     }
     std::vector<std::string> announce;
+    announce.reserve(announced.size());
     for (const auto& bytes : announced) {
       announce.emplace_back(reinterpret_cast<const char*>(bytes.data()), bytes.size());
     }
@@ -630,11 +600,11 @@ kvd_status kvd_put(kvd_client* client, const kvd_namespace* ns, const void* keys
       return status;
     }
     const kvd::PutResult put = client->client.Put(ns->value, packed, spans, known);
-    result->stored = put.stored;
-    result->present = put.present;
+    told->stored = put.stored;
+    told->present = put.present;
     if (states != nullptr) {
-      result->state_count = std::min(put.results.size(), capacity);
-      std::transform(put.results.begin(), put.results.begin() + result->state_count, states,
+      told->state_count = std::min(put.results.size(), capacity);
+      std::transform(put.results.begin(), put.results.begin() + told->state_count, states,
                      [](kvd::CommitResult state) { return static_cast<uint8_t>(state); });
     }
     return put.status;
@@ -646,7 +616,8 @@ kvd_status kvd_put(kvd_client* client, const kvd_namespace* ns, const void* keys
 kvd_status kvd_pin(kvd_client* client, const kvd_namespace* ns, const void* key,
                    const kvd_pin_options* options, kvd_pin_result* result) {
   return Guarded([&] {
-    if (absl::Status status = ClearResult(result, "result"); !status.ok()) return status;
+    ResultOf told(result);
+    if (absl::Status status = told.Open("result"); !status.ok()) return status;
     if (absl::Status status = CheckCall(client, ns); !status.ok()) return status;
     kvd_pin_options given;
     if (absl::Status status = ReadStruct(options, "options", given); !status.ok()) return status;
@@ -658,9 +629,9 @@ kvd_status kvd_pin(kvd_client* client, const kvd_namespace* ns, const void* key,
     if (given.ttl_us != 0) known.ttl = Microseconds(given.ttl_us);
     const absl::StatusOr<kvd::PinResult> pin = client->client.Pin(ns->value, packed, known);
     if (!pin.ok()) return pin.status();
-    result->pin_id = pin->pin_id;
-    result->bytes = pin->bytes;
-    result->blocks = pin->blocks;
+    told->pin_id = pin->pin_id;
+    told->bytes = pin->bytes;
+    told->blocks = pin->blocks;
     return absl::OkStatus();
   });
 }

@@ -49,7 +49,7 @@ struct ClientTls {
 struct ClientOptions {
   // As the daemon's --listen. "tcp:HOST:PORT" (its --tcp, with `tls`) and "stream:unix:PATH" (the
   // PATH of its --listen) use no shared memory: bytes are streamed, and Load is refused.
-  std::string endpoint = DefaultEndpoint();
+  std::string endpoint = FindEndpoint();
   ClientTls tls;
   absl::Duration timeout = absl::Milliseconds(1000);  // Of a call that names none.
   absl::Duration reconnect_interval = absl::Milliseconds(100);

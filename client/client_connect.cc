@@ -21,6 +21,7 @@ constexpr absl::Duration kFlushTimeout = absl::Milliseconds(1000);  // Of one in
 constexpr size_t kMaxNamespaces = 4096;                             // Of one client.
 constexpr size_t kMaxFinishedSessions = 16;  // Remembered, to tell the daemon.
 constexpr int kMaxReceiveBytes = 4 << 20;
+constexpr int kConnectMs = 20'000;
 
 // A new channel for each session, shared with nobody: one that outlived its daemon would refuse
 // calls for as long as its backoff lasts, although the next daemon is there.
@@ -28,8 +29,10 @@ std::unique_ptr<Engine::Stub> MakeStub(const std::string& endpoint) {
   grpc::ChannelArguments args;
   args.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
   args.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 50);
-  args.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 50);
   args.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 50);
+  // Despite its name: how long one attempt to connect may take. A daemon that is there answers even
+  // when the machine is busy for longer than that backoff, and calls have deadlines of their own.
+  args.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, kConnectMs);
   args.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);
   args.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
   args.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);

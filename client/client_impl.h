@@ -268,7 +268,7 @@ absl::Status Client::Impl::CallToGet(const LinkPtr& link, typename Pending::Meth
 
 template <typename Pending, typename TakeBack>
 void Client::Impl::Leave(const LinkPtr& link, std::unique_ptr<Pending> call, TakeBack take_back) {
-  call->settle = [this, link, take_back](PendingCallBase& late) {
+  call->settle = [link, take_back](PendingCallBase& late) {
     if (late.status().ok()) {
       take_back(*link, static_cast<Pending&>(late).reply());
     } else if (OutcomeUnknown(late.status())) {

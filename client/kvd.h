@@ -104,7 +104,7 @@ typedef struct kvd_client kvd_client;
 typedef struct kvd_client_options {
   size_t struct_size;
   const char* endpoint;           /* "unix:PATH"; null: $KVD_ENDPOINT, or where a daemon of this
-                                     user listens by default. */
+                                     user listens by default, or that of the package. */
   uint64_t timeout_us;            /* Of a call that names none; 0: 1 s. */
   uint64_t reconnect_interval_us; /* At most one attempt in this time; 0: 0.1 s. */
   uint64_t staging_bytes;         /* Memory for puts; 0: 16 MiB, which is also the most. */
@@ -387,7 +387,8 @@ typedef struct kvd_put_result {
 KVD_API kvd_status kvd_adopt_memory(kvd_client* client, int fd, const void* data, size_t size,
                                     uint64_t timeout_us);
 
-/* Stores what is missing of up to 2,048 blocks; `sources` as the targets of kvd_get(). */
+/* Stores what is missing of up to 2,048 blocks; `sources` as the targets of kvd_get(). A part may
+ * be larger than the staging memory: it travels in pieces. */
 KVD_API kvd_status kvd_put(kvd_client* client, const kvd_namespace* ns, const void* keys,
                            size_t blocks, const kvd_const_buffer* sources, size_t source_count,
                            const kvd_put_options* options, kvd_put_result* result);

@@ -147,7 +147,7 @@ absl::StatusOr<std::unique_ptr<Session>> Session::Open(const std::string& path,
   if (!socket.ok()) return socket.status();
 
   SessionHello hello;
-  hello.version_min = kProtocolVersionMin;
+  hello.version_min = kProtocolVersion;  // Daemons understand older clients, not the reverse.
   hello.version_max = kProtocolVersion;
   hello.finished_session = finished;
   const absl::Status sent = SendMessage(socket->get(), &hello, sizeof(hello), deadline);
@@ -167,7 +167,7 @@ absl::StatusOr<std::unique_ptr<Session>> Session::Open(const std::string& path,
     return absl::InternalError("session: not a welcome");
   }
   if (absl::Status status = ToStatus(welcome.status, "session"); !status.ok()) return status;
-  if (welcome.version < kProtocolVersionMin || welcome.version > kProtocolVersion) {
+  if (welcome.version != kProtocolVersion) {
     return ToStatus(SessionStatus::kVersion, "session");
   }
   return std::unique_ptr<Session>(new Session(*std::move(socket), welcome.token));

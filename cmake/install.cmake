@@ -12,24 +12,42 @@ install(FILES deploy/systemd/kvd.service deploy/systemd/kvd.socket
   DESTINATION /lib/systemd/system COMPONENT daemon)
 install(FILES deploy/man/kvd.8 DESTINATION ${CMAKE_INSTALL_MANDIR}/man8 COMPONENT daemon)
 install(FILES deploy/man/kvctl.1 DESTINATION ${CMAKE_INSTALL_MANDIR}/man1 COMPONENT daemon)
-if(EXISTS ${PROJECT_SOURCE_DIR}/deploy/kvd.toml)
-  install(FILES deploy/kvd.toml DESTINATION /etc/kvd COMPONENT daemon)
-endif()
-if(EXISTS ${PROJECT_SOURCE_DIR}/client/kvctl/completion.cc)  # kvctl writes its own.
-  foreach(shell_file bash:bash-completion/completions/kvctl zsh:zsh/vendor-completions/_kvctl
-          fish:fish/vendor_completions.d/kvctl.fish)
-    string(REGEX MATCH "^([a-z]+):(.*)/([^/]+)$" _ ${shell_file})
-    set(completion ${PROJECT_BINARY_DIR}/completion/${CMAKE_MATCH_3})
-    add_custom_command(OUTPUT ${completion}
-      COMMAND ${CMAKE_COMMAND} -E make_directory ${PROJECT_BINARY_DIR}/completion
-      COMMAND kvctl completion ${CMAKE_MATCH_1} > ${completion}
-      DEPENDS kvctl VERBATIM)
-    list(APPEND completions ${completion})
-    install(FILES ${completion} DESTINATION ${CMAKE_INSTALL_DATADIR}/${CMAKE_MATCH_2}
-      COMPONENT daemon)
-  endforeach()
-  add_custom_target(completions ALL DEPENDS ${completions})
-endif()
+
+# /etc/kvd/kvd.toml: the sample, with what suits the units.
+set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS deploy/kvd.toml)
+file(READ deploy/kvd.toml sample)
+foreach(pair "listen = \"unix:/run/kvd/kvd.sock\"|listen = \"unix:/run/kvd/kvd.sock\""
+        "mode = \"0600\"|mode = \"0660\"" "group = \"inference\"|group = \"kvd\"")
+  string(REPLACE "|" ";" pair ${pair})
+  list(GET pair 0 from)
+  list(GET pair 1 to)
+  string(REPLACE "\n# ${from}\n" "\n${to}\n" changed "${sample}")
+  if(changed STREQUAL sample)
+    message(FATAL_ERROR "deploy/kvd.toml has no line '# ${from}', which the package changes")
+  endif()
+  set(sample "${changed}")
+endforeach()
+file(CONFIGURE OUTPUT etc/kvd.toml CONTENT "${sample}" @ONLY)
+install(FILES ${PROJECT_BINARY_DIR}/etc/kvd.toml DESTINATION /etc/kvd COMPONENT daemon)
+
+# kvctl writes its own completions.
+foreach(shell_file bash:bash-completion/completions/kvctl zsh:zsh/vendor-completions/_kvctl
+        fish:fish/vendor_completions.d/kvctl.fish)
+  string(REGEX MATCH "^([a-z]+):(.*)/([^/]+)$" _ ${shell_file})
+  set(completion ${PROJECT_BINARY_DIR}/completion/${CMAKE_MATCH_3})
+  add_custom_command(OUTPUT ${completion}
+    COMMAND ${CMAKE_COMMAND} -E make_directory ${PROJECT_BINARY_DIR}/completion
+    COMMAND kvctl completion ${CMAKE_MATCH_1} > ${completion}
+    DEPENDS kvctl VERBATIM)
+  list(APPEND completions ${completion})
+  install(FILES ${completion} DESTINATION ${CMAKE_INSTALL_DATADIR}/${CMAKE_MATCH_2}
+    COMPONENT daemon)
+endforeach()
+add_custom_target(completions ALL DEPENDS ${completions})
+
+# bench: the measuring program, which runs against any daemon.
+install(TARGETS kvd-bench RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR} COMPONENT bench)
+install(FILES deploy/man/kvd-bench.1 DESTINATION ${CMAKE_INSTALL_MANDIR}/man1 COMPONENT bench)
 
 # runtime: libkvd.so.0.  development: what a program needs to be built with it.
 install(TARGETS kvd_shared EXPORT kvdTargets

@@ -36,13 +36,15 @@ class ActivatedSockets {
   bool empty() const;
 
  private:
-  static constexpr std::array<std::string_view, 3> kSuffixes = {"", ".session", ".admin"};
+  static constexpr std::array<std::string_view, 4> kSuffixes = {"", ".session", ".stream",
+                                                                ".admin"};
 
-  std::array<int, kSuffixes.size()> descriptors_ = {-1, -1, -1};
+  std::array<int, kSuffixes.size()> descriptors_ = {-1, -1, -1, -1};
 };
 
-// Accepts on a stream socket and hands the connections over, for gRPC, which can serve a connection
-// that it is given but not listen on a socket that it did not bind.
+// Accepts on a stream socket and hands the connections over, for gRPC, which cannot listen on a
+// socket that it did not bind. Nor shall it listen on its own: gRPC 1.51 stops for good at the
+// first connection for which the process has no descriptor left.
 //
 // Threads: one of its own.
 class Acceptor {
@@ -51,6 +53,10 @@ class Acceptor {
   // `listener` stays the caller's.
   static absl::StatusOr<std::unique_ptr<Acceptor>> Start(int listener,
                                                          std::function<void(int fd)> adopt);
+  // The same at `path`, where it listens itself, replacing a stale file, until it goes.
+  // kUnavailable when it cannot. Requires: the endpoint is the caller's.
+  static absl::StatusOr<std::unique_ptr<Acceptor>> Listen(const std::string& path,
+                                                          std::function<void(int fd)> adopt);
   ~Acceptor();  // No connection is adopted after it.
 
  private:
@@ -60,6 +66,7 @@ class Acceptor {
   const int listener_;
   const int wake_;
   const std::function<void(int fd)> adopt_;
+  std::string bound_;  // Where we listen ourselves; empty: the listener is the caller's.
   std::thread thread_;
 };
 

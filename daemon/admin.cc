@@ -62,9 +62,6 @@ class AdminServer::Impl final : public v1::Admin::Service {
 
   absl::Status Start() {
     grpc::ServerBuilder builder;
-    if (options_.listener < 0) {
-      builder.AddListeningPort("unix:" + options_.path, grpc::InsecureServerCredentials());
-    }
     builder.RegisterService(this);
     builder.RegisterService(&reflection_);
     grpc::EnableDefaultHealthCheckService(true);
@@ -78,15 +75,16 @@ class AdminServer::Impl final : public v1::Admin::Service {
     builder.SetResourceQuota(quota);
     server_ = builder.BuildAndStart();
     if (server_ == nullptr) {
-      return absl::UnavailableError(absl::StrCat("cannot listen at unix:", options_.path));
+      return absl::InternalError("gRPC does not start a server for operators");
     }
     // Of the daemon: whoever may ask here may not be able to at the gateway.
     for (const char* name : {"kvd.v1.Admin", "kvd.v1.Engine"}) {
       server_->GetHealthCheckService()->SetServingStatus(name, true);
     }
-    if (options_.listener < 0) return absl::OkStatus();
-    absl::StatusOr<std::unique_ptr<Acceptor>> acceptor = Acceptor::Start(
-        options_.listener, [this](int fd) { grpc::AddInsecureChannelFromFd(server_.get(), fd); });
+    const auto adopt = [this](int fd) { grpc::AddInsecureChannelFromFd(server_.get(), fd); };
+    absl::StatusOr<std::unique_ptr<Acceptor>> acceptor =
+        options_.listener < 0 ? Acceptor::Listen(options_.path, adopt)
+                              : Acceptor::Start(options_.listener, adopt);
     if (!acceptor.ok()) return acceptor.status();
     acceptor_ = *std::move(acceptor);
     return absl::OkStatus();
@@ -619,7 +617,7 @@ class AdminServer::Impl final : public v1::Admin::Service {
   Reflection reflection_{
       {"kvd.v1.Admin", "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}};
   std::unique_ptr<grpc::Server> server_;
-  std::unique_ptr<Acceptor> acceptor_;  // Where somebody else bound the socket.
+  std::unique_ptr<Acceptor> acceptor_;
 };
 
 std::string AdminServer::NameOfUser(DomainId domain) { return absl::StrCat("uid:", domain); }

@@ -32,7 +32,7 @@ class AdminServer {
     std::string policy;
     std::string copy_loops;              // What calibration chose.
     ConfigReloader* config = nullptr;    // What is in force; null: nobody may ask or change it.
-    uint64_t drain_timeout_ms = 30'000;  // Of a drain whose caller names none, without `config`.
+    uint64_t drain_timeout_ms = 15'000;  // Of a drain whose caller names none, without `config`.
     // What people call a domain. Safe from any thread.
     std::function<std::string(DomainId)> domain_name = NameOfUser;
   };

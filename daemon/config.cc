@@ -11,10 +11,10 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "daemon/certificates.h"
 #include "daemon/config_file.h"
 #include "daemon/option_docs.h"
 #include "daemon/options.h"
+#include "daemon/tls.h"
 #include "proto/types/endpoint.h"
 
 namespace kvd {

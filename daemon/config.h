@@ -39,7 +39,7 @@ struct Config {
   std::string tls_key;
   std::string tls_client_ca;  // Whoever has a certificate of these may connect.
 
-  uint64_t drain_timeout_ms = 30'000;  // How long a drain waits for holds and moves.
+  uint64_t drain_timeout_ms = 15'000;  // How long a drain waits for holds and moves.
   DomainRules domains;
   std::string config_file;  // Empty: none.
 

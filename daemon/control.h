@@ -173,6 +173,8 @@ class Control {
   // One turn. True: it is done; a namespace whose last block has left is dropped then.
   bool Continue(Sweep& sweep);
 
+  void ConfigReloaded();  // What is live in the configuration has changed; for the events.
+
   EventRing& events() { return event_ring_; }
   Nanos now() const { return clock_.Now(); }
 

@@ -45,6 +45,11 @@ void Control::RecordChain(EventKind kind, LeaseId id, BlockRef ref, EventReason 
                    .key = block.key});
 }
 
+void Control::ConfigReloaded() {
+  control_.AssertHeld();
+  Record(EventKind::kConfigReloaded, kNoDomain, 0);
+}
+
 // --- lists
 // ----------------------------------------------------------------------------------------
 

@@ -282,6 +282,9 @@ absl::StatusOr<Step> Control::CommitReserved(CommitCall& call, Session& session)
     if (call.blocks == 0) call.blocks = size - call.first_block;
     if (call.blocks > size - call.first_block)
       return InvalidField("blocks", "beyond the reservation");
+    if (call.staged_sums || !call.staged.empty()) {  // Nothing here says how long it would be.
+      return InvalidField("staged", "of a put without a reservation only");
+    }
     const size_t parts = call.blocks * reservation.parts.size();
     if (!call.sums.empty() && call.sums.size() != parts * sizeof(uint32_t)) {
       return InvalidField("sums", absl::StrCat("must have 4 bytes for each of ", parts, " parts"));
@@ -396,6 +399,10 @@ CommitResult Control::CommitBlock(CommitCall& call, uint64_t id, Reservation& re
 // A put in one call: reserve, let a copier fill from staging, commit.
 absl::StatusOr<Step> Control::CommitInline(CommitCall& call, Session& session) {
   if (call.phase == CommitCall::Phase::kStart) {
+    if (call.first_block != 0 || call.blocks != 0) {
+      return InvalidField(call.first_block != 0 ? "first_block" : "blocks",
+                          "of a reservation only; name its reservation_id");
+    }
     call.reserve.header = call.header;
     call.reserve.wait_ms = 0;
     call.phase = CommitCall::Phase::kReserve;
@@ -465,7 +472,8 @@ absl::StatusOr<Step> Control::StartInlineFills(CommitCall& call, Session& sessio
     job.fills.push_back({.reservation_id = id,
                          .staging_offset = staged.offset,
                          .index = static_cast<uint32_t>(i),
-                         .length = staged.length});
+                         .length = staged.length,
+                         .whole = 1});
   }
   if (!mover_.Fill(std::move(job))) {
     CloseReservation(id);

@@ -19,6 +19,19 @@ namespace {
 constexpr uint64_t kReplyBytes = 256u << 10;
 constexpr Nanos kLookOn = 100'000;  // About what a client takes to copy 2 MiB into staging.
 
+// Makes of `count` requests of version 1, packed at the start of the room, those of today.
+void FromVersion1(FillRequest* requests, size_t count) {
+  for (size_t i = count; i-- > 0;) {  // From the end: each takes more room than before.
+    FillRequestV1 old;
+    std::memcpy(&old, reinterpret_cast<const char*>(requests) + i * sizeof old, sizeof old);
+    requests[i] = {.reservation_id = old.reservation_id,
+                   .staging_offset = old.staging_offset,
+                   .index = old.index,
+                   .length = old.length,
+                   .whole = 1};
+  }
+}
+
 }  // namespace
 
 CopierPool::CopierPool(FillBoard& board, Inbox& inbox, const Copier& copier, const Options& options)
@@ -65,8 +78,10 @@ bool CopierPool::Enqueue(Worker& worker, Job job, bool bounded) {
   return true;
 }
 
-void CopierPool::AddChannel(uint32_t session, int fd, std::shared_ptr<const StagedBytes> staging) {
-  Enqueue(*workers_[session % options_.threads], Channel{session, fd, std::move(staging)}, false);
+void CopierPool::AddChannel(uint32_t session, int fd, std::shared_ptr<const StagedBytes> staging,
+                            uint32_t protocol) {
+  Enqueue(*workers_[session % options_.threads], Channel{session, fd, std::move(staging), protocol},
+          false);
 }
 
 void CopierPool::EndChannels(uint32_t session) {
@@ -129,12 +144,16 @@ bool CopierPool::ServeChannel(const Channel& channel) {
   FillRequest requests[kMaxFillsPerMessage];
   const ssize_t size = recv(channel.fd, requests, sizeof requests, MSG_DONTWAIT | MSG_TRUNC);
   if (size < 0) return errno == EAGAIN || errno == EINTR;
-  if (size == 0 || size % sizeof(FillRequest) != 0 || size > ssize_t{sizeof requests}) return false;
+  const size_t each = channel.protocol < 2 ? sizeof(FillRequestV1) : sizeof(FillRequest);
+  if (size == 0 || size % each != 0 || size > ssize_t{kMaxFillsPerMessage} * ssize_t(each)) {
+    return false;
+  }
+  if (channel.protocol < 2) FromVersion1(requests, static_cast<size_t>(size) / each);
 
   FillReply replies[kMaxFillsPerMessage];
   size_t ready = 0;
   uint64_t copied = 0;
-  const size_t count = static_cast<size_t>(size) / sizeof(FillRequest);
+  const size_t count = static_cast<size_t>(size) / each;
   for (size_t i = 0; i < count; ++i) {
     replies[ready++] = FillOne(channel.session, *channel.staging, requests[i]);
     copied += requests[i].length;
@@ -157,8 +176,11 @@ FillReply CopierPool::FillOne(uint32_t session, const StagedBytes& staging,
   const absl::Span<const std::byte> bytes = staging.bytes();
   if (request.staging_offset <= bytes.size() &&
       request.length <= bytes.size() - request.staging_offset) {
-    const FillBoard::Ticket ticket = board_.Begin(session, request.reservation_id, request.index,
-                                                  request.part_offset, request.length);
+    const FillBoard::Ticket ticket = board_.Begin(session, request.reservation_id,
+                                                  {.index = request.index,
+                                                   .offset = request.part_offset,
+                                                   .length = request.length,
+                                                   .whole = request.whole != 0});
     reply.status = ticket.status;
     if (ticket.status == FillStatus::kOk) {
       // The sum is that of the bytes stored, whatever the client does to its staging meanwhile.

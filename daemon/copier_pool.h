@@ -23,6 +23,7 @@
 #include "daemon/inbox.h"
 #include "daemon/mover.h"
 #include "proto/types/clock.h"
+#include "proto/types/limits.h"
 #include "proto/types/verified_copy.h"
 
 namespace kvd {
@@ -41,7 +42,8 @@ class CopierPool final : public Mover {
 
   // Serves fills that arrive on `fd` (which becomes the pool's) until the other end closes, or
   // EndChannels().
-  void AddChannel(uint32_t session, int fd, std::shared_ptr<const StagedBytes> staging);
+  void AddChannel(uint32_t session, int fd, std::shared_ptr<const StagedBytes> staging,
+                  uint32_t protocol = kProtocolVersion);
 
   // Hangs up on the channels of `session`, if it has any. Soon, not now.
   void EndChannels(uint32_t session);
@@ -58,6 +60,7 @@ class CopierPool final : public Mover {
     uint32_t session = 0;
     int fd = -1;
     std::shared_ptr<const StagedBytes> staging;
+    uint32_t protocol = 0;
   };
   struct MakeRegionJob {
     uint32_t region = 0;

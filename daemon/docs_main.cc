@@ -39,6 +39,7 @@ int main(int argc, char** argv) {
   const std::string root = argv[1];
   const bool written = kvd::Write(root + "/deploy/kvd.toml", kvd::SampleConfig()) &&
                        kvd::WriteTable(root + "/deploy/README.md", kvd::OptionTable()) &&
-                       kvd::WriteTable(root + "/README.md", kvd::ShortOptionTable());
+                       kvd::WriteTable(root + "/README.md", kvd::ShortOptionTable()) &&
+                       kvd::WriteTable(root + "/deploy/man/kvd.8", kvd::OptionManual());
   return written ? 0 : 1;
 }

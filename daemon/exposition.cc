@@ -266,8 +266,13 @@ void AddTrouble(const MetricsSource& source, Families& out) {
   out.Counter("kvd_put_sums_differ_total",
               "Parts that changed in staging after the client had summed them.")
       .Add(c.put_sums_differ);
-  out.Counter("kvd_auth_failures_total", "Calls and connections that were not let in.")
-      .Add(c.unknown_sessions, {{"reason", "session"}});
+  out.Counter("kvd_auth_failures_total", "Calls and connections that were not let in.");
+  for (size_t i = 0; i < kStrangerNames.size(); ++i) {
+    const auto why = static_cast<Stranger>(i);
+    uint64_t count = source.strangers->count(why);
+    if (why == Stranger::kSession) count += c.unknown_sessions;
+    out.Add(count, {{"reason", kStrangerNames[i]}});
+  }
   out.Counter("kvd_calls_refused_total", "Calls with a mistake, or beyond a bound.")
       .Add(c.calls_refused);
   out.Counter("kvd_admission_rejected_total", "Calls that did not get what they asked, by want.");
@@ -282,29 +287,50 @@ void AddTrouble(const MetricsSource& source, Families& out) {
   out.Add(c.drain_refusals, {{"op", "any"}, {"reason", "draining"}});
 }
 
+// Calls of one way in.
+struct Transport {
+  std::string_view name;
+  const ServiceMetrics& metrics;
+
+  bool Has(size_t op) const {
+    const bool streams = op == static_cast<size_t>(Op::kGet) || op == static_cast<size_t>(Op::kPut);
+    return name == "stream" || !streams;
+  }
+};
+
 void AddCalls(const MetricsSource& source, Families& out) {
   const ServiceMetrics& service = *source.service;
+  const Transport transports[] = {{"shm", service}, {"stream", source.gateway->numbers()}};
+  const auto each = [&transports](auto add) {
+    for (const Transport& transport : transports) {
+      for (size_t op = 0; op < kOps; ++op) {
+        if (transport.Has(op)) add(transport.name, kOpNames[op], transport.metrics.ops[op]);
+      }
+    }
+  };
+  using OfOp = ServiceMetrics::OfOp;
   if (source.count_operations) {
     out.Histograms("kvd_op_duration_seconds",
                    "Time of a call from its arrival until its answer was sent; of a reserve with "
-                   "what it waited for others, at its caller's wish.");
-    for (size_t op = 0; op < kOps; ++op) {
-      out.Add(service.ops[op].duration, 1e9, {{"op", kOpNames[op]}, {"tier", "dram"}});
-    }
+                   "what it waited for others, at its caller's wish, of a stream with all its "
+                   "bytes.");
+    each([&out](std::string_view transport, std::string_view op, const OfOp& counts) {
+      out.Add(counts.duration, 1e9, {{"op", op}, {"tier", "dram"}, {"transport", transport}});
+    });
   }
   out.Counter("kvd_op_answers_total", "Calls that were answered, by gRPC's status code.");
-  for (size_t op = 0; op < kOps; ++op) {
+  each([&out](std::string_view transport, std::string_view op, const OfOp& counts) {
     for (size_t code = 0; code < ServiceMetrics::kCodes; ++code) {
-      const uint64_t answers = service.ops[op].answers[code];
+      const uint64_t answers = counts.answers[code];
       if (answers == 0 && code != 0) continue;
-      out.Add(answers, {{"op", kOpNames[op]}, {"code", kCodeNames[code]}});
+      out.Add(answers, {{"op", op}, {"code", kCodeNames[code]}, {"transport", transport}});
     }
-  }
+  });
   out.Counter("kvd_deadline_exceeded_total",
               "Calls whose caller had given up, by how far they came.");
-  for (size_t op = 0; op < kOps; ++op) {
-    out.Add(service.ops[op].late, {{"op", kOpNames[op]}, {"stage", "arrival"}});
-  }
+  each([&out](std::string_view transport, std::string_view op, const OfOp& counts) {
+    out.Add(counts.late, {{"op", op}, {"stage", "arrival"}, {"transport", transport}});
+  });
   out.Gauge("kvd_queue_depth", "What waits, now.");
   out.Add(service.calls, {{"queue", "calls"}});
   out.Add(service.slices, {{"queue", "slices"}});

@@ -23,6 +23,8 @@ namespace kvd {
 struct MetricsSource {
   const Control* control = nullptr;
   const ServiceMetrics* service = nullptr;
+  const GatewayMetrics* gateway = nullptr;
+  const StrangerCounts* strangers = nullptr;
   std::function<std::string(DomainId)> tenant_name;
   std::string version;
   bool count_operations = true;  // Whether there are histograms and attributions to show.

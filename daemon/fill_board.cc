@@ -93,24 +93,24 @@ uint32_t FillBoard::copying() const {
   return copying_;
 }
 
-FillBoard::Ticket FillBoard::Begin(uint32_t session, uint64_t id, uint32_t index, uint32_t offset,
-                                   uint32_t length) {
+FillBoard::Ticket FillBoard::Begin(uint32_t session, uint64_t id, const Piece& piece) {
   absl::MutexLock lock(&mu_);
   Reservation* reservation = Find(id);
   if (reservation == nullptr || reservation->session != session || reservation->closing) {
     return {.status = FillStatus::kGone};
   }
-  if (index >= reservation->parts.size()) return {.status = FillStatus::kInvalid};
-  Part& part = reservation->parts[index];
-  if (part.state != State::kEmpty || offset != part.filled || length == 0 ||
-      length > part.room.length - part.filled) {
+  if (piece.index >= reservation->parts.size()) return {.status = FillStatus::kInvalid};
+  Part& part = reservation->parts[piece.index];
+  if (part.state != State::kEmpty || piece.offset != part.filled || piece.length == 0 ||
+      piece.length > part.room.length - part.filled ||
+      (piece.whole && piece.length != part.room.length)) {
     return {.status = FillStatus::kInvalid};
   }
   part.state = State::kCopying;
-  part.copying = length;
+  part.copying = piece.length;
   ++reservation->copying;
   ++copying_;
-  return {.status = FillStatus::kOk, .address = part.room.address + offset};
+  return {.status = FillStatus::kOk, .address = part.room.address + piece.offset};
 }
 
 bool FillBoard::End(uint64_t id, uint32_t index, uint32_t sum) {

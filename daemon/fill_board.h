@@ -54,12 +54,18 @@ class FillBoard {
   // Copies that have not ended, of all reservations.
   uint32_t copying() const;
 
-  // A copier asks to fill `length` bytes of a part, which must be its next ones.
+  // A copier asks to fill the next bytes of a part.
+  struct Piece {
+    uint32_t index = 0;   // Of the part.
+    uint32_t offset = 0;  // Bytes into it.
+    uint32_t length = 0;  // Bytes.
+    bool whole = false;   // They must be all that the part has.
+  };
   struct Ticket {
     FillStatus status = FillStatus::kGone;
     std::byte* address = nullptr;
   };
-  Ticket Begin(uint32_t session, uint64_t id, uint32_t index, uint32_t offset, uint32_t length);
+  Ticket Begin(uint32_t session, uint64_t id, const Piece& piece);
   // The bytes are there, and `sum` is theirs. True when somebody waits for that: for the
   // reservation to become idle, or for so many full parts.
   bool End(uint64_t id, uint32_t index, uint32_t sum);

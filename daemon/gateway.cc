@@ -29,8 +29,11 @@ constexpr int kHandshakeMs = 10'000;
 constexpr int kIdleMs = 5 * 60 * 1000;  // A connection without calls, and so without a session.
 constexpr int kStreamsPerConnection = 64;
 
-// Streams sum and encrypt; engines on this node wait for the control thread. So the gateway's
-// threads take what CPU time is left. Once for each thread.
+// Streams sum and encrypt for as long as anybody reads; engines on this node wait for microseconds
+// of the control thread, which may not be allowed to raise its own priority. So where CPUs are
+// short a thread of ours has a third of an engine's share (the kernel's weights: 335 to 1,024), and
+// where they are not it loses nothing. All that the control thread could wait for of a thread that
+// was put aside is the inbox's mutex, held to append an entry. Once for each thread.
 void YieldToEngines() {
   thread_local bool done = false;
   if (!std::exchange(done, true)) setpriority(PRIO_PROCESS, 0, 5);
@@ -39,14 +42,18 @@ void YieldToEngines() {
 // Who is calling, as the gateway tells from the connection.
 class Callers {
  public:
-  Callers(const GatewayListener& listener, Domains& domains)
-      : listener_(listener), domains_(domains) {}
+  Callers(const GatewayListener& listener, Domains& domains, StrangerCounts* strangers)
+      : listener_(listener), domains_(domains), strangers_(strangers) {}
 
   absl::StatusOr<DomainId> Identify(const grpc::ServerContextBase& call) const {
     const std::string peer = call.peer();
     constexpr std::string_view kDescriptor = "fd:";
     if (peer.rfind(kDescriptor, 0) == 0) return OfDescriptor(peer.substr(kDescriptor.size()));
     return OfCertificate(*call.auth_context());
+  }
+
+  void CountStranger(Stranger why) const {
+    if (strangers_ != nullptr) strangers_->Count(why);
   }
 
  private:
@@ -56,6 +63,7 @@ class Callers {
     const std::optional<GatewayListener::Peer> peer = listener_.OfDescriptor(fd);
     if (!peer.has_value()) return absl::UnauthenticatedError("the connection has gone");
     if (peer->domain.has_value()) return *peer->domain;
+    CountStranger(Stranger::kUser);
     return absl::PermissionDeniedError(absl::StrCat(
         "user ", peer->uid, " belongs to no domain of this daemon: see [[domain]] in its config"));
   }
@@ -71,6 +79,7 @@ class Callers {
       break;
     }
     if (!context.IsPeerAuthenticated() || identity.empty()) {
+      CountStranger(Stranger::kCertificate);
       return absl::UnauthenticatedError(
           "the certificate has no identity: neither a SPIFFE id, nor a DNS name, nor a common "
           "name");
@@ -78,6 +87,7 @@ class Callers {
     if (const auto domain = domains_.OfIdentity(identity); domain.has_value()) {
       return *domain;
     }
+    CountStranger(Stranger::kIdentity);
     return absl::PermissionDeniedError(
         absl::StrCat("the identity ", identity,
                      " belongs to no domain of this daemon: see [[domain]] in its config"));
@@ -85,6 +95,7 @@ class Callers {
 
   const GatewayListener& listener_;
   Domains& domains_;
+  StrangerCounts* const strangers_;
 };
 
 struct Shared {
@@ -93,7 +104,34 @@ struct Shared {
   const Copier& copier;
   const Callers& callers;
   GatewaySessions& sessions;
+  GatewayMetrics* metrics;  // May be null.
+  bool count_operations;
 };
+
+// Runs a call and answers with what came of it, counted.
+template <typename Body>
+grpc::Status Answer(const Shared& shared, grpc::ServerContext& call, Op op, Body body) {
+  YieldToEngines();
+  const SystemClock clock;
+  const Nanos arrived = clock.Now();
+  const grpc::Status status = body();
+  // Our own word, not that of a connection which broke: the session goes on.
+  if (status.error_code() == grpc::StatusCode::UNAVAILABLE) {
+    call.AddTrailingMetadata(kDrainingKey, "1");
+  }
+  if (shared.metrics != nullptr) {
+    const Nanos took = clock.Now() - arrived;
+    shared.metrics->Answered(op, status.error_code(), shared.count_operations ? &took : nullptr);
+  }
+  return status;
+}
+
+absl::StatusOr<GatewaySessionPtr> FindSession(const Shared& shared, std::string_view token,
+                                              DomainId domain) {
+  absl::StatusOr<GatewaySessionPtr> session = shared.sessions.Find(token, domain);
+  if (!session.ok()) shared.callers.CountStranger(Stranger::kSession);
+  return session;
+}
 
 // A call that may go on, and where it counts.
 struct Guest {
@@ -177,63 +215,67 @@ class EngineService final : public v1::Engine::WithCallbackMethod_OpenSession<v1
   grpc::Status RegisterNamespace(grpc::ServerContext* call,
                                  const v1::RegisterNamespaceRequest* request,
                                  v1::RegisterNamespaceReply* reply) override {
-    return Run<RegisterNamespaceMethod>(*call, *request, *reply);
+    return Run<RegisterNamespaceMethod>(*call, Op::kRegisterNamespace, *request, *reply);
   }
   grpc::Status Lookup(grpc::ServerContext* call, const v1::LookupRequest* request,
                       v1::LookupReply* reply) override {
     if (request->extent_blocks() != 0) {
-      return ToGrpc(InvalidField("extent_blocks",
+      return Refuse(*call, Op::kLookup,
+                    InvalidField("extent_blocks",
                                  "must be 0: a session without shared memory has no use for "
                                  "extents; kvd.v1.Transfer/Get streams the bytes"));
     }
-    return Run<LookupMethod>(*call, *request, *reply);
+    return Run<LookupMethod>(*call, Op::kLookup, *request, *reply);
   }
-  grpc::Status Load(grpc::ServerContext*, const v1::LoadRequest*, v1::LoadReply*) override {
-    return ToGrpc(absl::FailedPreconditionError(
-        "Load gives extents of shared memory, which this session does not have; "
-        "kvd.v1.Transfer/Get streams the bytes"));
+  grpc::Status Load(grpc::ServerContext* call, const v1::LoadRequest*, v1::LoadReply*) override {
+    return Refuse(*call, Op::kLoad,
+                  absl::FailedPreconditionError(
+                      "Load gives extents of shared memory, which this session does not have; "
+                      "kvd.v1.Transfer/Get streams the bytes"));
   }
   grpc::Status Release(grpc::ServerContext* call, const v1::ReleaseRequest* request,
                        v1::ReleaseReply* reply) override {
-    return Run<ReleaseMethod>(*call, *request, *reply);
+    return Run<ReleaseMethod>(*call, Op::kRelease, *request, *reply);
   }
   grpc::Status Reserve(grpc::ServerContext* call, const v1::ReserveRequest* request,
                        v1::ReserveReply* reply) override {
-    return Run<ReserveMethod>(*call, *request, *reply);
+    return Run<ReserveMethod>(*call, Op::kReserve, *request, *reply);
   }
   grpc::Status Commit(grpc::ServerContext* call, const v1::CommitRequest* request,
                       v1::CommitReply* reply) override {
     if (request->reservation_id() == 0) {
-      return ToGrpc(InvalidField("reservation_id",
+      return Refuse(*call, Op::kCommit,
+                    InvalidField("reservation_id",
                                  "missing: a session without shared memory has no staging to put "
                                  "from; kvd.v1.Transfer/Put streams the bytes"));
     }
-    return Run<CommitMethod>(*call, *request, *reply);
+    return Run<CommitMethod>(*call, Op::kCommit, *request, *reply);
   }
   grpc::Status Abort(grpc::ServerContext* call, const v1::AbortRequest* request,
                      v1::AbortReply* reply) override {
-    return Run<AbortMethod>(*call, *request, *reply);
+    return Run<AbortMethod>(*call, Op::kAbort, *request, *reply);
   }
   grpc::Status Pin(grpc::ServerContext* call, const v1::PinRequest* request,
                    v1::PinReply* reply) override {
-    return Run<PinMethod>(*call, *request, *reply);
+    return Run<PinMethod>(*call, Op::kPin, *request, *reply);
   }
   grpc::Status Unpin(grpc::ServerContext* call, const v1::UnpinRequest* request,
                      v1::UnpinReply* reply) override {
-    return Run<UnpinMethod>(*call, *request, *reply);
+    return Run<UnpinMethod>(*call, Op::kUnpin, *request, *reply);
   }
   grpc::Status Prefetch(grpc::ServerContext* call, const v1::PrefetchRequest* request,
                         v1::PrefetchReply* reply) override {
-    return Run<UnimplementedMethod<v1::PrefetchRequest, v1::PrefetchReply>>(*call, *request,
-                                                                            *reply);
+    return Run<UnimplementedMethod<v1::PrefetchRequest, v1::PrefetchReply>>(*call, Op::kOther,
+                                                                            *request, *reply);
   }
   grpc::Status Hint(grpc::ServerContext* call, const v1::HintRequest* request,
                     v1::HintReply* reply) override {
-    return Run<HintMethod>(*call, *request, *reply);
+    return Run<HintMethod>(*call, Op::kOther, *request, *reply);
   }
   grpc::Status Retain(grpc::ServerContext* call, const v1::RetainRequest* request,
                       v1::RetainReply* reply) override {
-    return Run<UnimplementedMethod<v1::RetainRequest, v1::RetainReply>>(*call, *request, *reply);
+    return Run<UnimplementedMethod<v1::RetainRequest, v1::RetainReply>>(*call, Op::kOther, *request,
+                                                                        *reply);
   }
   grpc::Status Watch(grpc::ServerContext*, const v1::WatchRequest*,
                      grpc::ServerWriter<v1::WatchEvent>*) override {
@@ -242,14 +284,24 @@ class EngineService final : public v1::Engine::WithCallbackMethod_OpenSession<v1
 
  private:
   template <typename Method>
-  grpc::Status Run(grpc::ServerContext& call, const typename Method::Request& request,
+  grpc::Status Run(grpc::ServerContext& call, Op op, const typename Method::Request& request,
                    typename Method::Reply& reply) {
-    YieldToEngines();
+    return Answer(shared_, call, op, [&] { return Do<Method>(call, op, request, reply); });
+  }
+
+  grpc::Status Refuse(grpc::ServerContext& call, Op op, const absl::Status& status) {
+    return Answer(shared_, call, op, [&] { return ToGrpc(status); });
+  }
+
+  template <typename Method>
+  grpc::Status Do(grpc::ServerContext& call, Op op, const typename Method::Request& request,
+                  typename Method::Reply& reply) {
     const absl::StatusOr<Guest> guest = LetIn(shared_, call, Use::kCall);
     if (!guest.ok()) return ToGrpc(guest.status());
-    const auto session = shared_.sessions.Find(request.session(), guest->domain);
+    const auto session = FindSession(shared_, request.session(), guest->domain);
     if (!session.ok()) return ToGrpc(session.status());
     if (call.deadline() < std::chrono::system_clock::now()) {
+      if (shared_.metrics != nullptr) shared_.metrics->Late(op);
       return ToGrpc(absl::DeadlineExceededError("arrived after its deadline"));
     }
     ControlCall<Method> running(shared_.inbox, request, call.deadline());
@@ -268,8 +320,8 @@ class TransferService final : public v1::Transfer::Service {
 
   grpc::Status Get(grpc::ServerContext* call, const v1::GetRequest* request,
                    grpc::ServerWriter<v1::GetChunk>* writer) override {
-    return Stream(*call, [&](const Guest& guest) {
-      const auto session = shared_.sessions.Find(request->session(), guest.domain);
+    return Stream(*call, Op::kGet, [&](const Guest& guest) {
+      const auto session = FindSession(shared_, request->session(), guest.domain);
       if (!session.ok()) return ToGrpc(session.status());
       return StreamGet(ContextOf(*call, *session), *request, *writer);
     });
@@ -277,12 +329,12 @@ class TransferService final : public v1::Transfer::Service {
 
   grpc::Status Put(grpc::ServerContext* call, grpc::ServerReader<v1::PutChunk>* reader,
                    v1::PutReply* reply) override {
-    return Stream(*call, [&](const Guest& guest) {
+    return Stream(*call, Op::kPut, [&](const Guest& guest) {
       v1::PutChunk first;
       if (!reader->Read(&first) || !first.has_start()) {
         return ToGrpc(InvalidField("start", "must come first, and once"));
       }
-      const auto session = shared_.sessions.Find(first.start().session(), guest.domain);
+      const auto session = FindSession(shared_, first.start().session(), guest.domain);
       if (!session.ok()) return ToGrpc(session.status());
       return StreamPut(ContextOf(*call, *session), first.start(), *reader, *reply);
     });
@@ -298,12 +350,13 @@ class TransferService final : public v1::Transfer::Service {
 
   // A stream counts from before its first message, because its thread is taken from then on.
   template <typename Body>
-  grpc::Status Stream(grpc::ServerContext& call, Body body) {
-    YieldToEngines();
-    if (absl::Status status = CheckDeadline(call); !status.ok()) return ToGrpc(status);
-    const absl::StatusOr<Guest> guest = LetIn(shared_, call, Use::kStream);
-    if (!guest.ok()) return ToGrpc(guest.status());
-    return body(*guest);
+  grpc::Status Stream(grpc::ServerContext& call, Op op, Body body) {
+    return Answer(shared_, call, op, [&] {
+      if (absl::Status status = CheckDeadline(call); !status.ok()) return ToGrpc(status);
+      const absl::StatusOr<Guest> guest = LetIn(shared_, call, Use::kStream);
+      if (!guest.ok()) return ToGrpc(guest.status());
+      return body(*guest);
+    });
   }
 
   StreamContext ContextOf(grpc::ServerContext& call, GatewaySessionPtr session) const {
@@ -329,9 +382,15 @@ class Gateway::Impl {
        std::unique_ptr<GatewayListener> listener)
       : options_(std::move(options)),
         listener_(std::move(listener)),
-        callers_(*listener_, domains),
+        callers_(*listener_, domains, options_.strangers),
         sessions_(inbox, options_.bounds),
-        shared_{inbox, copiers, copier, callers_, sessions_},
+        shared_{inbox,
+                copiers,
+                copier,
+                callers_,
+                sessions_,
+                options_.metrics,
+                options_.count_operations},
         engine_(shared_),
         transfer_(shared_) {}
 
@@ -413,9 +472,11 @@ Gateway::~Gateway() { Stop(); }
 absl::StatusOr<std::unique_ptr<Gateway>> Gateway::Start(Inbox& inbox, CopierPool& copiers,
                                                         const Copier& copier, Domains& domains,
                                                         Options options) {
-  auto listener = GatewayListener::Open(
-      {.path = options.path, .tcp = options.tcp, .max_connections = options.max_connections},
-      domains);
+  auto listener = GatewayListener::Open({.path = options.path,
+                                         .listener = options.listener,
+                                         .tcp = options.tcp,
+                                         .max_connections = options.max_connections},
+                                        domains);
   if (!listener.ok()) return listener.status();
   auto impl = std::make_unique<Impl>(inbox, copiers, copier, domains, std::move(options),
                                      *std::move(listener));

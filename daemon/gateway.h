@@ -32,6 +32,7 @@
 #include "daemon/gateway_listener.h"
 #include "daemon/gateway_sessions.h"
 #include "daemon/inbox.h"
+#include "daemon/metrics.h"
 #include "daemon/tls.h"
 #include "proto/types/verified_copy.h"
 
@@ -41,13 +42,17 @@ class Gateway {
  public:
   struct Options {
     std::string path;                // Of the Unix socket.
+    int listener = -1;               // Listens there already, and stays the caller's; -1: bind it.
     std::string tcp;                 // "HOST:PORT", empty: none.
     std::optional<TlsIdentity> tls;  // Requires: set when `tcp` is.
     GatewaySessions::Options bounds;
     uint32_t max_connections = 512;  // Of each of the two.
     // Of gRPC, for messages on their way in and out.
     size_t max_message_memory = size_t{512} << 20;
-    int keepalive_ms = 30'000;  // After which a silent peer is asked whether it is there.
+    int keepalive_ms = 30'000;          // After which a silent peer is asked whether it is there.
+    bool count_operations = true;       // How long each call took.
+    GatewayMetrics* metrics = nullptr;  // Outlive this. Null: nobody counts.
+    StrangerCounts* strangers = nullptr;
   };
 
   // Binds; nobody is let in before Serve(). Collaborators must outlive this.

@@ -72,13 +72,18 @@ absl::StatusOr<std::unique_ptr<GatewayListener>> GatewayListener::Open(const Opt
 
 GatewayListener::~GatewayListener() {
   Stop();
-  for (const int fd : {unix_, tcp_, wake_}) {
+  const int own = options_.listener < 0 ? unix_ : -1;
+  for (const int fd : {own, tcp_, wake_}) {
     if (fd >= 0) close(fd);
   }
-  if (unix_ >= 0) unlink(options_.path.c_str());
+  if (own >= 0) unlink(options_.path.c_str());
 }
 
 absl::Status GatewayListener::ListenUnix() {
+  if (options_.listener >= 0) {
+    unix_ = options_.listener;
+    return absl::OkStatus();
+  }
   sockaddr_un address{.sun_family = AF_UNIX};
   if (options_.path.size() >= sizeof address.sun_path) {
     return absl::InvalidArgumentError(absl::StrCat("socket path too long: ", options_.path));

@@ -42,8 +42,9 @@ class GatewayListener {
   using NewConnection = std::function<void(int fd)>;
 
   struct Options {
-    std::string path;  // Of the Unix socket.
-    std::string tcp;   // "HOST:PORT"; empty: none.
+    std::string path;   // Of the Unix socket.
+    int listener = -1;  // Listens there already, and stays the caller's; -1: bind it.
+    std::string tcp;    // "HOST:PORT"; empty: none.
     // Connections, of each of the two sockets; a user gets at most half of those of the Unix one.
     uint32_t max_connections = 512;
   };
@@ -52,7 +53,8 @@ class GatewayListener {
     std::optional<DomainId> domain;  // Empty: the rules name none for this user.
   };
 
-  // Binds. Nothing is accepted before Run(). Errors name the address.
+  // Binds (the Unix socket unless it is given one). Nothing is accepted before Run(). Errors name
+  // the address.
   static absl::StatusOr<std::unique_ptr<GatewayListener>> Open(const Options& options,
                                                                Domains& domains);
   ~GatewayListener();

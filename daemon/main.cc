@@ -12,7 +12,6 @@
 #include <cerrno>
 #include <csignal>
 #include <cstdio>
-#include <ctime>
 #include <memory>
 #include <string>
 #include <thread>
@@ -102,13 +101,20 @@ double MeasureCopy(const Copier& copier, const Clock& clock) {
   return kBytes * 1e3 / static_cast<double>(std::max<Nanos>(1, clock.Now() - start));
 }
 
-absl::StatusOr<std::unique_ptr<Gateway>> StartGateway(const Config& config, Inbox& inbox,
-                                                      CopierPool& copiers, const Copier& copier,
-                                                      Domains& domains) {
-  Gateway::Options options{.path = config.path() + ".stream", .tcp = config.tcp};
+absl::StatusOr<std::unique_ptr<Gateway>> StartGateway(const Config& config, int listener,
+                                                      Inbox& inbox, CopierPool& copiers,
+                                                      const Copier& copier, Domains& domains,
+                                                      GatewayMetrics& metrics,
+                                                      StrangerCounts& strangers) {
+  Gateway::Options options{.path = config.path() + ".stream",
+                           .listener = listener,
+                           .tcp = config.tcp,
+                           .count_operations = config.op_metrics,
+                           .metrics = &metrics,
+                           .strangers = &strangers};
   if (!config.tcp.empty()) {
     absl::StatusOr<TlsIdentity> tls =
-        ReadTls({config.tls_certificate, config.tls_key, config.tls_client_ca}, std::time(nullptr));
+        ReadTls({config.tls_certificate, config.tls_key, config.tls_client_ca});
     if (!tls.ok()) return tls.status();
     options.tls = *std::move(tls);
   }
@@ -131,9 +137,11 @@ int Serve(const Config& config) {
   spdlog::info("copy.calibrated {}", copier.description());
 
   Domains domains(config.domains);
-  ConfigReloader reloader(config, [&domains](const Config& changed) {
+  Inbox inbox;
+  ConfigReloader reloader(config, [&domains, &inbox](const Config& changed) {
     spdlog::set_level(spdlog::level::from_str(changed.log_level));
     domains.SetRules(changed.domains);
+    inbox.Post(Task{[](Control& control) { control.ConfigReloaded(); }});
   });
   RegionDirectory regions;
   absl::StatusOr<std::unique_ptr<Arena>> arena = Arena::Open(regions, {.bytes = config.dram_bytes});
@@ -143,7 +151,6 @@ int Serve(const Config& config) {
                PageKindName((*arena)->page_kind()));
 
   const std::unique_ptr<EvictionPolicy> policy = MakePolicy(config.policy, config.max_blocks);
-  Inbox inbox;
   Control::Options limits{.load_bytes_per_us = MeasureCopy(copier, clock),
                           .count_operations = config.op_metrics};
   FillBoard board(limits.max_reservations);
@@ -155,9 +162,12 @@ int Serve(const Config& config) {
                .secret = secret},
               [&copiers](uint32_t region, uint64_t bytes) { copiers->MakeRegion(region, bytes); });
 
-  absl::StatusOr<std::unique_ptr<SessionServer>> sessions = SessionServer::Start(
-      inbox, *copiers, regions, domains,
-      {.path = config.path() + ".session", .listener = activated->at(".session")});
+  StrangerCounts strangers;
+  absl::StatusOr<std::unique_ptr<SessionServer>> sessions =
+      SessionServer::Start(inbox, *copiers, regions, domains,
+                           {.path = config.path() + ".session",
+                            .listener = activated->at(".session"),
+                            .strangers = &strangers});
   if (!sessions.ok()) return Fail(sessions.status());
   limits.session_over = [&sessions](uint32_t serial) { (*sessions)->Forget(serial); };
   absl::Notification drained;
@@ -175,9 +185,12 @@ int Serve(const Config& config) {
   inbox.SetWake([&service] { (*service)->Wake(); });
   // A start that fails further on ends the service before the threads that post.
   const absl::Cleanup forget_service = [&inbox] { inbox.SetWake(nullptr); };
+  GatewayMetrics gateway_metrics;
   const MetricsSource metrics{
       .control = &control,
       .service = &(*service)->metrics(),
+      .gateway = &gateway_metrics,
+      .strangers = &strangers,
       .tenant_name = [&domains](DomainId domain) { return domains.Name(domain); },
       .version = KVD_VERSION,
       .count_operations = config.op_metrics};
@@ -195,7 +208,8 @@ int Serve(const Config& config) {
   }
   const std::string metrics_address = http == nullptr ? "" : http->address();
   absl::StatusOr<std::unique_ptr<Gateway>> gateway =
-      StartGateway(config, inbox, *copiers, copier, domains);
+      StartGateway(config, activated->at(".stream"), inbox, *copiers, copier, domains,
+                   gateway_metrics, strangers);
   if (!gateway.ok()) return Fail(gateway.status());
   absl::StatusOr<std::unique_ptr<AdminServer>> admin =
       AdminServer::Start(inbox, control.events(),
@@ -252,6 +266,7 @@ int Serve(const Config& config) {
   });
   const Watchdog watchdog(
       [&] { inbox.Post(Task{[](Control&) { NotifyServiceManager("WATCHDOG=1"); }}); });
+  const HeapTrimmer trimmer;
   PreferThisThread();
   (*service)->Run();
   stopper.join();

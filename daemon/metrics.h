@@ -5,7 +5,7 @@
 // Each block that a lookup asks for is attributed once, to the tier that has it or to a miss, when
 // the lookup is decided: so tiers and misses together are what was asked.
 //
-// Threads: one writer, the control thread; reading is safe from any thread.
+// Threads: one writer, the control thread, where nothing else is said; reading is safe from any.
 
 #pragma once
 
@@ -16,7 +16,9 @@
 #include <cstdint>
 #include <string_view>
 
+#include "absl/synchronization/mutex.h"
 #include "proto/types/block.h"
+#include "proto/types/clock.h"
 #include "proto/types/shared_count.h"
 
 namespace kvd {
@@ -177,7 +179,7 @@ class ControlMetrics {
   std::array<TenantCounters, kMaxTenants + 1> slots_;
 };
 
-// Methods of the engine-facing service.
+// Methods of the engine-facing services.
 enum class Op : uint8_t {
   kLookup,
   kLoad,
@@ -189,11 +191,13 @@ enum class Op : uint8_t {
   kUnpin,
   kRegisterNamespace,
   kOther,  // Not in this version.
+  kGet,    // Streams, which the gateway alone has.
+  kPut,
 };
-inline constexpr size_t kOps = static_cast<size_t>(Op::kOther) + 1;
+inline constexpr size_t kOps = static_cast<size_t>(Op::kPut) + 1;
 inline constexpr std::array<std::string_view, kOps> kOpNames = {
     "lookup", "load", "release", "reserve", "commit", "abort", "pin", "unpin", "register_namespace",
-    "other"};
+    "other",  "get",  "put"};
 
 // gRPC's status codes, by number, as its documentation writes them.
 inline constexpr std::array<std::string_view, 17> kCodeNames = {
@@ -202,7 +206,7 @@ inline constexpr std::array<std::string_view, 17> kCodeNames = {
     "ABORTED",   "OUT_OF_RANGE",   "UNIMPLEMENTED",     "INTERNAL",           "UNAVAILABLE",
     "DATA_LOSS", "UNAUTHENTICATED"};
 
-// Of the front end: calls from their arrival to their answer.
+// Of a front end: calls from their arrival to their answer.
 struct ServiceMetrics {
   static constexpr size_t kCodes = kCodeNames.size();
 
@@ -215,6 +219,52 @@ struct ServiceMetrics {
   SharedCount calls;          // Now: accepted and not answered.
   SharedCount slices;         // Now: calls that want another turn.
   SharedCount calls_refused;  // More under way than there may be.
+};
+
+// The same of the gateway, whose calls end on many threads. They are few and long, so a mutex is
+// nothing to them; the numbers have one writer at a time.
+class GatewayMetrics {
+ public:
+  // `took`: null where calls are not timed. Any thread.
+  void Answered(Op op, int code, const Nanos* took) {
+    absl::MutexLock lock(&mu_);
+    ServiceMetrics::OfOp& counts = numbers_.ops[static_cast<size_t>(op)];
+    ++counts.answers[static_cast<size_t>(code)];
+    if (took != nullptr) counts.duration.Observe(static_cast<uint64_t>(*took));
+  }
+  void Late(Op op) {
+    absl::MutexLock lock(&mu_);
+    ++numbers_.ops[static_cast<size_t>(op)].late;
+  }
+  const ServiceMetrics& numbers() const { return numbers_; }  // Any thread.
+
+ private:
+  absl::Mutex mu_;  // Of writers.
+  ServiceMetrics numbers_;
+};
+
+// Why somebody was not let in.
+enum class Stranger : uint8_t {
+  kSession,      // Named no session of ours, or another's.
+  kUser,         // A user id and groups that are in no domain.
+  kCertificate,  // A certificate that names nobody.
+  kIdentity,     // One that names somebody who is in no domain.
+};
+inline constexpr std::array<std::string_view, 4> kStrangerNames = {"session", "user", "certificate",
+                                                                   "identity"};
+
+// Who was not let in at the doors; what the control thread refuses is in its counters. Any thread.
+class StrangerCounts {
+ public:
+  void Count(Stranger why) {
+    counts_[static_cast<size_t>(why)].fetch_add(1, std::memory_order_relaxed);
+  }
+  uint64_t count(Stranger why) const {
+    return counts_[static_cast<size_t>(why)].load(std::memory_order_relaxed);
+  }
+
+ private:
+  std::array<std::atomic<uint64_t>, kStrangerNames.size()> counts_{};
 };
 
 }  // namespace kvd

@@ -183,13 +183,33 @@ std::string ShortOptionTable() {
   return table;
 }
 
+std::string OptionManual() {
+  // A plain dash may be set as a hyphen, which nobody can paste.
+  const auto plain = [](std::string_view text) {
+    return absl::StrReplaceAll(View(text), {{"\\", "\\e"}, {"-", "\\-"}});
+  };
+  std::string text;
+  for (const Option& option : Options()) {
+    absl::StrAppend(&text, ".TP\n.B ", plain(option.flag));
+    if (option.kind != OptionKind::kSwitch)
+      absl::StrAppend(&text, " \\fI", plain(option.value), "\\fR");
+    absl::StrAppend(
+        &text, "\nIn the file:\n.BR ", plain(option.name), " .\n",
+        option.kind == OptionKind::kSwitch && option.value == "false" ? "Turns off: " : "",
+        plain(option.help), ".\n", plain(Default(option)), ".\n");
+    if (option.live) absl::StrAppend(&text, "Changes on SIGHUP.\n");
+  }
+  return text;
+}
+
 std::string ReplaceBetweenMarks(std::string_view text, std::string_view name,
                                 std::string_view with) {
   const size_t begin = text.find(absl::StrCat("<!-- begin ", View(name)));
   const size_t first = text.find('\n', begin == std::string_view::npos ? text.size() : begin);
   const size_t end = text.find(absl::StrCat("<!-- end ", View(name)));
   if (first == std::string_view::npos || end == std::string_view::npos || end < first) return "";
-  return absl::StrCat(View(text.substr(0, first + 1)), View(with), View(text.substr(end)));
+  const size_t last = text.rfind('\n', end);  // A comment may begin before the mark.
+  return absl::StrCat(View(text.substr(0, first + 1)), View(with), View(text.substr(last + 1)));
 }
 
 }  // namespace kvd

@@ -22,7 +22,10 @@ std::string PrintConfig(const Config& config);
 std::string OptionTable();
 std::string ShortOptionTable();
 
-// `text` with what stands between the lines "<!-- begin NAME" and "<!-- end NAME" replaced.
+// All options for the manual page kvd(8), as troff.
+std::string OptionManual();
+
+// `text` with what stands between the lines with "<!-- begin NAME" and "<!-- end NAME" replaced.
 // Empty: the marks are not there.
 std::string ReplaceBetweenMarks(std::string_view text, std::string_view name,
                                 std::string_view with);

@@ -213,7 +213,7 @@ const Option kOptions[] = {
      .value = "unix:PATH",
      .essential = true,
      .otherwise = "$KVD_ENDPOINT, else $XDG_RUNTIME_DIR/kvd.sock, else /tmp/kvd-UID.sock; clients "
-                  "look there too",
+                  "look there too, and then at /run/kvd/kvd.sock",
      .example = "unix:/run/kvd/kvd.sock",
      .help = "Where engines connect. Descriptors travel at PATH.session, operators connect at "
              "PATH.admin",
@@ -281,7 +281,7 @@ const Option kOptions[] = {
      .value = "TIME",
      .kind = OptionKind::kDuration,
      .live = true,
-     .fallback = "30s",
+     .fallback = "15s",
      .help = "How long a drain waits for holds and moves before the daemon ends all the same",
      .set = [](std::string_view text, const MemoryLimit&,
                Config& config) { return SetDuration(text, kMaxDrainMs, &config.drain_timeout_ms); },

@@ -1,5 +1,6 @@
 #include "daemon/process.h"
 
+#include <malloc.h>
 #include <pthread.h>
 #include <sched.h>
 #include <sys/prctl.h>
@@ -13,10 +14,16 @@
 #include <cstdlib>
 
 #include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
 #include "daemon/tls.h"
 
 namespace kvd {
 namespace {
+
+// Each arena is locked for as long as its free pages take to go, so seldom; and often enough that
+// an operator who looks after a burst sees it gone.
+constexpr absl::Duration kTrimInterval = absl::Seconds(2);
+constexpr size_t kTrimKeepBytes = 16 << 10;
 
 sigset_t OurSignals() {
   sigset_t signals;
@@ -82,6 +89,17 @@ void PreferThisThread() {
   if (syscall(SYS_sched_setattr, 0, &wanted, 0) == 0) return;
   wanted.nice = getpriority(PRIO_PROCESS, 0);
   syscall(SYS_sched_setattr, 0, &wanted, 0);
+}
+
+HeapTrimmer::HeapTrimmer() {
+  thread_ = std::thread([this] {
+    while (!stop_.WaitForNotificationWithTimeout(kTrimInterval)) malloc_trim(kTrimKeepBytes);
+  });
+}
+
+HeapTrimmer::~HeapTrimmer() {
+  stop_.Notify();
+  thread_.join();
 }
 
 }  // namespace kvd

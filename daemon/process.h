@@ -2,6 +2,10 @@
 
 #pragma once
 
+#include <thread>
+
+#include "absl/synchronization/notification.h"
+
 namespace kvd {
 
 // Before gRPC starts and before there is a second thread.
@@ -16,5 +20,19 @@ int WaitForSignal();
 
 // The calling thread should run as soon as it is woken. Best effort.
 void PreferThisThread();
+
+// Gives what the heap has free back to the system, every few seconds: what a burst of large or
+// unread messages took is spread over the arenas of many threads, and malloc would keep it.
+//
+// Threads: one of its own.
+class HeapTrimmer {
+ public:
+  HeapTrimmer();
+  ~HeapTrimmer();
+
+ private:
+  absl::Notification stop_;
+  std::thread thread_;
+};
 
 }  // namespace kvd

@@ -137,7 +137,11 @@ absl::Status PutBuffer::MakeRoom(uint32_t length) {
 }
 
 absl::Status PutBuffer::SendFill() {
-  const FillRequest request{reservation_id_, head_, index_, length_};
+  const FillRequest request{.reservation_id = reservation_id_,
+                            .staging_offset = head_,
+                            .index = index_,
+                            .length = length_,
+                            .whole = 1};
   if (send(channel_, &request, sizeof request, MSG_NOSIGNAL) != ssize_t{sizeof request}) {
     return absl::UnavailableError("the copiers have hung up: the daemon is stopping");
   }

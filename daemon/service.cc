@@ -7,10 +7,13 @@
 #include <sched.h>
 
 #include <chrono>
+#include <cstring>
 #include <iterator>
 #include <optional>
+#include <string_view>
 #include <utility>
 
+#include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
 #include "daemon/activation.h"
 #include "daemon/call_log.h"
@@ -76,6 +79,8 @@ class Service::Impl {
   };
 
   void HandleEvent(void* tag, bool ok);
+  uint32_t BeginSessionCall(std::string_view session, std::optional<SessionToken>& counted);
+  void EndSessionCall(const std::optional<SessionToken>& counted);
 
   Control& control_;
   const Clock& clock_;
@@ -83,10 +88,12 @@ class Service::Impl {
   v1::Engine::AsyncService service_;
   std::unique_ptr<grpc::ServerCompletionQueue> queue_;
   std::unique_ptr<grpc::Server> server_;
-  std::unique_ptr<Acceptor> acceptor_;  // Where somebody else bound the socket.
+  std::unique_ptr<Acceptor> acceptor_;
 
   // Control thread only.
   std::deque<Resumable*> slices_;  // Calls that want to go on.
+  // Calls under way, by what they name: no more entries than calls.
+  absl::flat_hash_map<SessionToken, uint32_t> session_calls_;
   ServiceMetrics metrics_;
 
   absl::Mutex mu_;
@@ -123,6 +130,7 @@ class Service::Impl::Call final : public Tag, public Resumable {
     if (answered_) {
       --impl_.metrics_.calls;
       --*domain_calls_;
+      impl_.EndSessionCall(session_);
       if (!ok) TakeBack();
       delete this;
       return;
@@ -134,8 +142,10 @@ class Service::Impl::Call final : public Tag, public Resumable {
     new Call(impl_, op_, post_);
     arrived_ = impl_.control_.polled_at();
     ++impl_.metrics_.calls;
+    uint32_t session_calls = 0;
     if constexpr (requires(Request r) { r.session(); }) {
       domain_calls_ = &impl_.control_.CallsUnderWay(request_.session());
+      session_calls = impl_.BeginSessionCall(request_.session(), session_);
     } else {
       domain_calls_ = &impl_.control_.CallsUnderWay({});
     }
@@ -144,6 +154,12 @@ class Service::Impl::Call final : public Tag, public Resumable {
       ++impl_.metrics_.calls_refused;
       Answer(grpc::Status(grpc::StatusCode::RESOURCE_EXHAUSTED,
                           "calls: this user has as many under way as one may"));
+      return;
+    }
+    if (session_calls > impl_.options_.max_session_calls) {
+      ++impl_.metrics_.calls_refused;
+      Answer(grpc::Status(grpc::StatusCode::RESOURCE_EXHAUSTED,
+                          "calls: this session has as many under way as one may"));
       return;
     }
     if (impl_.metrics_.calls > impl_.options_.max_calls) {
@@ -230,7 +246,8 @@ class Service::Impl::Call final : public Tag, public Resumable {
   typename Method::State state_;
   grpc::ServerAsyncResponseWriter<Reply> writer_;
   Nanos arrived_ = 0;
-  uint32_t* domain_calls_ = nullptr;  // Where this one is counted, from its arrival on.
+  uint32_t* domain_calls_ = nullptr;     // Where this one is counted, from its arrival on.
+  std::optional<SessionToken> session_;  // In whose count this call is.
   bool answered_ = false;
   bool resumed_ = false;
   bool taken_back_ = false;
@@ -277,10 +294,6 @@ absl::Status Service::Impl::Start() {
   // it.
   grpc::EnableDefaultHealthCheckService(false);
   grpc::ServerBuilder builder;
-  int port = 0;
-  if (options_.listener < 0) {
-    builder.AddListeningPort("unix:" + options_.path, grpc::InsecureServerCredentials(), &port);
-  }
   builder.RegisterService(&service_);
   builder.SetMaxReceiveMessageSize(kMaxMessageBytes);
   builder.SetMaxSendMessageSize(kMaxMessageBytes);
@@ -290,7 +303,7 @@ absl::Status Service::Impl::Start() {
   queue_ = builder.AddCompletionQueue();
   server_ = builder.BuildAndStart();
   if (server_ == nullptr) {
-    return absl::UnavailableError(absl::StrCat("cannot listen at unix:", options_.path));
+    return absl::InternalError("gRPC does not start a server for engines");
   }
   using Async = v1::Engine::AsyncService;
   new Call<RegisterNamespaceMethod>(*this, Op::kRegisterNamespace,
@@ -313,12 +326,27 @@ absl::Status Service::Impl::Start() {
       "a session without shared memory is opened at PATH.stream; here, connect to PATH.session");
   new RefusedStream<v1::WatchRequest, v1::WatchEvent>(*this, &Async::RequestWatch,
                                                       "events are not in this version");
-  if (options_.listener < 0) return absl::OkStatus();
-  absl::StatusOr<std::unique_ptr<Acceptor>> acceptor = Acceptor::Start(
-      options_.listener, [this](int fd) { grpc::AddInsecureChannelFromFd(server_.get(), fd); });
+  const auto adopt = [this](int fd) { grpc::AddInsecureChannelFromFd(server_.get(), fd); };
+  absl::StatusOr<std::unique_ptr<Acceptor>> acceptor =
+      options_.listener < 0 ? Acceptor::Listen(options_.path, adopt)
+                            : Acceptor::Start(options_.listener, adopt);
   if (!acceptor.ok()) return acceptor.status();
   acceptor_ = *std::move(acceptor);
   return absl::OkStatus();
+}
+
+// How many there are with this one. What is no token is not counted: it names no session.
+uint32_t Service::Impl::BeginSessionCall(std::string_view session,
+                                         std::optional<SessionToken>& counted) {
+  if (session.size() != sizeof(SessionToken)) return 0;
+  std::memcpy(counted.emplace().data(), session.data(), session.size());
+  return ++session_calls_[*counted];
+}
+
+void Service::Impl::EndSessionCall(const std::optional<SessionToken>& counted) {
+  if (!counted.has_value()) return;
+  const auto it = session_calls_.find(*counted);
+  if (--it->second == 0) session_calls_.erase(it);
 }
 
 void Service::Impl::HandleEvent(void* tag, bool ok) {

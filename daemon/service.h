@@ -33,7 +33,10 @@ class Service {
     std::string path;           // Of the gRPC socket. The caller has made sure that it is ours.
     int listener = -1;          // Listens there already, and stays the caller's; -1: bind it.
     uint32_t max_calls = 1024;  // Accepted and not answered; beyond it calls are refused.
-    uint32_t max_domain_calls = 512;    // The same of one domain; those of no session are another.
+    uint32_t max_domain_calls = 512;  // The same of one domain; those of no session are another.
+    // The same of one session: one that does not read its answers shall not use up those of its
+    // domain. A client has one connection, so it never meets this.
+    uint32_t max_session_calls = 128;
     uint32_t endless_call_ms = 60'000;  // What a call without a deadline may wait at most.
     int streams_per_connection = 128;
     // Of gRPC, for messages on their way in and out. Anybody may open connections and send half a

@@ -268,6 +268,7 @@ void SessionServer::Accept() {
   SessionStatus status = SessionStatus::kOk;
   if (!domain.has_value()) {
     status = SessionStatus::kRefused;
+    if (options_.strangers != nullptr) options_.strangers->Count(Stranger::kUser);
   } else if (pidfd < 0) {
     status = SessionStatus::kInvalid;
   } else if (peers_.size() >= options_.max_sessions ||
@@ -343,6 +344,7 @@ bool SessionServer::Greet(Peer& peer, const SessionHello& hello) {
     return false;
   }
   peer.greeted = true;
+  peer.protocol = welcome.version;
   // The control thread knows the session before the client can name it.
   inbox_.Post(SessionOpened{.serial = peer.serial,
                             .token = welcome.token,
@@ -407,7 +409,7 @@ bool SessionServer::GiveStaging(Peer& peer, const StagingRequest& request, int o
     if (request.own == 0) madvise(data, size, MADV_POPULATE_READ);
     auto staging = std::make_shared<MappedStaging>(data, size);
     inbox_.Post(StagingOpened{peer.serial, staging});
-    copiers_.AddChannel(peer.serial, channel[0], std::move(staging));
+    copiers_.AddChannel(peer.serial, channel[0], std::move(staging), peer.protocol);
     reply.size_bytes = size;
     sent = request.own != 0 ? Send(peer.socket, &reply, sizeof reply, {channel[1]})
                             : Send(peer.socket, &reply, sizeof reply, {fd, channel[1]});

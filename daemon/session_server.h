@@ -28,6 +28,7 @@
 #include "daemon/copier_pool.h"
 #include "daemon/domains.h"
 #include "daemon/inbox.h"
+#include "daemon/metrics.h"
 #include "proto/types/session_wire.h"
 #include "tiers/region_directory.h"
 
@@ -47,6 +48,7 @@ class SessionServer {
     // terabyte costs a client nothing, and without address space the daemon could not go on.
     uint64_t max_all_own_staging_bytes = 16 * kMaxOwnStagingBytes;
     uint64_t max_domain_own_staging_bytes = 8 * kMaxOwnStagingBytes;
+    StrangerCounts* strangers = nullptr;  // Counts whom it refuses; outlives this. May be null.
   };
 
   // Binds the socket (replacing a stale file) unless it is given one, and starts the thread.
@@ -69,6 +71,7 @@ class SessionServer {
     uid_t uid = 0;
     pid_t pid = 0;
     bool greeted = false;
+    uint32_t protocol = 0;           // As agreed.
     uint64_t staging_bytes = 0;      // Made by us; 0: none.
     uint64_t own_staging_bytes = 0;  // Brought by the client; 0: none.
   };

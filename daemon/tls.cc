@@ -2,16 +2,17 @@
 
 #include <openssl/bio.h>
 #include <openssl/err.h>
+#include <openssl/evp.h>
 #include <openssl/pem.h>
 #include <openssl/x509.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <memory>
 #include <sstream>
-#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -21,117 +22,136 @@
 namespace kvd {
 namespace {
 
-template <auto kFree>
-struct Free {
-  template <typename T>
-  void operator()(T* object) const {
-    kFree(object);
-  }
+struct Freer {
+  void operator()(BIO* bio) const { BIO_free_all(bio); }
+  void operator()(X509* certificate) const { X509_free(certificate); }
+  void operator()(EVP_PKEY* key) const { EVP_PKEY_free(key); }
 };
-using Bio = std::unique_ptr<BIO, Free<BIO_free_all>>;
-using Key = std::unique_ptr<EVP_PKEY, Free<EVP_PKEY_free>>;
-using Certificate = std::unique_ptr<X509, Free<X509_free>>;
+template <typename T>
+using Owned = std::unique_ptr<T, Freer>;
 
-absl::Status Bad(const char* option, const std::string& path, absl::string_view why) {
-  return InvalidField(option, absl::StrCat(path, ": ", why));
-}
+struct PemFile {
+  std::string path;
+  std::string text;
+  std::string wrong;  // Why it could not be read.
+};
 
-absl::StatusOr<std::string> ReadFile(const char* option, const std::string& path) {
-  if (path.empty()) {
-    return InvalidField(option,
-                        "missing: TCP is served only with a certificate, its key and the "
-                        "authority of client certificates");
-  }
+PemFile Read(const std::string& path) {
+  PemFile pem{.path = path};
   errno = 0;
   std::ifstream file(path, std::ios::binary);
   std::stringstream text;
   text << file.rdbuf();
-  if (!file.good() || text.str().empty()) {
-    return Bad(option, path, errno != 0 ? std::strerror(errno) : "is empty or not a file");
+  pem.text = text.str();
+  if (pem.text.empty() && errno != 0) {
+    pem.wrong = absl::StrCat("cannot read ", path, ": ", std::strerror(errno));
   }
-  return text.str();
+  return pem;
 }
 
-Bio Reader(const std::string& text) {
-  return Bio(BIO_new_mem_buf(text.data(), static_cast<int>(text.size())));
+Owned<BIO> Reader(const std::string& text) {
+  return Owned<BIO>(BIO_new_mem_buf(text.data(), static_cast<int>(text.size())));
 }
 
-std::vector<Certificate> ParseCertificates(const std::string& text) {
-  std::vector<Certificate> certificates;
-  const Bio reader = Reader(text);
-  while (X509* next = PEM_read_bio_X509(reader.get(), nullptr, nullptr, nullptr)) {
-    certificates.emplace_back(next);
+// Without this OpenSSL would ask the terminal for a password.
+int NoPassword(char*, int, int, void*) { return 0; }
+
+std::vector<Owned<X509>> CertificatesIn(const PemFile& pem) {
+  std::vector<Owned<X509>> certificates;
+  const Owned<BIO> reader = Reader(pem.text);
+  while (X509* certificate = PEM_read_bio_X509(reader.get(), nullptr, NoPassword, nullptr)) {
+    certificates.emplace_back(certificate);
   }
-  ERR_clear_error();
+  ERR_clear_error();  // The end of the text is an error to it.
   return certificates;
 }
 
-std::string TimeText(const ASN1_TIME* time) {
-  const Bio memory(BIO_new(BIO_s_mem()));
+std::string Text(const ASN1_TIME* time) {
+  const Owned<BIO> memory(BIO_new(BIO_s_mem()));
   ASN1_TIME_print(memory.get(), time);
-  char* text = nullptr;
-  const long size = BIO_get_mem_data(memory.get(), &text);
-  return {text, static_cast<size_t>(size)};
+  char* bytes = nullptr;
+  const long size = BIO_get_mem_data(memory.get(), &bytes);
+  return {bytes, static_cast<size_t>(size)};
 }
 
-absl::Status CheckTime(const char* option, const std::string& path, const X509& certificate,
-                       std::time_t now) {
-  const ASN1_TIME* begin = X509_get0_notBefore(&certificate);
-  const ASN1_TIME* end = X509_get0_notAfter(&certificate);
-  if (X509_cmp_time(end, &now) < 0) {
-    return Bad(option, path,
-               absl::StrCat("expired at ", TimeText(end), "; put a renewed one there"));
+bool Expired(const Owned<X509>& certificate) {
+  return X509_cmp_current_time(X509_get0_notAfter(certificate.get())) < 0;
+}
+bool BeforeItsTime(const Owned<X509>& certificate) {
+  return X509_cmp_current_time(X509_get0_notBefore(certificate.get())) > 0;
+}
+
+std::string NoCertificate(const PemFile& pem) {
+  return absl::StrCat(pem.path, " holds no certificate in PEM");
+}
+
+std::string Check(const PemFile& pem) {
+  if (!pem.wrong.empty()) return pem.wrong;
+  const std::vector<Owned<X509>> certificates = CertificatesIn(pem);
+  if (certificates.empty()) return NoCertificate(pem);
+  const Owned<X509>& first = certificates.front();
+  if (Expired(first)) {
+    return absl::StrCat("the certificate in ", pem.path, " expired on ",
+                        Text(X509_get0_notAfter(first.get())));
   }
-  if (X509_cmp_time(begin, &now) > 0) {
-    return Bad(
-        option, path,
-        absl::StrCat("not good before ", TimeText(begin), "; is this machine's clock right?"));
+  if (BeforeItsTime(first)) {
+    return absl::StrCat("the certificate in ", pem.path, " is not valid before ",
+                        Text(X509_get0_notBefore(first.get())));
   }
-  return absl::OkStatus();
+  return "";
+}
+
+std::string CheckAll(const PemFile& pem) {
+  if (!pem.wrong.empty()) return pem.wrong;
+  const std::vector<Owned<X509>> certificates = CertificatesIn(pem);
+  if (certificates.empty()) return NoCertificate(pem);
+  const auto good = [](const Owned<X509>& one) { return !Expired(one) && !BeforeItsTime(one); };
+  if (std::any_of(certificates.begin(), certificates.end(), good)) return "";
+  for (const Owned<X509>& certificate : certificates) {
+    if (Expired(certificate)) continue;
+    return absl::StrCat("no certificate in ", pem.path, " is valid before ",
+                        Text(X509_get0_notBefore(certificate.get())));
+  }
+  return absl::StrCat("every certificate in ", pem.path, " has expired, the first on ",
+                      Text(X509_get0_notAfter(certificates.front().get())));
+}
+
+std::string Check(const PemFile& pem, const PemFile& certificate) {
+  if (!pem.wrong.empty()) return pem.wrong;
+  const Owned<EVP_PKEY> key(
+      PEM_read_bio_PrivateKey(Reader(pem.text).get(), nullptr, NoPassword, nullptr));
+  ERR_clear_error();
+  if (key == nullptr) {
+    return absl::StrCat(pem.path, " holds no private key in PEM without a password");
+  }
+  // One that is missing is told about the certificate.
+  const std::vector<Owned<X509>> certificates = CertificatesIn(certificate);
+  if (!certificates.empty() && X509_check_private_key(certificates[0].get(), key.get()) != 1) {
+    ERR_clear_error();
+    return absl::StrCat("the key in ", pem.path, " does not belong to the certificate in ",
+                        certificate.path);
+  }
+  return "";
 }
 
 }  // namespace
 
-absl::StatusOr<TlsIdentity> ReadTls(const TlsPaths& paths, std::time_t now) {
-  TlsIdentity identity;
-  for (const auto& [option, path, text] :
-       {std::tuple{"tls-certificate", &paths.certificate, &identity.certificate},
-        {"tls-key", &paths.key, &identity.key},
-        {"tls-client-ca", &paths.client_ca, &identity.client_ca}}) {
-    absl::StatusOr<std::string> read = ReadFile(option, *path);
-    if (!read.ok()) return read.status();
-    *text = *std::move(read);
-  }
+std::string CheckCertificate(const std::string& path) { return Check(Read(path)); }
+std::string CheckAuthorities(const std::string& path) { return CheckAll(Read(path)); }
+std::string CheckKey(const std::string& path, const std::string& certificate_path) {
+  return Check(Read(path), Read(certificate_path));
+}
 
-  const std::vector<Certificate> chain = ParseCertificates(identity.certificate);
-  if (chain.empty()) {
-    return Bad("tls-certificate", paths.certificate, "has no certificate in PEM form");
+absl::StatusOr<TlsIdentity> ReadTls(const TlsPaths& paths) {
+  PemFile certificate = Read(paths.certificate);
+  PemFile key = Read(paths.key);
+  PemFile client_ca = Read(paths.client_ca);
+  for (const auto& [option, wrong] : {std::pair{"tcp.certificate", Check(certificate)},
+                                      {"tcp.key", Check(key, certificate)},
+                                      {"tcp.client_ca", CheckAll(client_ca)}}) {
+    if (!wrong.empty()) return InvalidField(option, wrong);
   }
-  for (const Certificate& certificate : chain) {
-    absl::Status status = CheckTime("tls-certificate", paths.certificate, *certificate, now);
-    if (!status.ok()) return status;
-  }
-  // A password would be asked for on the terminal: an empty one is given instead.
-  const auto no_password = [](char*, int, int, void*) { return 0; };
-  const Key key(PEM_read_bio_PrivateKey(Reader(identity.key).get(), nullptr, no_password, nullptr));
-  ERR_clear_error();
-  if (key == nullptr) {
-    return Bad("tls-key", paths.key, "has no private key in PEM form, or one with a password");
-  }
-  if (X509_check_private_key(chain.front().get(), key.get()) != 1) {
-    ERR_clear_error();
-    return Bad("tls-key", paths.key,
-               absl::StrCat("is not the key of the first certificate in ", paths.certificate));
-  }
-  const std::vector<Certificate> authorities = ParseCertificates(identity.client_ca);
-  if (authorities.empty()) {
-    return Bad("tls-client-ca", paths.client_ca, "has no certificate in PEM form");
-  }
-  for (const Certificate& authority : authorities) {
-    absl::Status status = CheckTime("tls-client-ca", paths.client_ca, *authority, now);
-    if (!status.ok()) return status;
-  }
-  return identity;
+  return TlsIdentity{std::move(certificate.text), std::move(key.text), std::move(client_ca.text)};
 }
 
 void Tls13Only() { setenv("GRPC_SSL_CIPHER_SUITES", "PSK-AES256-GCM-SHA384", /*overwrite=*/1); }

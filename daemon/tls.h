@@ -1,17 +1,25 @@
-// What TLS needs, read and checked at start: the daemon's certificate and key, and the authorities
-// whose clients may connect. All of it is checked here, because gRPC would say no more than that it
-// does not serve.
+// What TLS needs: the daemon's certificate and key, and the authorities whose clients may connect.
+// It is checked before a server starts with it, because a handshake that fails tells the operator
+// next to nothing, and gRPC no more than that it does not serve.
 //
 // Threads: all functions are safe from any; Tls13Only() before gRPC starts.
 
 #pragma once
 
-#include <ctime>
 #include <string>
 
 #include "absl/status/statusor.h"
 
 namespace kvd {
+
+// Each returns what is wrong with a PEM file now, or nothing. None says anything about the contents
+// of a key.
+// The first certificate is good now. Those behind it vouch for it; clients look at them.
+std::string CheckCertificate(const std::string& path);
+// Of at least one certificate, one at least is good now: old ones stay while clients change.
+std::string CheckAuthorities(const std::string& path);
+// A private key without a password that belongs to the certificate in the other file.
+std::string CheckKey(const std::string& path, const std::string& certificate_path);
 
 struct TlsPaths {  // PEM files.
   std::string certificate;
@@ -25,9 +33,9 @@ struct TlsIdentity {  // What is in them.
   std::string client_ca;
 };
 
-// Reads the three files. kInvalidArgument names the option, the file and what to do: missing,
-// unreadable, not PEM, encrypted, not of each other, not yet or no longer good at `now`.
-absl::StatusOr<TlsIdentity> ReadTls(const TlsPaths& paths, std::time_t now);
+// Reads the three files, and checks the very bytes that it returns: the files may have changed
+// since they were checked. kInvalidArgument names the option and what is wrong, as above.
+absl::StatusOr<TlsIdentity> ReadTls(const TlsPaths& paths);
 
 // Makes TLS 1.3 the only version that gRPC's servers of this process agree to. gRPC 1.51 has no
 // option for it: its list of cipher suites, which only TLS 1.2 heeds, is set to one that nobody can

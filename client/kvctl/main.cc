@@ -40,7 +40,7 @@ int main(int argc, char** argv) {
       .out_is_terminal = isatty(STDOUT_FILENO) == 1,
       .no_color = no_color != nullptr && *no_color != '\0',
       .utf8 = IsUtf8(),
-      .default_endpoint = kvd::DefaultEndpoint(),
+      .default_endpoint = kvd::FindEndpoint(),
       .pause =
           [](absl::Duration time) {
             absl::SleepFor(time);

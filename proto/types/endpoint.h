@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cstdlib>
@@ -15,6 +16,23 @@ inline std::string DefaultEndpoint() {
   const char* runtime = std::getenv("XDG_RUNTIME_DIR");
   if (runtime != nullptr && *runtime == '/') return std::string("unix:") + runtime + "/kvd.sock";
   return "unix:/tmp/kvd-" + std::to_string(getuid()) + ".sock";
+}
+
+// Where the daemon of the package listens, whoever its user is.
+inline constexpr const char* kPackagedSocket = "/run/kvd/kvd.sock";
+
+// Where a client looks: DefaultEndpoint(), unless nobody named it, there is no socket there, and
+// there is one at `packaged`.
+inline std::string FindEndpoint(const std::string& packaged = kPackagedSocket) {
+  const auto is_socket = [](const std::string& path) {
+    struct stat info;
+    return stat(path.c_str(), &info) == 0 && S_ISSOCK(info.st_mode);
+  };
+  const std::string endpoint = DefaultEndpoint();
+  if (std::getenv("KVD_ENDPOINT") != nullptr) return endpoint;
+  constexpr size_t kScheme = 5;  // "unix:"
+  if (!is_socket(endpoint.substr(kScheme)) && is_socket(packaged)) return "unix:" + packaged;
+  return endpoint;
 }
 
 }  // namespace kvd

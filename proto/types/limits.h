@@ -7,8 +7,9 @@
 
 namespace kvd {
 
-inline constexpr uint32_t kProtocolVersion = 1;     // Spoken by this build.
-inline constexpr uint32_t kProtocolVersionMin = 1;  // Oldest that it still understands.
+// 2: fills come in pieces, and a commit may overtake them.
+inline constexpr uint32_t kProtocolVersion = 2;     // Spoken by this build.
+inline constexpr uint32_t kProtocolVersionMin = 1;  // Oldest that the daemon still understands.
 
 inline constexpr uint32_t kMaxHashBytes = 32;
 inline constexpr uint32_t kMinHashBytes = 8;

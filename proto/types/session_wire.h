@@ -105,7 +105,14 @@ struct FillRequest {
   uint32_t index = 0;
   uint32_t length = 0;
   uint32_t part_offset = 0;
-  uint32_t reserved = 0;
+  uint32_t whole = 0;  // Not 0: these must be all bytes of the part.
+};
+// The same in sessions of protocol version 1, where a part always comes whole.
+struct FillRequestV1 {
+  uint64_t reservation_id = 0;
+  uint64_t staging_offset = 0;
+  uint32_t index = 0;
+  uint32_t length = 0;
 };
 
 enum class FillStatus : uint32_t {
@@ -127,6 +134,6 @@ inline constexpr uint32_t kMaxFillsInFlight = 256;  // Of one session; beyond it
 static_assert(sizeof(SessionHello) == 32 && sizeof(SessionWelcome) == 32);
 static_assert(sizeof(RegionRequest) == 8 && sizeof(RegionReply) == 24);
 static_assert(sizeof(StagingRequest) == 16 && sizeof(StagingReply) == 16);
-static_assert(sizeof(FillRequest) == 32 && sizeof(FillReply) == 16);
+static_assert(sizeof(FillRequest) == 32 && sizeof(FillRequestV1) == 24 && sizeof(FillReply) == 16);
 
 }  // namespace kvd

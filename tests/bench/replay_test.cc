@@ -7,6 +7,7 @@
 
 #include <array>
 #include <cstdio>
+#include <filesystem>
 #include <fstream>
 #include <memory>
 #include <set>
@@ -197,6 +198,25 @@ TEST(ReplayTest, ARunningDaemonStillHasWhatAnEarlierReplayPut) {
   EXPECT_EQ(second["blocks_stored"], 0);
   EXPECT_TRUE(second["put_gib_s"].is_null());
   ExpectKeptItsWord(second);
+}
+
+TEST(ReplayTest, WithoutTheOperatorsSocketThereIsNoAuditAndTheRestIsTold) {
+  const absl::StatusOr<std::unique_ptr<DaemonProcess>> daemon = DaemonProcess::Start(
+      {.program = KVD_DAEMON, .arguments = {"--dram", "64MiB", "--blocks", "9000"}});
+  ASSERT_TRUE(daemon.ok()) << daemon.status();
+  const std::string path = (*daemon)->endpoint().substr(std::string("unix:").size());
+  ASSERT_TRUE(std::filesystem::remove(path + ".admin"));
+
+  const std::string replay = Limited("replay") + " --daemon " + (*daemon)->endpoint();
+  const nlohmann::json first = MustPrint(replay);
+  const nlohmann::json second = MustPrint(replay);
+
+  EXPECT_GT(first["blocks_stored"], 0);
+  EXPECT_EQ(second["blocks_hit"], second["blocks_asked"]);
+  EXPECT_EQ(second["wrong_blocks"], 0);
+  for (const char* unknown : {"policy", "capacity_blocks", "stranded_blocks", "audit_errors"}) {
+    EXPECT_TRUE(second[unknown].is_null()) << unknown;
+  }
 }
 
 TEST(JudgeReplayTest, ADaemonThatKeptItsWordPasses) {

@@ -109,11 +109,38 @@ TEST_F(CApiTest, ACProgramOverTheSharedLibraryGetsWhatItPut) {
   EXPECT_EQ(program.Wait(), 0) << program.Errors();
 }
 
+TEST_F(CApiTest, AProgramOfTheFirstVersionGetsWhatItPut) {
+  ChildProcess program(KVD_C_API_PROGRAM_0_1, {daemon_->endpoint()});
+
+  EXPECT_EQ(program.ReadLine(), absl::StrCat("good ", kvd_version()));
+  EXPECT_EQ(program.Wait(), 0) << program.Errors();
+}
+
 TEST_F(CApiTest, AProcessMayHaveBothClients) {
   ChildProcess program(KVD_C_API_BESIDE_CXX, {daemon_->endpoint()});
 
   EXPECT_EQ(program.ReadLine(), absl::StrCat("good ", kvd_version()));
   EXPECT_EQ(program.Wait(), 0) << program.Errors();
+}
+
+// The examples that the READMEs show. The same blocks: what the one stores, the other finds.
+TEST_F(CApiTest, TheFirstStepsInCppAndInCSayWhatTheyDid) {
+  for (const char* stored : {"stored 2, present 0", "stored 0, present 2"}) {
+    const bool first = stored[7] == '2';
+    ChildProcess program(first ? KVD_FIRST_STEPS_C : KVD_FIRST_STEPS, {daemon_->endpoint()});
+
+    EXPECT_EQ(program.ReadLine(), absl::StrCat(stored, ", hit 2, got 2 equal, pinned 2 blocks"));
+    EXPECT_EQ(program.Wait(), 0) << program.Errors();
+  }
+}
+
+TEST_F(CApiTest, TheFirstStepsWithoutADaemonSayWhatIsMissing) {
+  for (const char* example : {KVD_FIRST_STEPS_C, KVD_FIRST_STEPS}) {
+    ChildProcess program(example, {daemon_->endpoint() + ".nobody"});
+
+    EXPECT_EQ(program.Wait(), 1);
+    EXPECT_THAT(program.Errors(), testing::HasSubstr("No such file or directory"));
+  }
 }
 
 TEST_F(CApiTest, PartsOfSeveralGroupsGoWhereTheNamespaceSays) {

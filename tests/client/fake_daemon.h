@@ -23,6 +23,7 @@
 #include "absl/time/time.h"
 #include "client/session.h"
 #include "proto/kvd.grpc.pb.h"
+#include "proto/types/limits.h"
 #include "proto/types/packed.h"
 #include "proto/types/session_wire.h"
 #include "proto/types/verified_copy.h"
@@ -53,7 +54,7 @@ class FakeDaemon final : private v1::Engine::Service {
     std::atomic<bool> wrong_sums{false};     // Fill replies with another sum.
     std::atomic<bool> refuses_own_memory{false};
     std::atomic<bool> half_the_extents{false};  // Fewer than announced.
-    std::atomic<uint32_t> welcome_version{1};
+    std::atomic<uint32_t> welcome_version{kProtocolVersion};
   };
 
   struct Seen {

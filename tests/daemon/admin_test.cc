@@ -8,7 +8,9 @@
 #include <gtest/gtest.h>
 
 #include <filesystem>
+#include <fstream>
 #include <functional>
+#include <memory>
 #include <set>
 #include <string>
 #include <thread>
@@ -102,8 +104,14 @@ class AdminTest : public testing::Test {
   explicit AdminTest(const ControlHarness::Options& options = {}) : control_(options) {
     char name[] = "/tmp/kvd-admin-XXXXXX";
     folder_ = mkdtemp(name);
-    auto server = AdminServer::Start(control_.inbox(), control_.events(),
-                                     {.path = folder_ + "/admin", .endpoint = "unix:/test"});
+    WriteConfig("log_level = \"info\"\n");
+    config_ = std::make_unique<ConfigReloader>(
+        LoadConfig(folder_ + "/kvd.toml", {}, MemoryLimit{}).config, [this](const Config&) {
+          control_.Do([](ControlHarness& h) { h.control.ConfigReloaded(); });
+        });
+    auto server = AdminServer::Start(
+        control_.inbox(), control_.events(),
+        {.path = folder_ + "/admin", .endpoint = "unix:/test", .config = config_.get()});
     KVD_CHECK(server.ok()) << server.status();
     server_ = *std::move(server);
     stub_ = v1::Admin::NewStub(
@@ -136,15 +144,45 @@ class AdminTest : public testing::Test {
   void Put(const Keys& keys) {
     control_.Do([&](ControlHarness& h) { h.Put(session_, ns_, keys); });
   }
+  void WriteConfig(const std::string& text) { std::ofstream(folder_ + "/kvd.toml") << text; }
   static std::string Key(uint64_t key) { return PackKeys({key}); }
 
   std::string folder_;
   ControlThread control_;
+  std::unique_ptr<ConfigReloader> config_;
   std::unique_ptr<AdminServer> server_;
   std::unique_ptr<Stub> stub_;
   ControlHarness::Session session_;
   NamespaceId ns_ = 0;
 };
+
+TEST_F(AdminTest, TellsTheConfigurationAndReadsItAgain) {
+  const auto value = [this](const std::string& name) {
+    const auto reply = Ask(&Stub::GetConfig, v1::GetConfigRequest());
+    EXPECT_EQ(reply.file(), folder_ + "/kvd.toml");
+    for (const v1::ConfigEntry& entry : reply.entries()) {
+      if (entry.name() != name) continue;
+      return entry.value() + " " + entry.source() + (entry.live() ? " live" : "");
+    }
+    return std::string("no such option");
+  };
+  EXPECT_EQ(value("log_level"), "info file live");
+  EXPECT_EQ(value("dram"), "1GiB default");
+
+  WriteConfig("log_level = \"warn\"\ndram = \"2GiB\"\n");
+  const auto reply = Ask(&Stub::ReloadConfig, v1::ReloadConfigRequest());
+  EXPECT_THAT(reply.changed(), testing::ElementsAre("log_level"));
+  EXPECT_THAT(reply.needs_restart(), testing::ElementsAre("dram"));
+  EXPECT_EQ(value("log_level"), "warn file live");
+  EXPECT_EQ(value("dram"), "1GiB default");
+
+  WriteConfig("log_level = \"shout\"\n");
+  v1::ReloadConfigReply refused;
+  const grpc::Status status = Call(&Stub::ReloadConfig, v1::ReloadConfigRequest(), &refused);
+  EXPECT_EQ(status.error_code(), StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(status.error_message(), HasSubstr("kvd.toml:1:13: log_level: "));
+  EXPECT_EQ(value("log_level"), "warn file live");
+}
 
 TEST_F(AdminTest, StatusTellsTrafficDomainsAndProblems) {
   Put(KeysFrom(100, 3));
@@ -415,6 +453,17 @@ TEST_F(EventsTest, WhoFollowsIsToldWhatComes) {
     EXPECT_EQ(event.sequence(), 3 + i);
     EXPECT_EQ(event.key(), Key(100 + i));
   }
+}
+
+TEST_F(EventsTest, AReloadThatChangesSomethingIsAnEvent) {
+  Ask(&Stub::ReloadConfig, v1::ReloadConfigRequest());  // Nothing is different.
+  WriteConfig("log_level = \"warn\"\n");
+  Ask(&Stub::ReloadConfig, v1::ReloadConfigRequest());
+  Stream stream(*stub_, /*follow=*/false);
+  EXPECT_EQ(stream.Next().kind(), "session-opened");
+  EXPECT_EQ(stream.Next().kind(), "namespace-registered");
+  EXPECT_EQ(stream.Next().kind(), "config-reloaded");
+  EXPECT_EQ(stream.Next().sequence(), 0u);
 }
 
 TEST_F(EventsTest, WhatWasForgottenIsAGapInTheSequence) {

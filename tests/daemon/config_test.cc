@@ -133,7 +133,7 @@ TEST(ConfigTest, WhatOthersReachIsOffUnlessAskedFor) {
   EXPECT_EQ(off.tcp, "");
   EXPECT_FALSE(off.metrics_beyond_loopback);
   EXPECT_TRUE(off.op_metrics);
-  EXPECT_EQ(off.drain_timeout_ms, 30'000u);
+  EXPECT_EQ(off.drain_timeout_ms, 15'000u);
   const Config on =
       MustRead({"--metrics", "127.0.0.1:0", "--no-operation-metrics", "--drain-timeout", "500ms"});
   EXPECT_EQ(on.metrics, "127.0.0.1:0");
@@ -447,11 +447,15 @@ TEST(ConfigTest, TheTreeSaysWhatTheTableSays) {
   EXPECT_EQ(all, ReplaceBetweenMarks(all, "options", OptionTable())) << "run ./dev docs";
   const std::string some = read("README.md");
   EXPECT_EQ(some, ReplaceBetweenMarks(some, "options", ShortOptionTable())) << "run ./dev docs";
+  const std::string manual = read("deploy/man/kvd.8");
+  EXPECT_EQ(manual, ReplaceBetweenMarks(manual, "options", OptionManual())) << "run ./dev docs";
 }
 
 TEST(ConfigTest, ATextWithoutMarksIsLeftAlone) {
   EXPECT_EQ(ReplaceBetweenMarks("a\n<!-- begin x -->\nb\n<!-- end x -->\nc", "x", "B\n"),
             "a\n<!-- begin x -->\nB\n<!-- end x -->\nc");
+  EXPECT_EQ(ReplaceBetweenMarks("# <!-- begin x -->\nb\n# <!-- end x -->\n", "x", "B\n"),
+            "# <!-- begin x -->\nB\n# <!-- end x -->\n");
   EXPECT_EQ(ReplaceBetweenMarks("a\n<!-- begin x -->\nb", "x", "B\n"), "");
   EXPECT_EQ(ReplaceBetweenMarks("nothing", "x", "B\n"), "");
 }

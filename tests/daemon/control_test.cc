@@ -265,6 +265,18 @@ TEST_F(EarlyCommitTest, APartWithAnotherSumIsNotStoredNorWhatIsBelow) {
   EXPECT_EQ(h_.control.counters().put_sums_differ, 1u);
 }
 
+// Sums of staging that a reservation has no staging for: they would be read from nowhere.
+TEST_F(EarlyCommitTest, StagedIsOfAPutWithoutAReservation) {
+  for (uint32_t i : {0, 1, 2}) EXPECT_EQ(Fill(i), FillStatus::kOk);
+  auto held = ControlHarness::Make<CommitCall>(a_, 0, {});
+  held->call.reservation_id = id_;
+  held->call.staged_sums = true;
+  h_.Run(*held);
+  EXPECT_EQ(held->step.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_NE(held->step.status().message().find("staged"), absl::string_view::npos);
+  EXPECT_EQ(Commit(0)->call.stored, 3u);
+}
+
 TEST_F(EarlyCommitTest, SumsBelongToTheRangeThatIsCommitted) {
   for (uint32_t i : {0, 1, 2}) EXPECT_EQ(Fill(i), FillStatus::kOk);
   EXPECT_EQ(h_.Commit(a_, id_, 0, 1)->call.stored, 1u);
@@ -1095,8 +1107,8 @@ TEST_F(ControlTest, AProducerOfOtherPartsOutlivesTheDamageOfItsBlock) {
 class InlinePutTest : public ControlTest {
  protected:
   // A put of blocks whose bytes lie one after the other in the staging memory.
-  ControlHarness::CallPtr<CommitCall> Put(const ControlHarness::Session& session,
-                                          const Keys& keys) {
+  ControlHarness::CallPtr<CommitCall> MakePut(const ControlHarness::Session& session,
+                                              const Keys& keys) {
     auto held = ControlHarness::Make<CommitCall>(session, ns_, keys);
     held->staged.resize(keys.size() * sizeof(PackedStaged));
     for (size_t i = 0; i < keys.size(); ++i) {
@@ -1105,6 +1117,11 @@ class InlinePutTest : public ControlTest {
       PackAt(held->staged, i, PackedStaged{.offset = i * kPartBytes, .length = kPartBytes});
     }
     held->call.staged = held->staged;
+    return held;
+  }
+  ControlHarness::CallPtr<CommitCall> Put(const ControlHarness::Session& session,
+                                          const Keys& keys) {
+    auto held = MakePut(session, keys);
     h_.Run(*held);
     return held;
   }
@@ -1128,6 +1145,19 @@ TEST_F(InlinePutTest, IsVisibleWhenTheCopierIsDone) {
   const auto load = h_.Load(b_, ns_, keys);
   for (uint32_t i = 0; i < 4; ++i) {
     EXPECT_TRUE(h_.IsPayload(UnpackAt<PackedExtent>(load->call.extents, i), ns_, keys[i]));
+  }
+  EXPECT_EQ(h_.control.reservations(), 0u);
+}
+
+// What lies beyond the blocks of the put would be read from nowhere.
+TEST_F(InlinePutTest, HasNoRangeOfBlocks) {
+  for (const bool first : {true, false}) {
+    const auto put = MakePut(a_, KeysFrom(100, 2));
+    (first ? put->call.first_block : put->call.blocks) = first ? 1'000'000 : 1;
+    h_.Run(*put);
+    EXPECT_EQ(put->step.status().code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_NE(put->step.status().message().find(first ? "first_block" : "blocks"),
+              absl::string_view::npos);
   }
   EXPECT_EQ(h_.control.reservations(), 0u);
 }

@@ -46,12 +46,12 @@ class CopierPoolTest : public testing::Test {
     return id;
   }
   // Our end of a new channel of `session`.
-  int Connect(uint32_t session) {
+  int Connect(uint32_t session, uint32_t protocol = kProtocolVersion) {
     int ends[2];
     EXPECT_EQ(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends), 0);
     const timeval patience{.tv_sec = 20};
     setsockopt(ends[1], SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
-    pool_.AddChannel(session, ends[0], staging_);
+    pool_.AddChannel(session, ends[0], staging_, protocol);
     return ends[1];
   }
   static std::vector<FillReply> Receive(int channel, size_t count) {
@@ -108,6 +108,19 @@ TEST_F(CopierPoolTest, CopiesSumsAndAnswersInOrder) {
     EXPECT_EQ(board_.Get(id, 3 - i).state, FillBoard::State::kFull);
   }
   EXPECT_EQ(pool_.filled_bytes(), 4u * kPart);
+  close(channel);
+}
+
+TEST_F(CopierPoolTest, UnderstandsFillsOfVersion1AndTakesThemForWholeParts) {
+  const uint64_t id = Reserve(1, 2);
+  const int channel = Connect(1, /*protocol=*/1);
+  const std::vector<FillRequestV1> fills = {{id, 0, 0, kPart}, {id, 100, 1, kPart - 1}};
+  ASSERT_GT(send(channel, fills.data(), fills.size() * sizeof(FillRequestV1), 0), 0);
+  const auto replies = Receive(channel, 2);
+  ASSERT_EQ(replies.size(), 2u);
+  EXPECT_EQ(replies[0].status, FillStatus::kOk);
+  EXPECT_EQ(board_.Get(id, 0).state, FillBoard::State::kFull);
+  EXPECT_EQ(replies[1].status, FillStatus::kInvalid);
   close(channel);
 }
 
@@ -170,7 +183,7 @@ TEST_F(CopierPoolTest, AClientThatTakesNoRepliesLosesItsChannel) {
 
 TEST_F(CopierPoolTest, AReservationThatClosesUnderACopyIsToldWhenItIsIdle) {
   const uint64_t id = Reserve(1, 1);
-  const FillBoard::Ticket ticket = board_.Begin(1, id, 0, 0, kPart);
+  const FillBoard::Ticket ticket = board_.Begin(1, id, {.length = kPart});
   ASSERT_EQ(ticket.status, FillStatus::kOk);
   EXPECT_FALSE(board_.Close(id));
   const int channel = Connect(1);

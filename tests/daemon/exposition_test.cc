@@ -22,12 +22,16 @@ class ExpositionTest : public testing::Test {
   MetricsSource Source() {
     return {.control = &h_.control,
             .service = &service_,
+            .gateway = &gateway_,
+            .strangers = &strangers_,
             .tenant_name = [](DomainId domain) { return absl::StrCat("uid:", domain); },
             .version = "1.2.3"};
   }
 
   ControlHarness h_;
   ServiceMetrics service_;
+  GatewayMetrics gateway_;
+  StrangerCounts strangers_;
 };
 
 TEST_F(ExpositionTest, LookupsAreAttributedToTiersAndMisses) {
@@ -67,13 +71,53 @@ TEST_F(ExpositionTest, DurationsAreSecondsAndBucketsAddUp) {
   lookups.Observe(2'000);
   lookups.Observe(30'000);
   const std::string text = MetricsText(Source());
-  const std::string name = "\nkvd_op_duration_seconds_bucket{op=\"lookup\",tier=\"dram\",le=\"";
+  const std::string name =
+      "\nkvd_op_duration_seconds_bucket{op=\"lookup\",tier=\"dram\",transport=\"shm\",le=\"";
   EXPECT_THAT(text, HasSubstr(name + "1e-06\"} 0\n"));
   EXPECT_THAT(text, HasSubstr(name + "2.5e-06\"} 1\n"));
   EXPECT_THAT(text, HasSubstr(name + "5e-05\"} 2\n"));
   EXPECT_THAT(text, HasSubstr(name + "10\"} 2\n"));
   EXPECT_THAT(text, HasSubstr(name + "+Inf\"} 2\n"));
-  EXPECT_THAT(text, HasSubstr("\nkvd_op_duration_seconds_sum{op=\"lookup\",tier=\"dram\"} 3.2"));
+  EXPECT_THAT(
+      text,
+      HasSubstr(
+          "\nkvd_op_duration_seconds_sum{op=\"lookup\",tier=\"dram\",transport=\"shm\"} 3.2"));
+}
+
+TEST_F(ExpositionTest, CallsAreToldApartByTheirWayIn) {
+  const Nanos took = 20'000'000;
+  gateway_.Answered(Op::kGet, 0, &took);
+  gateway_.Answered(Op::kLookup, 8, nullptr);
+  gateway_.Late(Op::kPin);
+  ++service_.ops[static_cast<size_t>(Op::kLookup)].answers[0];
+  const std::string text = MetricsText(Source());
+  const auto answers = [](const char* op, const char* code, const char* transport, int count) {
+    return absl::StrCat("\nkvd_op_answers_total{op=\"", op, "\",code=\"", code, "\",transport=\"",
+                        transport, "\"} ", count, "\n");
+  };
+  EXPECT_THAT(text, HasSubstr(answers("get", "OK", "stream", 1)));
+  EXPECT_THAT(text, HasSubstr(answers("lookup", "OK", "stream", 0)));
+  EXPECT_THAT(text, HasSubstr(answers("lookup", "RESOURCE_EXHAUSTED", "stream", 1)));
+  EXPECT_THAT(text, HasSubstr(answers("lookup", "OK", "shm", 1)));
+  EXPECT_THAT(text, HasSubstr("\nkvd_op_duration_seconds_sum{op=\"get\",tier=\"dram\",transport="
+                              "\"stream\"} 0.02\n"));
+  EXPECT_THAT(text, HasSubstr("\nkvd_op_duration_seconds_count{op=\"lookup\",tier=\"dram\","
+                              "transport=\"stream\"} 0\n"));
+  EXPECT_THAT(text, HasSubstr("\nkvd_deadline_exceeded_total{op=\"pin\",stage=\"arrival\","
+                              "transport=\"stream\"} 1\n"));
+  EXPECT_THAT(text, Not(HasSubstr("{op=\"put\",code=\"OK\",transport=\"shm\"}")));
+}
+
+TEST_F(ExpositionTest, StrangersAreCountedByWhatTheyLack) {
+  strangers_.Count(Stranger::kSession);
+  strangers_.Count(Stranger::kIdentity);
+  strangers_.Count(Stranger::kIdentity);
+  EXPECT_FALSE(h_.control.CheckSession("nobody's").ok());
+  const std::string text = MetricsText(Source());
+  EXPECT_THAT(text, HasSubstr("\nkvd_auth_failures_total{reason=\"session\"} 2\n"));
+  EXPECT_THAT(text, HasSubstr("\nkvd_auth_failures_total{reason=\"user\"} 0\n"));
+  EXPECT_THAT(text, HasSubstr("\nkvd_auth_failures_total{reason=\"certificate\"} 0\n"));
+  EXPECT_THAT(text, HasSubstr("\nkvd_auth_failures_total{reason=\"identity\"} 2\n"));
 }
 
 TEST_F(ExpositionTest, WhatIsNotCountedIsNotShown) {

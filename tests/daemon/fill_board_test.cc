@@ -25,46 +25,48 @@ TEST_F(FillBoardTest, APartIsFilledOnce) {
   board_.Append(id_, {{RoomAt(0), RoomAt(1)}});
   EXPECT_EQ(board_.Get(id_, 1).state, FillBoard::State::kEmpty);
 
-  const FillBoard::Ticket ticket = board_.Begin(5, id_, 1, 0, 8);
+  const FillBoard::Ticket ticket = board_.Begin(5, id_, {1, 0, 8});
   EXPECT_EQ(ticket.status, FillStatus::kOk);
   EXPECT_EQ(ticket.address, &bytes_[8]);
   EXPECT_EQ(board_.Get(id_, 1).state, FillBoard::State::kCopying);
-  EXPECT_EQ(board_.Begin(5, id_, 1, 0, 8).status, FillStatus::kInvalid);
+  EXPECT_EQ(board_.Begin(5, id_, {1, 0, 8}).status, FillStatus::kInvalid);
   EXPECT_EQ(board_.copying(), 1u);
 
   EXPECT_FALSE(board_.End(id_, 1, 77));
   EXPECT_EQ(board_.Get(id_, 1).state, FillBoard::State::kFull);
   EXPECT_EQ(board_.Get(id_, 1).sum, 77u);
-  EXPECT_EQ(board_.Begin(5, id_, 1, 0, 8).status, FillStatus::kInvalid);
+  EXPECT_EQ(board_.Begin(5, id_, {1, 0, 8}).status, FillStatus::kInvalid);
   EXPECT_EQ(board_.copying(), 0u);
 }
 
 TEST_F(FillBoardTest, ChecksWhatAClientSays) {
   board_.Append(id_, {{RoomAt(0), FillBoard::Room{}}});
-  EXPECT_EQ(board_.Begin(6, id_, 0, 0, 8).status, FillStatus::kGone);
-  EXPECT_EQ(board_.Begin(5, id_ + 1, 0, 0, 8).status, FillStatus::kGone);
-  EXPECT_EQ(board_.Begin(5, 0, 0, 0, 8).status, FillStatus::kGone);
-  EXPECT_EQ(board_.Begin(5, ~uint64_t{0}, 0, 0, 8).status, FillStatus::kGone);
-  EXPECT_EQ(board_.Begin(5, id_, 2, 0, 8).status, FillStatus::kInvalid);
-  EXPECT_EQ(board_.Begin(5, id_, ~0u, 0, 8).status, FillStatus::kInvalid);
-  EXPECT_EQ(board_.Begin(5, id_, 0, 0, 0).status, FillStatus::kInvalid);
-  EXPECT_EQ(board_.Begin(5, id_, 0, 0, 9).status, FillStatus::kInvalid);
-  EXPECT_EQ(board_.Begin(5, id_, 0, 1, 7).status, FillStatus::kInvalid);  // A gap before it.
-  EXPECT_EQ(board_.Begin(5, id_, 0, ~0u, 9).status, FillStatus::kInvalid);
-  EXPECT_EQ(board_.Begin(5, id_, 1, 0, 0).status, FillStatus::kInvalid);  // Nothing to fill there.
-  EXPECT_EQ(board_.Begin(5, id_, 0, 0, 8).status, FillStatus::kOk);
+  EXPECT_EQ(board_.Begin(6, id_, {0, 0, 8}).status, FillStatus::kGone);
+  EXPECT_EQ(board_.Begin(5, id_ + 1, {0, 0, 8}).status, FillStatus::kGone);
+  EXPECT_EQ(board_.Begin(5, 0, {0, 0, 8}).status, FillStatus::kGone);
+  EXPECT_EQ(board_.Begin(5, ~uint64_t{0}, {0, 0, 8}).status, FillStatus::kGone);
+  EXPECT_EQ(board_.Begin(5, id_, {2, 0, 8}).status, FillStatus::kInvalid);
+  EXPECT_EQ(board_.Begin(5, id_, {~0u, 0, 8}).status, FillStatus::kInvalid);
+  EXPECT_EQ(board_.Begin(5, id_, {0, 0, 7, /*whole=*/true}).status, FillStatus::kInvalid);
+  EXPECT_EQ(board_.Begin(5, id_, {0, 0, 0}).status, FillStatus::kInvalid);
+  EXPECT_EQ(board_.Begin(5, id_, {0, 0, 9}).status, FillStatus::kInvalid);
+  EXPECT_EQ(board_.Begin(5, id_, {0, 1, 7}).status, FillStatus::kInvalid);  // A gap before it.
+  EXPECT_EQ(board_.Begin(5, id_, {0, ~0u, 9}).status, FillStatus::kInvalid);
+  EXPECT_EQ(board_.Begin(5, id_, {1, 0, 0}).status,
+            FillStatus::kInvalid);  // Nothing to fill there.
+  EXPECT_EQ(board_.Begin(5, id_, {0, 0, 8}).status, FillStatus::kOk);
 }
 
 TEST_F(FillBoardTest, APartComesInPiecesInOrder) {
   board_.Append(id_, {{RoomAt(0), RoomAt(1)}});
-  EXPECT_EQ(board_.Begin(5, id_, 1, 0, 3).address, &bytes_[8]);
-  EXPECT_EQ(board_.Begin(5, id_, 1, 3, 5).status, FillStatus::kInvalid);  // One after the other.
+  EXPECT_EQ(board_.Begin(5, id_, {1, 0, 3}).address, &bytes_[8]);
+  EXPECT_EQ(board_.Begin(5, id_, {1, 3, 5}).status, FillStatus::kInvalid);  // One after the other.
   board_.End(id_, 1, Crc32c(absl::MakeSpan(bytes_).subspan(8, 3)));
   EXPECT_EQ(board_.Get(id_, 1).state, FillBoard::State::kEmpty);
-  EXPECT_EQ(board_.Begin(5, id_, 1, 0, 3).status, FillStatus::kInvalid);
-  EXPECT_EQ(board_.Begin(5, id_, 1, 4, 4).status, FillStatus::kInvalid);
-  EXPECT_EQ(board_.Begin(5, id_, 1, 3, 6).status, FillStatus::kInvalid);
-  EXPECT_EQ(board_.Begin(5, id_, 1, 3, 5).address, &bytes_[11]);
+  EXPECT_EQ(board_.Begin(5, id_, {1, 0, 3}).status, FillStatus::kInvalid);
+  EXPECT_EQ(board_.Begin(5, id_, {1, 4, 4}).status, FillStatus::kInvalid);
+  EXPECT_EQ(board_.Begin(5, id_, {1, 3, 6}).status, FillStatus::kInvalid);
+  EXPECT_EQ(board_.Begin(5, id_, {1, 3, 5}).address, &bytes_[11]);
   board_.End(id_, 1, Crc32c(absl::MakeSpan(bytes_).subspan(11, 5)));
 
   EXPECT_EQ(board_.Get(id_, 1).state, FillBoard::State::kFull);
@@ -76,7 +78,7 @@ TEST_F(FillBoardTest, TellsWhenSoManyPartsAreFull) {
   EXPECT_EQ(board_.fillable(id_), 3u);
   EXPECT_FALSE(board_.Await(id_, 2));
   const auto fill = [this](uint32_t index, uint32_t offset, uint32_t length) {
-    EXPECT_EQ(board_.Begin(5, id_, index, offset, length).status, FillStatus::kOk);
+    EXPECT_EQ(board_.Begin(5, id_, {index, offset, length}).status, FillStatus::kOk);
     return board_.End(id_, index, 0);
   };
   EXPECT_FALSE(fill(3, 0, 8));
@@ -88,17 +90,17 @@ TEST_F(FillBoardTest, TellsWhenSoManyPartsAreFull) {
 
 TEST_F(FillBoardTest, AClosedReservationWaitsForItsCopiesAndTakesNoMore) {
   board_.Append(id_, {{RoomAt(0), RoomAt(1), RoomAt(2)}});
-  board_.Begin(5, id_, 0, 0, 8);
-  board_.Begin(5, id_, 1, 0, 8);
+  board_.Begin(5, id_, {0, 0, 8});
+  board_.Begin(5, id_, {1, 0, 8});
   EXPECT_FALSE(board_.Close(id_));
   EXPECT_FALSE(board_.Idle(id_));
-  EXPECT_EQ(board_.Begin(5, id_, 2, 0, 8).status, FillStatus::kGone);
+  EXPECT_EQ(board_.Begin(5, id_, {2, 0, 8}).status, FillStatus::kGone);
   EXPECT_FALSE(board_.End(id_, 0, 1));
   EXPECT_FALSE(board_.Close(id_));
   EXPECT_TRUE(board_.End(id_, 1, 1));  // The last one: somebody waits for this.
   EXPECT_TRUE(board_.Idle(id_));
   EXPECT_TRUE(board_.Close(id_));
-  EXPECT_EQ(board_.Begin(5, id_, 2, 0, 8).status, FillStatus::kGone);
+  EXPECT_EQ(board_.Begin(5, id_, {2, 0, 8}).status, FillStatus::kGone);
 }
 
 TEST_F(FillBoardTest, IsBoundedAndNeverGivesANumberTwice) {
@@ -109,8 +111,8 @@ TEST_F(FillBoardTest, IsBoundedAndNeverGivesANumberTwice) {
   const uint64_t third = board_.Open(6);
   EXPECT_NE(third, second);
   board_.Append(third, {{RoomAt(0)}});
-  EXPECT_EQ(board_.Begin(5, second, 0, 0, 8).status, FillStatus::kGone);
-  EXPECT_EQ(board_.Begin(6, third, 0, 0, 8).status, FillStatus::kOk);
+  EXPECT_EQ(board_.Begin(5, second, {0, 0, 8}).status, FillStatus::kGone);
+  EXPECT_EQ(board_.Begin(6, third, {0, 0, 8}).status, FillStatus::kOk);
 }
 
 // Copiers race for the same parts while the control thread closes: each part goes to one of them,
@@ -128,7 +130,7 @@ TEST(FillBoardThreadsTest, NobodyWritesAfterClose) {
     for (int copier = 0; copier < 3; ++copier) {
       copiers.emplace_back([&] {
         for (uint32_t i = 0; i < kParts; ++i) {
-          const FillBoard::Ticket ticket = board.Begin(1, id, i, 0, 1);
+          const FillBoard::Ticket ticket = board.Begin(1, id, {i, 0, 1});
           if (ticket.status != FillStatus::kOk) continue;
           *ticket.address = std::byte{1};
           ++filled;

@@ -10,7 +10,6 @@
 #include <unistd.h>
 
 #include <array>
-#include <ctime>
 #include <filesystem>
 #include <functional>
 #include <thread>
@@ -94,12 +93,15 @@ class GatewayTest : public testing::Test {
   void StartGateway(GatewaySessions::Options bounds) {
     gateway_.reset();
     const auto tls =
-        ReadTls({folder_ + "/server.pem", folder_ + "/server.key", folder_ + "/ca.pem"},
-                std::time(nullptr));
+        ReadTls({folder_ + "/server.pem", folder_ + "/server.key", folder_ + "/ca.pem"});
     KVD_CHECK(tls.ok()) << tls.status();
-    auto gateway = Gateway::Start(
-        inbox_, *copiers_, copier_, domains_,
-        {.path = folder_ + "/kvd.stream", .tcp = "127.0.0.1:0", .tls = *tls, .bounds = bounds});
+    auto gateway = Gateway::Start(inbox_, *copiers_, copier_, domains_,
+                                  {.path = folder_ + "/kvd.stream",
+                                   .tcp = "127.0.0.1:0",
+                                   .tls = *tls,
+                                   .bounds = bounds,
+                                   .metrics = &metrics_,
+                                   .strangers = &strangers_});
     KVD_CHECK(gateway.ok()) << gateway.status();
     gateway_ = *std::move(gateway);
     gateway_->Serve();
@@ -115,6 +117,10 @@ class GatewayTest : public testing::Test {
                     .authority = folder_ + "/ca.pem",
                     .server_name = kTestServerName},
             .timeout = kPatience};
+  }
+
+  uint64_t Answers(Op op, StatusCode code = StatusCode::OK) const {
+    return metrics_.numbers().ops[static_cast<size_t>(op)].answers[code];
   }
 
   // Runs `look` on the control thread.
@@ -160,6 +166,8 @@ class GatewayTest : public testing::Test {
                [this](uint32_t region, uint64_t bytes) { copiers_->MakeRegion(region, bytes); }};
   Control control_{store_, board_, *copiers_, inbox_, clock_, {}};
   Domains domains_;
+  GatewayMetrics metrics_;
+  StrangerCounts strangers_;
   std::unique_ptr<Service> service_;
   std::thread thread_;
   std::unique_ptr<Gateway> gateway_;
@@ -495,6 +503,75 @@ TEST_F(GatewayTest, WhoBelongsToNoDomainIsToldSo) {
   const absl::Status remote = client.RegisterNamespace(Descriptor(1000)).status();
   EXPECT_EQ(remote.code(), absl::StatusCode::kPermissionDenied);
   EXPECT_THAT(std::string(remote.message()), HasSubstr("spiffe://kvd.test/client"));
+  EXPECT_EQ(strangers_.count(Stranger::kUser), 1u);
+  EXPECT_GE(strangers_.count(Stranger::kIdentity), 1u);
+  EXPECT_EQ(strangers_.count(Stranger::kSession), 0u);
+}
+
+TEST_F(GatewayTest, CallsAndStreamsAreCountedAndTimed) {
+  Client client(Local());
+  RoundTrip(client, 1000, 0, 3);  // Puts twice.
+  EXPECT_EQ(Answers(Op::kPut), 2u);
+  EXPECT_EQ(Answers(Op::kGet), 1u);
+  EXPECT_EQ(Answers(Op::kLookup), 1u);
+  EXPECT_EQ(Answers(Op::kRegisterNamespace), 1u);
+  const auto& gets = metrics_.numbers().ops[static_cast<size_t>(Op::kGet)].duration;
+  uint64_t timed = 0;
+  for (size_t i = 0; i < gets.kBuckets; ++i) timed += gets.count(i);
+  EXPECT_EQ(timed, 1u);
+  EXPECT_GT(gets.sum(), 0u);
+}
+
+TEST_F(GatewayTest, WhoNamesNoSessionIsCounted) {
+  BareSession session(folder_ + "/kvd.stream");
+  v1::GetRequest request;
+  request.set_session(std::string(16, 'x'));
+  grpc::ClientContext context;
+  SetDeadline(context);
+  const auto reader = session.transfer().Get(&context, request);
+  EXPECT_EQ(reader->Finish().error_code(), StatusCode::UNAUTHENTICATED);
+  EXPECT_EQ(strangers_.count(Stranger::kSession), 1u);
+  EXPECT_EQ(Answers(Op::kGet, StatusCode::UNAUTHENTICATED), 1u);
+}
+
+TEST_F(GatewayTest, ASessionOutlivesADrainThatIsTakenBack) {
+  for (const ClientOptions& options : {Local(), Remote()}) {
+    Client client(options);
+    RoundTrip(client, 1000, 0, 3);
+    const auto ns = client.RegisterNamespace(Descriptor(1000));
+    const uint64_t lease = client.Lookup(*ns, KeysOf(0, 3), {.lease = absl::Minutes(5)}).lease_id;
+    ASSERT_NE(lease, 0u);
+    uint64_t opened = 0;
+    OnControl([&](Control& control) {
+      control.Drain(Control::DrainEnd::kStay, 0);
+      opened = control.counters().sessions_opened;
+    });
+    std::vector<std::string> got(3, std::string(1000, '?'));
+    std::vector<absl::Span<std::byte>> targets;
+    std::vector<absl::Span<const std::byte>> sources;
+    for (std::string& block : got) {
+      targets.push_back({reinterpret_cast<std::byte*>(block.data()), block.size()});
+      sources.push_back(targets.back());
+    }
+    for (int i = 0; i < 2; ++i) {
+      for (const absl::Status& refusal : {client.Get(*ns, KeysOf(0, 3), targets).status,
+                                          client.Put(*ns, KeysOf(10, 3), sources).status,
+                                          client.Pin(*ns, KeysOf(2, 1), {.owner = "o"}).status()}) {
+        EXPECT_TRUE(absl::IsUnavailable(refusal)) << refusal;
+        EXPECT_THAT(std::string(refusal.message()), HasSubstr("draining"));
+      }
+      EXPECT_EQ(client.Lookup(*ns, KeysOf(0, 3)).hit_blocks, 3u);
+    }
+    OnControl([&](Control& control) { ASSERT_TRUE(control.Undrain().ok()); });
+    EXPECT_EQ(client.Get(*ns, KeysOf(0, 3), targets).blocks, 3u);
+    EXPECT_EQ(client.stats().reconnects, 0u);
+    OnControl([&](Control& control) {
+      EXPECT_EQ(control.counters().sessions_opened, opened);
+      EXPECT_EQ(control.leases(), 1u);
+    });
+    client.ReleaseLease(lease);
+    EXPECT_EQ(client.Put(*ns, KeysOf(20, 3), sources).status, absl::OkStatus());
+  }
 }
 
 TEST_F(GatewayTest, APortInUseIsNamed) {

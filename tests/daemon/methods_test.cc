@@ -48,7 +48,10 @@ TEST(MethodsTest, ArbitraryMessagesBreakNoPromise) {
     reached.calls += harness.reached().calls;
     reached.answered_ok += harness.reached().answered_ok;
     reached.waits += harness.reached().waits;
+    reached.early_commits += harness.reached().early_commits;
     reached.fills += harness.reached().fills;
+    reached.pieces += harness.reached().pieces;
+    reached.sums_differ += harness.reached().sums_differ;
     reached.stored += harness.reached().stored;
     reached.extents += harness.reached().extents;
     reached.damaged += harness.reached().damaged;
@@ -56,7 +59,10 @@ TEST(MethodsTest, ArbitraryMessagesBreakNoPromise) {
   // The programs reach what they are for.
   EXPECT_GT(reached.answered_ok, reached.calls / 20);
   EXPECT_GT(reached.waits, 100u);
+  EXPECT_GT(reached.early_commits, 100u);
   EXPECT_GT(reached.fills, 1000u);
+  EXPECT_GT(reached.pieces, 100u);
+  EXPECT_GT(reached.sums_differ, 20u);
   EXPECT_GT(reached.stored, 500u);
   EXPECT_GT(reached.extents, 500u);
   EXPECT_GT(reached.damaged, 50u);

@@ -8,6 +8,10 @@
 #include <gtest/gtest.h>
 #include <spdlog/sinks/ostream_sink.h>
 #include <spdlog/spdlog.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -16,6 +20,7 @@
 #include <memory>
 #include <sstream>
 #include <thread>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/notification.h"
@@ -164,9 +169,36 @@ TEST_F(ServiceTest, WhatAnAnswerGaveIsTakenBackWhenItComesAfterItsDeadline) {
   EXPECT_TRUE(Eventually([](Control& control) { return control.reservations() == 0; }));
 }
 
+// gRPC's own listener would never accept again after this.
+TEST_F(ServiceTest, ConnectionsAreAcceptedAgainAfterDescriptorsRanOut) {
+  rlimit before;
+  ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &before), 0);
+  sockaddr_un address{.sun_family = AF_UNIX};
+  (folder_ + "/kvd").copy(address.sun_path, sizeof address.sun_path - 1);
+  std::vector<int> sockets;
+  for (int i = 0; i < 2; ++i) sockets.push_back(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  // These had the lowest numbers that were free, so there are no others below the limit.
+  rlimit none = before;
+  none.rlim_cur = static_cast<rlim_t>(sockets.back()) + 1;
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &none), 0);
+  for (int i = 0; i < 2; ++i) {
+    EXPECT_EQ(connect(sockets[static_cast<size_t>(i)], reinterpret_cast<const sockaddr*>(&address),
+                      sizeof address),
+              0);
+  }
+  for (int i = 0; i < 100; ++i) OnControl([](Control&) {});  // The daemon goes on meanwhile.
+
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &before), 0);
+  for (const int fd : sockets) close(fd);
+  grpc::ClientContext context;
+  v1::ReserveReply reply;
+  EXPECT_TRUE(stub_->Reserve(&context, ReserveRequest(tokens_[0], {100}), &reply).ok());
+}
+
 class BoundedServiceTest : public ServiceTest {
  protected:
-  BoundedServiceTest() : ServiceTest({.max_domain_calls = 2, .endless_call_ms = 10'000}) {}
+  BoundedServiceTest() : BoundedServiceTest({.max_domain_calls = 2, .endless_call_ms = 10'000}) {}
+  explicit BoundedServiceTest(const Service::Options& options) : ServiceTest(options) {}
 
   // Reserves a block for the first session, and lets a call of the second wait for it.
   std::thread WaitForABlock(uint64_t waits, grpc::ClientContext& context, grpc::Status& status,
@@ -215,6 +247,30 @@ TEST_F(BoundedServiceTest, CallsUnderWayOfOneDomainLeaveRoomForOthers) {
   EXPECT_TRUE(
       Eventually([this](Control& control) { return control.CallsUnderWay(tokens_[0]) == 0; }));
   EXPECT_EQ(Register(tokens_[0]).error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+}
+
+class BoundedSessionTest : public BoundedServiceTest {
+ protected:
+  BoundedSessionTest() : BoundedServiceTest({.max_session_calls = 1, .endless_call_ms = 10'000}) {}
+};
+
+TEST_F(BoundedSessionTest, CallsUnderWayOfOneSessionLeaveRoomForOthersOfItsDomain) {
+  ReserveTheBlock();
+  grpc::ClientContext context;
+  grpc::Status status;
+  v1::ReserveReply reply;
+  std::thread waiter = WaitForABlock(1, context, status, reply);  // Of the second session.
+
+  const grpc::Status refused = Register(tokens_[1]);
+  EXPECT_EQ(refused.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_NE(refused.error_message().find("this session"), std::string::npos);
+  EXPECT_EQ(Register(tokens_[0]).error_code(), grpc::StatusCode::INVALID_ARGUMENT);  // Served.
+
+  OnControl([this](Control&) { h_.clock.Advance(11 * kSecond); });
+  waiter.join();
+  EXPECT_TRUE(
+      Eventually([this](Control& control) { return control.CallsUnderWay(tokens_[1]) == 0; }));
+  EXPECT_EQ(Register(tokens_[1]).error_code(), grpc::StatusCode::INVALID_ARGUMENT);
 }
 
 TEST_F(BoundedServiceTest, ACallWithoutADeadlineDoesNotWaitForEver) {

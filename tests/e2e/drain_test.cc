@@ -131,6 +131,24 @@ TEST_F(DrainTest, ASignalWaitsForHoldsAndASecondOneDoesNot) {
   EXPECT_LT(absl::Now() - start, kPatience / 2);
 }
 
+TEST(ShortDrainTest, ASignalEndsItByItsTimeThoughSomebodyHolds) {
+  const auto daemon = DaemonProcess::Start({.arguments = {"--drain-timeout", "300ms"}});
+  ASSERT_TRUE(daemon.ok()) << daemon.status();
+  Client client({.endpoint = (*daemon)->endpoint(), .timeout = kPatience});
+  const auto ns = client.RegisterNamespace(TestModel(kPartBytes));
+  ASSERT_TRUE(ns.ok()) << ns.status();
+  const std::vector<std::byte> bytes = TestBytes(TestKey(0), kPartBytes);
+  const std::vector<absl::Span<const std::byte>> sources = {bytes};
+  ASSERT_EQ(client.Put(*ns, TestKeys(0, 1), sources).stored, 1u);
+  const LoadResult load = client.Load(*ns, TestKeys(0, 1));
+  ASSERT_EQ(load.chain.blocks(), 1u);
+
+  const absl::Time start = absl::Now();
+  EXPECT_EQ((*daemon)->Stop(), 0) << (*daemon)->child().Errors();
+  EXPECT_GE(absl::Now() - start, absl::Milliseconds(300));
+  EXPECT_LT(absl::Now() - start, kPatience / 2);
+}
+
 TEST_F(DrainTest, WhoFollowsEventsSeesItBegin) {
   grpc::ClientContext context;
   context.set_deadline(std::chrono::system_clock::now() + absl::ToChronoSeconds(kPatience));

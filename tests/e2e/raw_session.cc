@@ -61,7 +61,7 @@ absl::StatusOr<std::unique_ptr<RawSession>> RawSession::Open(const std::string& 
   absl::StatusOr<UniqueFd> fd = Connect(path);
   if (!fd.ok()) return fd.status();
   const absl::Time deadline = absl::Now() + kPatience;
-  const SessionHello hello{.version_min = 1, .version_max = 1};
+  const SessionHello hello{.version_min = kProtocolVersion, .version_max = kProtocolVersion};
   if (absl::Status sent = SendMessage(fd->get(), &hello, sizeof hello, deadline); !sent.ok()) {
     return sent;
   }

@@ -252,6 +252,7 @@ class RecordedSessionTest : public testing::Test {
     EXPECT_EQ(answer.substr(0, 8), recorded.bytes.substr(0, 8));  // Kind and status.
     if (kind == 1) {
       EXPECT_EQ(NumberAt(answer, 8, 4), NumberAt(recorded.bytes, 8, 4));  // Version.
+      fill_bytes_ = NumberAt(answer, 8, 4) == 1 ? 24 : 32;
       token_ = answer.substr(16, 16);
     } else if (kind == 3) {
       EXPECT_EQ(NumberAt(answer, 8, 4), NumberAt(request, 4, 4));
@@ -270,7 +271,7 @@ class RecordedSessionTest : public testing::Test {
     }
   }
   void SayFill(std::string request) {
-    for (size_t at = 0; at < request.size(); at += 24) {
+    for (size_t at = 0; at < request.size(); at += fill_bytes_) {
       SetNumberAt(request, at, 8, Today(Name::kReservation, NumberAt(request, at, 8)));
     }
     ASSERT_EQ(send(channel_.get(), request.data(), request.size(), MSG_NOSIGNAL),
@@ -363,7 +364,8 @@ class RecordedSessionTest : public testing::Test {
   std::string token_;
   char* staging_ = nullptr;
   uint64_t staging_bytes_ = 0;
-  std::string heard_;  // Of fill replies, not compared yet.
+  size_t fill_bytes_ = 0;  // Of a fill request.
+  std::string heard_;      // Of fill replies, not compared yet.
   std::map<std::pair<Name, uint64_t>, uint64_t> names_;
   std::map<uint64_t, std::pair<const char*, uint64_t>> regions_;  // Mapped.
   std::vector<std::string> extents_;
@@ -440,10 +442,11 @@ TEST_F(RecordedSessionTest, TheClientOfTodayCanBeRecorded) {
     entries = recorder.entries();
   }
   if (const char* file = std::getenv("KVD_RECORD_SESSION"); file != nullptr) {
-    WriteRecording(file,
-                   "# What a client said and was answered, of protocol version 1. Recorded by\n"
-                   "# recorded_session_test, see README.md here. Never edited.\n",
-                   entries);
+    WriteRecording(
+        file,
+        "# What a client said and was answered, of the version in its welcome. Recorded by\n"
+        "# recorded_session_test, see README.md here. Never edited.\n",
+        entries);
   }
   Replay(entries);
 }

@@ -60,6 +60,11 @@ TEST_F(SighupTest, WhatIsLiveChangesAndTheRestIsNamedInTheLog) {
   const std::string said = Reload("config.needs_restart");
   EXPECT_THAT(said, HasSubstr("config.reloaded changed=\"log_level\""));
   EXPECT_THAT(said, HasSubstr("config.needs_restart options=\"copiers,metrics.operations\""));
+  grpc::ClientContext context;
+  const auto reader = daemon_->admin().Events(&context, {});
+  std::vector<std::string> kinds;
+  for (v1::Event event; reader->Read(&event);) kinds.push_back(event.kind());
+  EXPECT_THAT(kinds, testing::ElementsAre("config-reloaded"));
   EXPECT_EQ(daemon_->Stop(), 0);
 }
 

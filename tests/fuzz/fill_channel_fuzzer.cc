@@ -57,16 +57,24 @@ void RunOneChannel(const uint8_t* data, size_t size) {
   const timeval patience{.tv_sec = 8};
   setsockopt(channel[1], SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
   auto staging = std::make_shared<MemoryStaging>();
-  copiers.AddChannel(kSession, channel[0], staging);
+  // The first message also says of which protocol the session is. Its requests of version 1 are the
+  // first fields of today's.
+  const bool old = size > 0 && (data[0] & 128) != 0;
+  const size_t each = old ? sizeof(FillRequestV1) : sizeof(FillRequest);
+  const auto read = [old, each](const uint8_t* bytes) {
+    FillRequest request{.whole = old ? 1u : 0u};
+    std::memcpy(&request, bytes, each);
+    return request;
+  };
+  copiers.AddChannel(kSession, channel[0], staging, old ? 1 : kProtocolVersion);
 
   bool open = true;
   std::vector<uint32_t> filled(kParts);  // Bytes.
   while (open && size >= 2) {
     std::vector<uint8_t> message(std::min<size_t>(data[1] * 4, size - 2));
     std::copy(data + 2, data + 2 + message.size(), message.begin());
-    for (size_t at = 0; at + sizeof(FillRequest) <= message.size(); at += sizeof(FillRequest)) {
-      FillRequest request;
-      std::memcpy(&request, &message[at], sizeof request);
+    for (size_t at = 0; at + each <= message.size(); at += each) {
+      FillRequest request = read(&message[at]);
       if ((data[0] & 1) != 0) request.reservation_id = (data[0] & 2) != 0 ? theirs : mine;
       if ((data[0] & 4) != 0) request.length = kPart;
       if ((data[0] & 8) != 0) request.index %= kParts;
@@ -76,14 +84,14 @@ void RunOneChannel(const uint8_t* data, size_t size) {
         request.length %= kPart;
         if (request.index < kParts) request.part_offset = filled[request.index];
       }
-      std::memcpy(&message[at], &request, sizeof request);
+      std::memcpy(&message[at], &request, each);
     }
     data += 2 + message.size();
     size -= 2 + message.size();
     if (send(channel[1], message.data(), message.size(), MSG_NOSIGNAL) < 0) break;
-    const size_t fills = message.size() / sizeof(FillRequest);
-    const bool fine = !message.empty() && message.size() % sizeof(FillRequest) == 0 &&
-                      fills <= kMaxFillsPerMessage;
+    const size_t fills = message.size() / each;
+    const bool fine =
+        !message.empty() && message.size() % each == 0 && fills <= kMaxFillsPerMessage;
     size_t answered = 0;
     while (answered < fills || !fine) {
       FillReply replies[kMaxFillsPerMessage];
@@ -99,13 +107,13 @@ void RunOneChannel(const uint8_t* data, size_t size) {
       }
       KVD_CHECK(fine) << "an answer to nonsense";
       for (size_t i = 0; i < static_cast<size_t>(got) / sizeof(FillReply); ++i, ++answered) {
-        FillRequest request;
-        std::memcpy(&request, &message[answered * sizeof request], sizeof request);
+        const FillRequest request = read(&message[answered * each]);
         const FillReply& reply = replies[i];
         KVD_CHECK(reply.index == request.index);
         const bool right = request.reservation_id == mine && request.index < kParts &&
                            request.part_offset == filled[request.index] && request.length > 0 &&
                            request.length <= kPart - filled[request.index] &&
+                           (request.whole == 0 || request.length == kPart) &&
                            request.staging_offset <= staging->bytes().size() - request.length;
         KVD_CHECK((reply.status == FillStatus::kOk) == right);
         if (!right) continue;

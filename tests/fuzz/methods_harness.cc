@@ -146,6 +146,9 @@ class MethodsHarness::Impl {
   template <typename Request>
   void Substitute(const Operation& op, Request& request);
   void SubstituteReleases(const Operation& op, v1::Releases& releases);
+  template <typename Request>
+  void SubstituteSums(const Operation& op, const Reserved& reserved, Request& request);
+  std::string SumsOf(const Reserved& reserved, size_t first, size_t blocks) const;
   void Fill(const Operation& op);
   void BeginCopy(const Operation& op);
   void EndCopy();
@@ -161,6 +164,7 @@ class MethodsHarness::Impl {
   void Learn(const v1::LoadRequest& request, const v1::LoadReply& reply);
   void Learn(const v1::ReserveRequest& request, const v1::ReserveReply& reply);
   void Learn(const v1::CommitRequest& request, const v1::CommitReply& reply);
+  void CheckSums(const v1::CommitRequest& request, const v1::CommitReply& reply);
   void Learn(const v1::PinRequest&, const v1::PinReply& reply) { pins_.push_back(reply.pin_id()); }
 
   uint32_t SerialOf(const std::string& session) const {
@@ -216,6 +220,7 @@ class MethodsHarness::Impl {
   std::vector<uint64_t> pins_;
   std::deque<Held> holds_;
   MemoryStaging keyed_{kStagingBytes};
+  std::map<std::pair<uint64_t, uint32_t>, uint32_t> filled_;  // Bytes, by reservation and index.
   std::deque<FakeMover::Copy> copies_;
   std::deque<MemoryStaging> copied_from_;
   std::set<const std::byte*> damaged_;
@@ -238,6 +243,9 @@ class MethodsHarness::Impl::Call final : public Resumable {
     }
     if (step.ok() && *step == Step::kWait) {
       ++impl_.reached.waits;
+      if constexpr (std::is_same_v<M, CommitMethod>) {
+        impl_.reached.early_commits += request.reservation_id() != 0;
+      }
       return;
     }
     done = true;
@@ -432,6 +440,9 @@ void MethodsHarness::Impl::Invoke(const Operation& op, const uint8_t* payload, s
   ++reached.calls;
   (void)call->request.ParsePartialFromArray(payload, static_cast<int>(size));  // What is there.
   Substitute(op, call->request);
+  if constexpr (std::is_same_v<M, CommitMethod>) {
+    if (op.has(kNumbers)) call->state.remaining_ms = op.d * 64u;  // The caller's deadline.
+  }
   call->Resume();
   if (op.has(kToTheEnd)) Resume();
 }
@@ -502,6 +513,10 @@ void MethodsHarness::Impl::Substitute(const Operation& op, Request& request) {
           request.set_first_block(op.c % 8);
           request.set_blocks(op.d % 4);
         }
+        if (op.has(kKeys) && op.d % 2 == 0) request.set_fills(1 + op.c % 16);
+        if (op.has(kKeys) && op.d % 8 < 4 && !reservations_.empty()) {
+          SubstituteSums(op, Pick(reservations_, op.b), request);
+        }
       }
       if (op.has(kStaged) && layout != layouts_.end()) {
         request.set_reservation_id(0);
@@ -514,7 +529,11 @@ void MethodsHarness::Impl::Substitute(const Operation& op, Request& request) {
           }
         }
         request.set_staged(staged);
+        if (op.d % 16 == 14) request.set_first_block(op.b * 1000u);
       }
+    }
+    if constexpr (requires { request.set_staged_sums(true); }) {
+      if (op.has(kNumbers) && op.d % 16 == 15) request.set_staged_sums(true);
     }
     if (by_reservation) request.set_reservation_id(Pick(reservations_, op.b).id);
   }
@@ -558,6 +577,43 @@ void MethodsHarness::Impl::SubstituteReleases(const Operation& op, v1::Releases&
     damage.add_extents(op.b % 3);
   }
   if (op.c % 8 < 6) releases.add_hold_ids(Pick(holds_, op.d).hold);
+}
+
+// Those of the range, and sometimes all those of one block turned around.
+template <typename Request>
+void MethodsHarness::Impl::SubstituteSums(const Operation& op, const Reserved& reserved,
+                                          Request& request) {
+  const Layout& layout = layouts_.at(reserved.ns);
+  const size_t size = reserved.keys.size() / layout.hash_bytes;
+  const size_t first = std::min<size_t>(request.first_block(), size);
+  const size_t rest = size - first;
+  const size_t blocks = request.blocks() == 0 ? rest : std::min<size_t>(request.blocks(), rest);
+  std::string sums = SumsOf(reserved, first, blocks);
+  const size_t block_bytes = reserved.parts.size() * sizeof(uint32_t);
+  if (op.a % 3 == 0 && blocks > 0) {
+    const size_t from = op.c % blocks * block_bytes;
+    for (size_t i = from; i < from + block_bytes; ++i) sums[i] = static_cast<char>(~sums[i]);
+  }
+  request.set_sums(sums);
+}
+
+// Of `blocks` blocks from the `first` on, filled with the bytes of their keys.
+std::string MethodsHarness::Impl::SumsOf(const Reserved& reserved, size_t first,
+                                         size_t blocks) const {
+  const Layout& layout = layouts_.at(reserved.ns);
+  std::string sums;
+  std::vector<std::byte> bytes;
+  for (size_t block = first; block < first + blocks; ++block) {
+    const auto key =
+        std::string_view(reserved.keys).substr(block * layout.hash_bytes, layout.hash_bytes);
+    for (const uint32_t part : reserved.parts) {
+      bytes.resize(layout.bytes[part]);
+      WriteKeyed(absl::MakeSpan(bytes), reserved.ns, key, part);
+      const uint32_t sum = Crc32c(bytes);
+      sums.append(reinterpret_cast<const char*>(&sum), sizeof sum);
+    }
+  }
+  return sums;
 }
 
 // Chains 1 to 3 leave chain 0 after 2, 4 and 6 blocks.
@@ -606,19 +662,31 @@ void MethodsHarness::Impl::Fill(const Operation& op) {
   for (uint32_t index = first; index < last; ++index) {
     const uint32_t part = reserved.parts[index % parts];
     const uint32_t block = index / parts;
-    const uint32_t length = layout.bytes[part] + (op.d == 77);
-    if (length > kStagingBytes) continue;
+    const uint32_t whole = layout.bytes[part];
+    if (whole > kStagingBytes) continue;
+    uint32_t& filled = filled_[{reserved.id, index}];
+    // What is left of it, or a piece of that, or too much.
+    uint32_t length = whole - filled;
+    if (op.has(kStaged) && length > 1) length = 1 + op.d * 8u % (length - 1);
+    length += op.d == 77;
     const std::string_view key =
         block < blocks
             ? std::string_view(reserved.keys).substr(block * layout.hash_bytes, layout.hash_bytes)
             : "";
-    WriteKeyed(keyed_.writable().first(length), reserved.ns, key, part);
-    const FakeMover::Copy copy = mover_.BeginCopy(
-        reserved.serial, keyed_, {.reservation_id = reserved.id, .index = index, .length = length});
+    WriteKeyed(keyed_.writable().first(whole), reserved.ns, key, part);
+    const FakeMover::Copy copy = mover_.BeginCopy(reserved.serial, keyed_,
+                                                  {.reservation_id = reserved.id,
+                                                   .staging_offset = filled,
+                                                   .index = index,
+                                                   .length = length,
+                                                   .part_offset = filled});
     if (copy.status != FillStatus::kOk) continue;
+    KVD_CHECK(length > 0 && filled + length <= whole);
     damaged_.erase(copy.room.data());
     mover_.EndCopy(copy);
+    filled += length;
     ++reached.fills;
+    reached.pieces += length < whole;
   }
 }
 
@@ -649,9 +717,14 @@ void MethodsHarness::Impl::BeginCopy(const Operation& op) {
       copied_from_.back().writable(), reserved.ns,
       std::string_view(reserved.keys).substr(index / parts * layout.hash_bytes, layout.hash_bytes),
       part);
-  const FakeMover::Copy copy = mover_.BeginCopy(
-      reserved.serial, copied_from_.back(),
-      {.reservation_id = reserved.id, .index = index, .length = layout.bytes[part]});
+  const auto before = filled_.find({reserved.id, index});
+  const uint32_t filled = before == filled_.end() ? 0 : before->second;
+  const FakeMover::Copy copy = mover_.BeginCopy(reserved.serial, copied_from_.back(),
+                                                {.reservation_id = reserved.id,
+                                                 .staging_offset = filled,
+                                                 .index = index,
+                                                 .length = layout.bytes[part] - filled,
+                                                 .part_offset = filled});
   if (copy.status == FillStatus::kOk) {
     damaged_.erase(copy.room.data());
     copies_.push_back(copy);
@@ -662,7 +735,9 @@ void MethodsHarness::Impl::BeginCopy(const Operation& op) {
 
 void MethodsHarness::Impl::EndCopy() {
   if (copies_.empty()) return;
+  const FillRequest& fill = copies_.front().fill;
   mover_.EndCopy(copies_.front());
+  filled_[{fill.reservation_id, fill.index}] += fill.length;
   copies_.pop_front();
   copied_from_.pop_front();
   ++reached.fills;
@@ -789,8 +864,38 @@ void MethodsHarness::Impl::Learn(const v1::CommitRequest& request, const v1::Com
   if (request.reservation_id() == 0) {
     const Layout& layout = layouts_.at(request.namespace_id());
     KVD_CHECK(reply.results().size() == request.keys().size() / layout.hash_bytes);
+  } else if (!request.sums().empty()) {
+    CheckSums(request, reply);
   }
   reached.stored += reply.stored();
+}
+
+// Where every sum of a block is wrong, neither it nor what follows is stored; where all are right,
+// nothing fails, because clients fill with nothing but the bytes of the key.
+void MethodsHarness::Impl::CheckSums(const v1::CommitRequest& request,
+                                     const v1::CommitReply& reply) {
+  const auto reserved = std::find_if(
+      reservations_.begin(), reservations_.end(),
+      [&request](const Reserved& known) { return known.id == request.reservation_id(); });
+  if (reserved == reservations_.end()) return;  // Forgotten.
+  const std::string right = SumsOf(*reserved, request.first_block(), reply.results().size());
+  KVD_CHECK(request.sums().size() == right.size());
+  const size_t parts = reserved->parts.size();
+  bool may_fail = false;
+  bool must_fail = false;
+  for (size_t block = 0; block < reply.results().size(); ++block) {
+    size_t wrong = 0;
+    for (size_t i = block * parts; i < (block + 1) * parts; ++i) {
+      wrong += UnpackAt<uint32_t>(request.sums(), i) != UnpackAt<uint32_t>(right, i);
+    }
+    may_fail |= wrong > 0;
+    const auto result = static_cast<CommitResult>(reply.results()[block]);
+    const bool stored = result == CommitResult::kCommitted || result == CommitResult::kParked;
+    KVD_CHECK(result != CommitResult::kFailed || may_fail) << "right sums were refused";
+    KVD_CHECK(!stored || (wrong < parts && !must_fail)) << "other bytes than were summed";
+    must_fail |= result == CommitResult::kFailed;
+    reached.sums_differ += result == CommitResult::kFailed;
+  }
 }
 
 void MethodsHarness::Impl::Audit() const {

@@ -31,7 +31,10 @@ class MethodsHarness {
     uint64_t calls = 0;
     uint64_t answered_ok = 0;
     uint64_t waits = 0;
+    uint64_t early_commits = 0;  // That waited for fills.
     uint64_t fills = 0;
+    uint64_t pieces = 0;       // Fills of less than a part.
+    uint64_t sums_differ = 0;  // Blocks that were not stored because of that.
     uint64_t stored = 0;
     uint64_t extents = 0;
     uint64_t damaged = 0;

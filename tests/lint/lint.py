@@ -9,6 +9,7 @@ what is wrong and what to do. Exit status 1 where there is any. Python's standar
             and CUDA are each included in their own place; policy/ stays pure
   sources   every source is in a target, and every header of a library in its file set
   readmes   every folder has its page
+  prose     what pages name is there: links and their anchors, files, commands of ./dev
   comments  a TODO says of which kind it is
   tidy      clang-tidy, over the sources that ship; clean files are remembered by content
 """
@@ -174,6 +175,75 @@ def check_readmes(tree):
         if not folder.startswith(".") and f"{folder}/README.md" not in tree.files:
             yield Finding(f"{folder}/README.md", 1, "every folder has a page: purpose, map, "
                                                     "invariants, decisions")
+
+
+_LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+_CODE = re.compile(r"`([^`]+)`")
+_DEV = re.compile(r"(?<![\w./])\./dev ([a-z]+)")
+# `tiers/arena.h`, `tests/e2e/`, `metrics.h`, `lru.{h,cc}`; no wildcards.
+_PATH = re.compile(r"(?:\.\./)*[\w.-]+(?:/[\w.-]+)*/?(?:\{[\w,]+\})?")
+_SOURCES = (".h", ".cc", ".c", ".py", ".proto", "}")
+_NAMED = _SOURCES + (".md", ".toml", ".yml", ".service", ".socket", ".cmake", ".kvtrace", "/")
+# What a build or somebody else makes, and the names that stand for any.
+_NOT_OURS = re.compile(r"build/|include/kvd/|(tests/)?a/b")
+
+
+def _anchor(heading):
+    """As hosts of repositories make it: lower case, hyphens for spaces, no other punctuation."""
+    return re.sub(r"[^\w\- ]", "", heading.strip("# ").lower()).replace(" ", "-")
+
+
+def _spellings(path):
+    match = re.fullmatch(r"(.*)\{(.*)\}", path)
+    return [match[1] + end for end in match[2].split(",")] if match else [path]
+
+
+def check_prose(tree):
+    """A path counts from the root or from the page's folder; a source without a folder may lie
+    anywhere. Code blocks are commands and text of all kinds: of them only ./dev is looked at."""
+    known = set(tree.files)
+    for file in tree.files:
+        known.update(map(str, pathlib.PurePosixPath(file).parents))
+    names = {os.path.basename(file) for file in tree.files}
+    dev = "\n".join(tree.lines("dev")) if "dev" in tree.files else ""
+    commands = set(re.findall(r"^  ([a-z]+) ", dev, re.M)) | {"help"}
+
+    for page in tree.named(".md"):
+        folder = os.path.dirname(page)
+
+        def from_page(path):
+            return os.path.normpath(os.path.join(folder, path))
+
+        fenced = False
+        for number, line in enumerate(tree.lines(page), 1):
+            if line.startswith("```"):
+                fenced = not fenced
+            for command in _DEV.findall(line):
+                if command not in commands:
+                    yield Finding(page, number, f"there is no ./dev {command}")
+            if fenced or line.startswith("    "):
+                continue
+            for link in _LINK.findall(line):
+                if re.match(r"[a-z]+:", link):
+                    continue
+                path, _, anchor = link.partition("#")
+                target = from_page(path) if path else page
+                if target not in known:
+                    yield Finding(page, number, f"the link {link} leads nowhere")
+                elif anchor and anchor not in {_anchor(text) for text in tree.lines(target)
+                                               if text.startswith("#")}:
+                    yield Finding(page, number, f"{target} has no heading #{anchor}")
+            for code in _CODE.findall(line):
+                if (not _PATH.fullmatch(code) or not code.endswith(_NAMED)
+                        or _NOT_OURS.match(code)):
+                    continue
+                for path in _spellings(code):
+                    # `.proto` alone is a kind of file.
+                    if "/" not in path and (not code.endswith(_SOURCES) or path in names
+                                            or path.startswith(".")):
+                        continue
+                    if from_page(path) not in known and os.path.normpath(path) not in known:
+                        yield Finding(page, number, f"there is no {path}")
 
 
 _LATER = re.compile(r"\b(TODO|FIXME)\b")
@@ -344,6 +414,7 @@ def main(arguments=None):
         "includes": lambda: check_includes(tree),
         "sources": lambda: check_sources(tree),
         "readmes": lambda: check_readmes(tree),
+        "prose": lambda: check_prose(tree),
         "comments": lambda: check_comments(tree),
         "tidy": lambda: check_tidy(tree, options.build, options.jobs),
     }

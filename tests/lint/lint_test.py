@@ -171,6 +171,42 @@ class ReadmesTest(LintTest):
             "top": ""}), ["tiers/README.md:1"])
 
 
+class ProseTest(LintTest):
+    DEV = {"dev": "./dev COMMAND\n\n  run [args]   start\n  docs         write\n"}
+
+    def prose(self, text, files=()):
+        return self.found(lint.check_prose, {
+            **self.DEV, **dict.fromkeys(files, ""), "tiers/README.md": text,
+            "tiers/arena.h": "", "tests/e2e/a.cc": "", "SECURITY.md": "# How to audit, and why\n"})
+
+    def test_links_count_from_the_page_and_must_lead_somewhere(self):
+        self.assertEqual(self.prose("[a](arena.h) [b](../SECURITY.md) [c](../tests/e2e)\n"
+                                    "[d](https://example.org/nowhere.md) [e](#here)\n## Here\n"), [])
+        self.assertEqual(self.prose("good\n[a](SECURITY.md)"), ["tiers/README.md:2"])
+
+    def test_an_anchor_must_be_a_heading(self):
+        self.assertEqual(self.prose("[a](../SECURITY.md#how-to-audit-and-why)"), [])
+        self.assertEqual(self.prose("[a](../SECURITY.md#how)\n[b](#there)"),
+                         ["tiers/README.md:1", "tiers/README.md:2"])
+
+    def test_files_that_prose_names_must_be_there(self):
+        self.assertEqual(self.prose("`arena.h` `tiers/arena.h` `../SECURITY.md` `tests/e2e/` `a.cc`"),
+                         [])
+        self.assertEqual(self.prose("`arena.{h,cc}`\n`tiers/gone.h`\n`gone.h`\n`tests/gone/`\n"
+                                    "`../arena.h`"),
+                         [f"tiers/README.md:{n}" for n in (1, 2, 3, 4, 5)])
+
+    def test_what_is_no_file_of_ours_does_not_count(self):
+        self.assertEqual(self.prose("`PATH.admin` `build/package/*.deb` `build/x/` `kvd.toml`\n"
+                                    "    gone/x.h\n```\n`gone.h`\n```\n`.proto` `a/b.cc` `x.y()`\n"),
+                         [])
+
+    def test_commands_of_dev_must_be_there_also_in_code(self):
+        self.assertEqual(self.prose("`./dev run`, ./dev help\n\n    ./dev docs\n"), [])
+        self.assertEqual(self.prose("`./dev rum`\n\n    ./dev doc\n```\n./dev gone\n```\n"),
+                         [f"tiers/README.md:{n}" for n in (1, 3, 5)])
+
+
 class CommentsTest(LintTest):
     def test_only_a_todo_with_its_kind_and_text_is_green(self):
         lines = ["// TODO(perf): batch these once there are ten",

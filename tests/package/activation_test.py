@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """A daemon under a service manager: sockets that were bound for it, and what it tells about itself.
 
-activation_test.py KVD C_API_PROGRAM KVCTL SYSTEMD_SOCKET_ACTIVATE
+activation_test.py KVD C_API_PROGRAM FIRST_STEPS KVCTL SYSTEMD_SOCKET_ACTIVATE
 
-C_API_PROGRAM puts, finds, gets and reads in place over the two engine sockets.
+C_API_PROGRAM puts, finds, gets and reads in place by shared memory, over two sockets of the engines;
+FIRST_STEPS puts and gets by the stream, over the third.
 """
 
 import contextlib
@@ -19,7 +20,7 @@ import sys
 import tempfile
 import unittest
 
-KVD, PROGRAM, KVCTL, ACTIVATE = sys.argv[1:5]
+KVD, PROGRAM, FIRST_STEPS, KVCTL, ACTIVATE = sys.argv[1:6]
 PATIENCE_S = 60
 FIRST_DESCRIPTOR = 3  # SD_LISTEN_FDS_START
 
@@ -84,6 +85,12 @@ class ActivationTest(unittest.TestCase):
         self.assertEqual(ran.returncode, 0, ran.stderr)
         self.assertTrue(ran.stdout.startswith("good "))
 
+    def put_and_get_by_stream(self):
+        ran = subprocess.run([FIRST_STEPS, f"stream:{self.endpoint}"], stdout=subprocess.PIPE,
+                             stderr=subprocess.PIPE, text=True, timeout=PATIENCE_S)
+        self.assertEqual(ran.returncode, 0, ran.stdout + ran.stderr)
+        self.assertIn("got 2 equal", ran.stdout)
+
     def status(self):
         ran = subprocess.run([KVCTL, "--endpoint", self.endpoint, "status"], timeout=PATIENCE_S,
                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -97,25 +104,27 @@ class ActivationTest(unittest.TestCase):
 
     def test_serves_the_sockets_that_were_passed_and_leaves_them_to_their_owner(self):
         listeners = [self.listen(), self.listen(".session", socket.SOCK_SEQPACKET),
-                     self.listen(".admin")]
-        for suffix in ("", ".session", ".admin"):
+                     self.listen(".stream"), self.listen(".admin")]
+        for suffix in ("", ".session", ".stream", ".admin"):
             os.chmod(self.path + suffix, 0o640)
         daemon = self.start(listeners)
         self.until_ready(daemon)
 
         self.put_and_get()
         self.put_and_get()  # Over connections of its own.
+        self.put_and_get_by_stream()
         self.assertIn("kvd", self.status())
         daemon.send_signal(signal.SIGTERM)
 
         self.assertEqual(daemon.wait(PATIENCE_S), 0)
-        for suffix in ("", ".session", ".admin"):
+        for suffix in ("", ".session", ".stream", ".admin"):
             mode = os.stat(self.path + suffix).st_mode
             self.assertTrue(stat.S_ISSOCK(mode))
             self.assertEqual(stat.S_IMODE(mode), 0o640, "the mode is the unit's")
 
     def test_another_daemon_goes_on_with_the_same_sockets(self):
-        listeners = [self.listen(), self.listen(".session", socket.SOCK_SEQPACKET)]
+        listeners = [self.listen(), self.listen(".session", socket.SOCK_SEQPACKET),
+                     self.listen(".stream")]
         first = self.start(listeners)
         self.until_ready(first)
         first.kill()
@@ -128,16 +137,19 @@ class ActivationTest(unittest.TestCase):
 
         early.wait(PATIENCE_S)
         self.put_and_get()
+        self.put_and_get_by_stream()
 
     def test_binds_itself_what_was_not_passed(self):
         daemon = self.start([self.listen(".session", socket.SOCK_SEQPACKET)])
         self.until_ready(daemon)
 
         self.put_and_get()
+        self.put_and_get_by_stream()
         daemon.send_signal(signal.SIGTERM)
         self.assertEqual(daemon.wait(PATIENCE_S), 0)
 
         self.assertFalse(os.path.exists(self.path))
+        self.assertFalse(os.path.exists(self.path + ".stream"))
         self.assertTrue(os.path.exists(self.path + ".session"))
 
     def test_refuses_a_socket_that_is_elsewhere(self):
@@ -151,6 +163,10 @@ class ActivationTest(unittest.TestCase):
         errors = self.refused(self.start([self.listen(".session", socket.SOCK_STREAM)]))
 
         self.assertIn(f"must say ListenSequentialPacket={self.path}.session", errors)
+
+        errors = self.refused(self.start([self.listen(".stream", socket.SOCK_SEQPACKET)]))
+
+        self.assertIn(f"must say ListenStream={self.path}.stream", errors)
 
     def test_refuses_a_socket_that_is_not_of_the_file_system(self):
         listener = socket.create_server(("127.0.0.1", 0))

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""What can be said of the container file without building it: container_test.py CONTAINERFILE KVD.
+"""What can be said of the container file without building it: container_test.py CONTAINERFILE
+KVD KVCTL.
 
 The distribution has no linter for such files, so the rules that matter are here: it pins its base by
 the plain name, ends as a user without rights, leaves no package lists behind, installs nothing that
-was not asked for, copies no more than it names, and brings every library that the daemon needs.
+was not asked for, copies no more than it names, and brings every library that the programs need.
 """
 
 import pathlib
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import unittest
 
-FILE, KVD = sys.argv[1:3]
+FILE, *PROGRAMS = sys.argv[1:4]
 INSTRUCTIONS = {"FROM", "SHELL", "WORKDIR", "COPY", "RUN", "USER", "ENV", "VOLUME", "STOPSIGNAL",
                 "HEALTHCHECK", "ENTRYPOINT", "CMD"}
 
@@ -67,7 +68,7 @@ class ContainerTest(unittest.TestCase):
             self.assertEqual(found.returncode, 0, found.stdout)
 
     @unittest.skipUnless(shutil.which("dpkg-query"), "no dpkg here")
-    def test_the_image_has_every_library_that_the_daemon_needs(self):
+    def test_the_image_has_every_library_that_the_programs_need(self):
         """By the packages' own dependencies: each library is named, or needed by one that is."""
         install = next(r for r in self.rest("RUN", self.image) if "apt-get install" in r)
         brought = set(re.findall(r"\b(?:lib[\w.+-]*\d[\w.]*)", install.split("recommends")[1]))
@@ -80,8 +81,8 @@ class ContainerTest(unittest.TestCase):
                 if name not in brought:
                     brought.add(name)
                     waiting.append(name)
-        for path in re.findall(r"=> (/\S+)", subprocess.run(
-                ["ldd", KVD], stdout=subprocess.PIPE, text=True, check=True).stdout):
+        for path in sorted(set(re.findall(r"=> (/\S+)", subprocess.run(
+                ["ldd", *PROGRAMS], stdout=subprocess.PIPE, text=True, check=True).stdout))):
             real = str(pathlib.Path(path).resolve())
             owner = subprocess.run(["dpkg-query", "-S", f"*{pathlib.Path(real).name}"],
                                    stdout=subprocess.PIPE, text=True, check=True).stdout

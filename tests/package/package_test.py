@@ -40,24 +40,30 @@ remains() { (cd "$1/upper" && find . ! -type d ! -type c -printf 'FILE %P\n'); }
 echo STEP install
 run "$1" 'dpkg -i /tmp/packages/*.deb'
 run "$1" 'getent passwd kvd; getent group kvd; id -u kvd'
-run "$1" 'kvd --version 2>/dev/null || kvd --help >/dev/null; kvctl --help >/dev/null'
+run "$1" 'kvd --version; kvd --check-config /etc/kvd/kvd.toml; kvctl --help >/dev/null'
+run "$1" 'kvd-bench --help >/dev/null'
+run "$1" 'bash -ec ". /usr/share/bash-completion/completions/kvctl; complete -p kvctl"'
+run "$1" 'cd /usr/share; grep -q kvctl zsh/vendor-completions/_kvctl fish/vendor_completions.d/kvctl.fish'
 run "$1" 'systemd-analyze verify --man=no kvd.service kvd.socket'
-run "$1" 'man -w 8 kvd; man -w 1 kvctl'
+run "$1" 'man -w 8 kvd; man -w 1 kvctl; man -w 1 kvd-bench'
 echo STEP use
 run "$1" 'cc -std=c99 /tmp/program.c -o /tmp/program $(pkg-config --cflags --libs kvd)'
 run "$1" 'mkdir -p /run/kvd; chown kvd:kvd /run/kvd
   setpriv --reuid=kvd --regid=kvd --clear-groups \
-    kvd --listen unix:/run/kvd/kvd.sock --dram 64MiB >/tmp/ready &
+    $(sed -n "s/^ExecStart=//p" /lib/systemd/system/kvd.service) --dram 64MiB >/tmp/ready &
   until grep -q "^kvd ready" /tmp/ready; do kill -0 $!; done
-  setpriv --reuid=kvd --regid=kvd --clear-groups /tmp/program unix:/run/kvd/kvd.sock
+  stat -c "MODE %a %U:%G %n" /run/kvd/kvd.sock*
+  setpriv --reuid=nobody --regid=nogroup --groups kvd /tmp/program unix:/run/kvd/kvd.sock
+  if setpriv --reuid=nobody --regid=nogroup --clear-groups /tmp/program unix:/run/kvd/kvd.sock
+  then exit 1; fi
   kill $!; wait $!'
 echo STEP again
 run "$1" 'dpkg -i /tmp/packages/*.deb'
 echo STEP remove
-run "$1" 'dpkg --remove kvd libkvd-dev libkvd0'
+run "$1" 'dpkg --remove kvd kvd-bench libkvd-dev libkvd0'
 remains "$1"
 echo STEP purge
-run "$1" 'dpkg --purge kvd libkvd-dev libkvd0'
+run "$1" 'dpkg --purge kvd kvd-bench libkvd-dev libkvd0'
 run "$1" '! getent passwd kvd; ! getent group kvd'
 remains "$1"
 echo STEP end
@@ -73,11 +79,11 @@ def fields(package):
 class PackageTest(unittest.TestCase):
     def setUp(self):
         self.packages = {p.name.split("_")[0]: p for p in FOLDER.glob("*.deb")}
-        self.assertEqual(set(self.packages), {"kvd", "libkvd0", "libkvd-dev"},
+        self.assertEqual(set(self.packages), {"kvd", "kvd-bench", "libkvd0", "libkvd-dev"},
                          "run ./dev package first")
 
-    def test_lintian_finds_no_error(self):
-        ran = subprocess.run(["lintian", "--fail-on", "error", "--allow-root",
+    def test_lintian_finds_nothing(self):
+        ran = subprocess.run(["lintian", "--fail-on", "error,warning", "--allow-root",
                               *map(str, self.packages.values())], stdout=subprocess.PIPE,
                              stderr=subprocess.STDOUT, text=True)
         self.assertEqual(ran.returncode, 0, ran.stdout)
@@ -102,6 +108,10 @@ class PackageTest(unittest.TestCase):
 
         self.assertIn("kvd:x:", steps["install"])
         self.assertRegex(steps["use"], "good ")
+        self.assertEqual(re.findall(r"^MODE (.*)$", steps["use"], flags=re.M), [
+            "660 kvd:kvd /run/kvd/kvd.sock", "600 kvd:kvd /run/kvd/kvd.sock.admin",
+            "600 kvd:kvd /run/kvd/kvd.sock.lock", "660 kvd:kvd /run/kvd/kvd.sock.session",
+            "660 kvd:kvd /run/kvd/kvd.sock.stream"])
         # Until it is purged: the configuration, that the units are enabled, and what it left in /run.
         kept = r"^(etc/kvd/|etc/systemd/system/[\w-]+\.target\.wants/kvd\.|run/kvd/)"
         self.assertEqual(self.remains(steps["remove"], kept), [])

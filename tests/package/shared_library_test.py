@@ -45,7 +45,7 @@ class SharedLibraryTest(unittest.TestCase):
         needed = dynamic("NEEDED")
         for name in needed:
             with self.subTest(name):
-                self.assertRegex(name, r"^lib(grpc\+\+|gpr|protobuf-lite|absl_\w+|crypto|stdc\+\+|m"
+                self.assertRegex(name, r"^lib(grpc(\+\+)?|gpr|protobuf-lite|absl_\w+|crypto|stdc\+\+|m"
                                        r"|gcc_s|c|asan|ubsan)\.so\.|^ld-linux")
         self.assertEqual(dynamic("RUNPATH") + dynamic("RPATH"), [])
 

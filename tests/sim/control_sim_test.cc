@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <deque>
 #include <functional>
 #include <map>
@@ -16,6 +17,7 @@
 #include <utility>
 #include <vector>
 
+#include "proto/types/checksum.h"
 #include "tests/testing/control_harness.h"
 #include "tests/testing/run_size.h"
 
@@ -123,13 +125,14 @@ class ControlSim {
     uint32_t serial = 0;
     NamespaceId ns = 0;
     Keys keys;
+    size_t spoilt = SIZE_MAX;  // The block from which on a commit names wrong sums.
   };
   struct OpenReservation {
     uint64_t id = 0;
     uint32_t serial = 0;
     NamespaceId ns = 0;
     Keys keys;
-    std::string states;
+    std::string parts;  // As in the request: empty, or the one that it brings.
   };
   struct HeldExtents {
     HoldId id = 0;
@@ -280,15 +283,17 @@ class ControlSim {
     return nullptr;
   }
 
+  static std::vector<PartId> PartsOf(const OpenReservation& reservation) {
+    if (reservation.parts.empty()) return {{0, 0}, {1, 0}};
+    return {{static_cast<uint8_t>(reservation.parts[0]), 0}};
+  }
+
   void FillSome() {
     if (reservations_.empty()) return;
     const OpenReservation& reservation = reservations_[Dice(reservations_.size())];
     const Process* process = ProcessOf(reservation.serial);
     if (process == nullptr) return;
-    std::vector<PartId> parts = {{0, 0}, {1, 0}};
-    if (!reservation.states.empty()) {
-      parts = {{static_cast<uint8_t>(reservation.states[0]), 0}};
-    }
+    const std::vector<PartId> parts = PartsOf(reservation);
     const uint32_t slots = static_cast<uint32_t>(reservation.keys.size() * parts.size());
     for (uint32_t index = 0; index < slots; ++index) {
       if (Dice(8) == 0) continue;
@@ -333,11 +338,40 @@ class ControlSim {
       call.held->call.fills = 1 + static_cast<uint32_t>(Dice(reservation.keys.size()));
       call.held->call.remaining_ms = 1 + static_cast<uint32_t>(Dice(2000));
     }
+    if (Dice(2) == 0) NameSums(reservation, call);
     Go(call);
+  }
+  void NameSums(const OpenReservation& reservation, CallOf<CommitCall>& call) {
+    const CommitCall& commit = call.held->call;
+    const size_t rest = reservation.keys.size() - commit.first_block;
+    const size_t blocks = commit.blocks == 0 ? rest : commit.blocks;
+    if (Dice(4) == 0) call.spoilt = Dice(blocks);
+    const std::vector<PartId> parts = PartsOf(reservation);
+    std::string& sums = call.held->staged;
+    for (size_t i = 0; i < blocks * parts.size(); ++i) {
+      const PartId id = parts[i % parts.size()];
+      const size_t block = i / parts.size();
+      std::vector<std::byte> bytes(LengthOf(reservation.ns, id.group));
+      ControlHarness::WritePayload(absl::MakeSpan(bytes), reservation.ns,
+                                   reservation.keys[commit.first_block + block], id);
+      sums.append(sizeof(uint32_t), '\0');
+      PackAt(sums, i, block < call.spoilt ? Crc32c(bytes) : ~Crc32c(bytes));
+    }
+    call.held->call.sums = sums;
   }
   void Ended(CallOf<CommitCall>& call) {
     if (!call.held->step.ok()) return;
-    ASSERT_EQ(call.held->call.results.size(), call.held->call.blocks);
+    const std::string& results = call.held->call.results;
+    ASSERT_EQ(results.size(), call.held->call.blocks);
+    for (size_t i = 0; i < results.size(); ++i) {
+      const auto result = static_cast<CommitResult>(results[i]);
+      if (i < call.spoilt) {
+        ASSERT_NE(result, CommitResult::kFailed) << "right sums were refused";
+      } else {
+        ASSERT_TRUE(result != CommitResult::kCommitted && result != CommitResult::kParked)
+            << "a block whose sums are wrong was stored";
+      }
+    }
   }
 
   void AbortOne() {
@@ -570,6 +604,8 @@ TEST(ControlSimTest, NoSeedBreaksAPromise) {
   uint64_t quarantined = 0;
   uint64_t damage = 0;
   uint64_t waits = 0;
+  uint64_t early_commits = 0;
+  uint64_t sums_differ = 0;
   for (uint64_t seed = first; seed < first + seeds; ++seed) {
     SCOPED_TRACE(testing::Message() << "KVD_SEED=" << seed << " KVD_SIM_SEEDS=1");
     ControlSim sim(seed);
@@ -588,6 +624,8 @@ TEST(ControlSimTest, NoSeedBreaksAPromise) {
     quarantined += sim.quarantined_seen();
     damage += sim.counters().damage_confirmed;
     waits += sim.counters().reserve_waits;
+    early_commits += sim.counters().commit_waits;
+    sums_differ += sim.counters().put_sums_differ;
   }
   // So that a simulation in which nothing happens does not pass.
   EXPECT_GT(committed, 20 * seeds);
@@ -597,6 +635,8 @@ TEST(ControlSimTest, NoSeedBreaksAPromise) {
     EXPECT_GT(quarantined, 0u);
     EXPECT_GT(damage, 0u);
     EXPECT_GT(waits, 0u);
+    EXPECT_GT(early_commits, 0u);
+    EXPECT_GT(sums_differ, 0u);
   }
 }
 

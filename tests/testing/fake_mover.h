@@ -57,8 +57,8 @@ class FakeMover final : public Mover {
       copy.status = FillStatus::kInvalid;
       return copy;
     }
-    const FillBoard::Ticket ticket =
-        board_.Begin(session, fill.reservation_id, fill.index, fill.part_offset, fill.length);
+    const FillBoard::Ticket ticket = board_.Begin(
+        session, fill.reservation_id, {fill.index, fill.part_offset, fill.length, fill.whole != 0});
     copy.status = ticket.status;
     if (ticket.status != FillStatus::kOk) return copy;
     copy.room = {ticket.address, fill.length};

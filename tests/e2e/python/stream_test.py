@@ -250,6 +250,15 @@ class Wire(unittest.TestCase):
     def test_round_trip_at_the_unix_socket(self):
         self.round_trip(self.local(), first=1000)
 
+    def test_the_first_steps_say_what_they_did(self):
+        for expected in ("stored 2, present 0, hit 2, got 2 equal",
+                         "stored 0, present 2, hit 2, got 2 equal"):
+            done = subprocess.run(
+                [sys.executable, "-B", str(ROOT / "client/examples/first_steps.py"),
+                 f"unix:{self.daemon.path}.stream"], env={**os.environ, "PYTHONPATH": str(stubs)},
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=PATIENCE)
+            self.assertEqual((done.stdout.strip(), done.returncode), (expected, 0), done.stderr)
+
     def test_round_trip_over_tls_with_each_kind_of_identity(self):
         for i, name in enumerate(("alice", "bob", "carol")):
             with self.subTest(name):

@@ -1,4 +1,4 @@
-#include "daemon/certificates.h"
+#include "daemon/tls.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -19,13 +19,13 @@ using testing::HasSubstr;
 
 constexpr long kDay = 24 * 3600;
 
-class CertificatesTest : public testing::Test {
+class TlsTest : public testing::Test {
  protected:
-  CertificatesTest() {
+  TlsTest() {
     char name[] = "/tmp/kvd-certificates-XXXXXX";
     folder_ = mkdtemp(name);
   }
-  ~CertificatesTest() override {
+  ~TlsTest() override {
     EVP_PKEY_free(key_);
     EVP_PKEY_free(other_key_);
     std::filesystem::remove_all(folder_);
@@ -65,14 +65,14 @@ class CertificatesTest : public testing::Test {
   EVP_PKEY* other_key_ = EVP_EC_gen("P-256");
 };
 
-TEST_F(CertificatesTest, ACertificateAndItsKeyAreFine) {
+TEST_F(TlsTest, ACertificateAndItsKeyAreFine) {
   const std::string certificate = WriteCertificate("c.pem", -kDay, kDay);
   EXPECT_EQ(CheckCertificate(certificate), "");
   EXPECT_EQ(CheckAuthorities(certificate), "");
   EXPECT_EQ(CheckKey(WriteKey("k.pem", key_), certificate), "");
 }
 
-TEST_F(CertificatesTest, AMissingFileIsNamed) {
+TEST_F(TlsTest, AMissingFileIsNamed) {
   const std::string missing = Path("missing.pem");
   for (const std::string& wrong :
        {CheckCertificate(missing), CheckAuthorities(missing), CheckKey(missing, missing)}) {
@@ -80,7 +80,7 @@ TEST_F(CertificatesTest, AMissingFileIsNamed) {
   }
 }
 
-TEST_F(CertificatesTest, WhatIsNotPemIsRefused) {
+TEST_F(TlsTest, WhatIsNotPemIsRefused) {
   const std::string text = WriteText("text", "hello\n");
   EXPECT_THAT(CheckCertificate(text), EndsWith("holds no certificate in PEM"));
   EXPECT_THAT(CheckAuthorities(text), EndsWith("holds no certificate in PEM"));
@@ -88,20 +88,55 @@ TEST_F(CertificatesTest, WhatIsNotPemIsRefused) {
   EXPECT_THAT(CheckCertificate(WriteKey("k.pem", key_)), EndsWith("holds no certificate in PEM"));
 }
 
-TEST_F(CertificatesTest, AnExpiredOneIsNamedWithItsDate) {
+TEST_F(TlsTest, AnExpiredOneIsNamedWithItsDate) {
   EXPECT_THAT(CheckCertificate(WriteCertificate("old.pem", -2 * kDay, -kDay)),
               testing::AllOf(HasSubstr("old.pem expired on "), EndsWith(" GMT")));
   EXPECT_THAT(CheckCertificate(WriteCertificate("new.pem", kDay, 2 * kDay)),
               HasSubstr("new.pem is not valid before "));
 }
 
-TEST_F(CertificatesTest, AnAuthorityThatHasExpiredIsFineBesideOneThatHasNot) {
+TEST_F(TlsTest, AnAuthorityThatHasExpiredIsFineBesideOneThatHasNot) {
   const std::string all_old = WriteCertificate("ca.pem", -2 * kDay, -kDay);
   EXPECT_THAT(CheckAuthorities(all_old), HasSubstr("every certificate in "));
   EXPECT_EQ(CheckAuthorities(WriteCertificate("ca.pem", -kDay, kDay, "a")), "");
 }
 
-TEST_F(CertificatesTest, AKeyMustBelongToTheCertificateAndHaveNoPassword) {
+TEST_F(TlsTest, AnAuthorityOfTheFutureIsFineBesideOneThatIsGood) {
+  WriteCertificate("ca.pem", -2 * kDay, -kDay);
+  EXPECT_THAT(CheckAuthorities(WriteCertificate("ca.pem", kDay, 2 * kDay, "a")),
+              HasSubstr("ca.pem is valid before "));
+  EXPECT_EQ(CheckAuthorities(WriteCertificate("ca.pem", -kDay, kDay, "a")), "");
+}
+
+TEST_F(TlsTest, WhatIsReadIsWhatWasChecked) {
+  const TlsPaths paths{.certificate = WriteCertificate("c.pem", -kDay, kDay),
+                       .key = WriteKey("k.pem", key_),
+                       .client_ca = WriteCertificate("ca.pem", -kDay, kDay)};
+  const auto identity = ReadTls(paths);
+  ASSERT_TRUE(identity.ok()) << identity.status();
+  for (const std::string* text : {&identity->certificate, &identity->key, &identity->client_ca}) {
+    EXPECT_THAT(*text, HasSubstr("-----BEGIN "));
+  }
+  EXPECT_NE(identity->certificate, identity->client_ca);
+
+  const auto refusal = [](const TlsPaths& wrong) {
+    return std::string(ReadTls(wrong).status().message());
+  };
+  TlsPaths wrong = paths;
+  wrong.certificate = Path("missing.pem");
+  EXPECT_EQ(refusal(wrong),
+            "tcp.certificate: cannot read " + wrong.certificate + ": No such file or directory");
+  wrong = paths;
+  wrong.key = WriteKey("other.pem", other_key_);
+  EXPECT_THAT(refusal(wrong), HasSubstr("tcp.key: the key in "));
+  wrong = paths;
+  wrong.client_ca = WriteCertificate("old.pem", -2 * kDay, -kDay);
+  EXPECT_THAT(refusal(wrong), HasSubstr("tcp.client_ca: every certificate in "));
+  wrong.client_ca = folder_;
+  EXPECT_EQ(refusal(wrong), "tcp.client_ca: cannot read " + folder_ + ": Is a directory");
+}
+
+TEST_F(TlsTest, AKeyMustBelongToTheCertificateAndHaveNoPassword) {
   const std::string certificate = WriteCertificate("c.pem", -kDay, kDay);
   EXPECT_THAT(CheckKey(WriteKey("other.pem", other_key_), certificate),
               HasSubstr("does not belong to the certificate in "));
