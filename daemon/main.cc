@@ -140,7 +140,7 @@ int Serve(const Config& config) {
   absl::StatusOr<std::unique_ptr<Arena>> arena = Arena::Open(regions, {.bytes = config.dram_bytes});
   if (!arena.ok()) return Fail(arena.status());
   spdlog::info("tier.opened tier=dram capacity_bytes={} region_bytes={} pages=\"{}\"",
-    inbox.Post(Task{[](Control& control) { control.ConfigReloaded(); }});
+               inbox.Post(Task{[](Control& control) { control.ConfigReloaded(); }});
                (*arena)->capacity_bytes(), (*arena)->region_bytes(),
                PageKindName((*arena)->page_kind()));
 

@@ -23,8 +23,8 @@
 #include "absl/time/time.h"
 #include "client/session.h"
 #include "proto/kvd.grpc.pb.h"
-#include "proto/types/packed.h"
 #include "proto/types/limits.h"
+#include "proto/types/packed.h"
 #include "proto/types/session_wire.h"
 #include "proto/types/verified_copy.h"
 
