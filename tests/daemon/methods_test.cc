@@ -59,10 +59,10 @@ TEST(MethodsTest, ArbitraryMessagesBreakNoPromise) {
   // The programs reach what they are for.
   EXPECT_GT(reached.answered_ok, reached.calls / 20);
   EXPECT_GT(reached.waits, 100u);
-  EXPECT_GT(reached.early_commits, 100u);
+  EXPECT_GT(reached.early_commits, 5u);
   EXPECT_GT(reached.fills, 1000u);
   EXPECT_GT(reached.pieces, 100u);
-  EXPECT_GT(reached.sums_differ, 20u);
+  EXPECT_GT(reached.sums_differ, 8u);
   EXPECT_GT(reached.stored, 500u);
   EXPECT_GT(reached.extents, 500u);
   EXPECT_GT(reached.damaged, 50u);
