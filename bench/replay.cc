@@ -509,7 +509,9 @@ absl::StatusOr<ReplayResult> Replay(const ReplayOptions& options) {
   std::vector<std::unique_ptr<ReplayClient>> clients;
   for (uint32_t i = 0; i < options.clients; ++i) {
     clients.push_back(std::make_unique<ReplayClient>(options, endpoint, block_tokens, clock));
-    if (absl::Status status = clients.back()->Connect(); !status.ok()) return status;
+    if (absl::Status status = clients.back()->Connect(); !status.ok()) {
+      return absl::Status(status.code(), absl::StrCat(endpoint, ": ", status.message()));
+    }
   }
 
   const uint64_t limit = options.limit == 0 ? UINT64_MAX : options.limit;

@@ -705,8 +705,7 @@ void Control::OnEvent(SessionOpened& event) {
 void Control::OnEvent(StagingOpened& event) {
   const auto it = by_serial_.find(event.serial);
   if (it == by_serial_.end() || it->second->ended) return;
-  // What a Commit names as staged lies in the first one: offsets keep their meaning.
-  if (it->second->staging == nullptr) it->second->staging = std::move(event.staging);
+  it->second->staging = std::move(event.staging);
 }
 
 void Control::OnEvent(SessionEnded& event) {

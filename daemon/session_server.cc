@@ -377,6 +377,7 @@ bool SessionServer::GiveStaging(Peer& peer, const StagingRequest& request, int o
   // One of each kind.
   uint64_t& has = request.own != 0 ? peer.own_staging_bytes : peer.staging_bytes;
   if (has != 0 || request.size_bytes == 0) return refuse(SessionStatus::kInvalid);
+  const bool first = peer.staging_bytes == 0 && peer.own_staging_bytes == 0;
   int fd = own_fd;
   uint64_t size = request.size_bytes;
   if (request.own != 0) {
@@ -408,7 +409,8 @@ bool SessionServer::GiveStaging(Peer& peer, const StagingRequest& request, int o
     // Ours is small and will be used at once; what a client brings may be its whole host pool.
     if (request.own == 0) madvise(data, size, MADV_POPULATE_READ);
     auto staging = std::make_shared<MappedStaging>(data, size);
-    inbox_.Post(StagingOpened{peer.serial, staging});
+    // What a Commit names as staged lies in the first one: offsets keep their meaning.
+    if (first) inbox_.Post(StagingOpened{peer.serial, staging});
     copiers_.AddChannel(peer.serial, channel[0], std::move(staging), peer.protocol);
     reply.size_bytes = size;
     sent = request.own != 0 ? Send(peer.socket, &reply, sizeof reply, {channel[1]})

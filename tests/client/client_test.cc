@@ -212,7 +212,7 @@ TEST_F(ClientTest, GetIsOneCall) {
   const Namespace ns = MustRegister(Model(kSmall));
   MustPut(ns, 3);
   std::map<std::string, int> expected = daemon_->seen().calls;
-  ++expected["Load"];
+  ++expected["Lookup"];
   Buffers target(3, ns.part_bytes, std::nullopt);
 
   client().Get(ns, Keys(3), target.targets());

@@ -49,7 +49,7 @@ TEST_F(ExpositionTest, LookupsAreAttributedToTiersAndMisses) {
   EXPECT_THAT(text, HasSubstr("\nkvd_prefix_match_ratio_bucket{le=\"0.5\"} 0\n"));
   EXPECT_THAT(text, HasSubstr("\nkvd_prefix_match_ratio_bucket{le=\"0.75\"} 1\n"));
   EXPECT_THAT(text, HasSubstr("\nkvd_sessions{transport=\"shm\",tenant=\"uid:7\"} 1\n"));
-  EXPECT_THAT(text, HasSubstr("\nkvd_build_info{version=\"1.2.3\",protocol=\"1\"} 1\n"));
+  EXPECT_THAT(text, HasSubstr("\nkvd_build_info{version=\"1.2.3\",protocol=\"2\"} 1\n"));
 }
 
 TEST_F(ExpositionTest, TheStatesOfATierAreItsCapacity) {

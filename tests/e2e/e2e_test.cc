@@ -569,7 +569,7 @@ TEST_F(E2eTest, NonsenseOnTheSessionSocketEndsTheSessionAndNothingElse) {
 TEST_F(E2eTest, AClientOfAnotherProtocolVersionIsTold) {
   Start();
   for (const auto& [low, high, fine] : {std::tuple<uint32_t, uint32_t, bool>{0, 0, false},
-                                        {2, 9, false},
+                                        {3, 9, false},
                                         {0, 9, true},
                                         {1, 1, true}}) {
     auto socket = RawSession::Connect(daemon_->path());
@@ -582,7 +582,7 @@ TEST_F(E2eTest, AClientOfAnotherProtocolVersionIsTold) {
         ReceiveMessage(socket->get(), &welcome, sizeof welcome, none, absl::Now() + kPatience);
     ASSERT_TRUE(size.ok());
     EXPECT_EQ(welcome.status, fine ? SessionStatus::kOk : SessionStatus::kVersion);
-    EXPECT_EQ(welcome.version, 1u);
+    EXPECT_EQ(welcome.version, fine ? std::min(high, kProtocolVersion) : kProtocolVersion);
   }
 }
 
