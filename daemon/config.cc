@@ -148,7 +148,7 @@ class Loader {
                absl::StrCat("is of no use without ",
                             certificate.empty() ? "tcp.certificate" : "tcp.key"));
     }
-    const auto check = [this](const char* name, const std::string& path, std::string wrong) {
+    const auto check = [this](const char* name, const std::string& path, const std::string& wrong) {
       if (!path.empty() && !wrong.empty()) Complain(name, wrong);
     };
     check("tcp.certificate", certificate, CheckCertificate(certificate));

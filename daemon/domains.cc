@@ -53,12 +53,12 @@ std::string Domains::Name(DomainId domain) const {
   return names_[domain - 1];
 }
 
-std::optional<DomainId> Domains::Number(std::string name) {
+std::optional<DomainId> Domains::Number(const std::string& name) {
   if (const auto it = numbers_.find(name); it != numbers_.end()) return it->second;
   if (names_.size() >= kMaxDomains) return std::nullopt;
   names_.push_back(name);
   const auto number = static_cast<DomainId>(names_.size());
-  numbers_.emplace(std::move(name), number);
+  numbers_.emplace(name, number);
   return number;
 }
 

@@ -73,7 +73,7 @@ class Domains {
   std::string Name(DomainId domain) const;
 
  private:
-  std::optional<DomainId> Number(std::string name) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  std::optional<DomainId> Number(const std::string& name) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   mutable absl::Mutex mu_;
   DomainRules rules_ ABSL_GUARDED_BY(mu_);

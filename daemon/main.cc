@@ -271,7 +271,7 @@ int Serve(const Config& config) {
   (*service)->Run();
   stopper.join();
   over = true;
-  pthread_kill(listener.native_handle(), SIGTERM);
+  pthread_kill(listener.native_handle(), SIGINT);  // It waits for one, and no longer acts on it.
   listener.join();
   // The reverse of the construction, but for the threads that wake the control thread: they end
   // while there still is a service to wake.

@@ -54,7 +54,8 @@ std::vector<std::string> Graph(const std::vector<double>& values, int cells, int
       }
       unsigned dots = 0;
       for (int side = 0; side < 2; ++side) {
-        const int filled = heights[static_cast<size_t>(2 * cell + side)] - floor;
+        const size_t at = 2 * static_cast<size_t>(cell) + static_cast<size_t>(side);
+        const int filled = heights[at] - floor;
         for (int dot = 0; dot < std::min(4, filled); ++dot) dots |= kDots[side][dot];
       }
       line += dots == 0 ? std::string(" ") : Braille(dots);

@@ -139,7 +139,8 @@ std::optional<uint64_t> CgroupLimit(const std::string& root, const std::string& 
     while (true) {
       uint64_t limit = 0;
       // Version 1 writes "no limit" as a number that no machine has.
-      if (absl::SimpleAtoi(ReadFile(base + group + file), &limit) && limit < (1ull << 60)) {
+      if (absl::SimpleAtoi(ReadFile(absl::StrCat(base, group, file)), &limit) &&
+          limit < (1ull << 60)) {
         tightest = std::min(limit, tightest.value_or(limit));
       }
       const size_t slash = group.rfind('/');

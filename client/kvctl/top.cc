@@ -311,6 +311,7 @@ void AddTop(CommandLine& line) {
       ->type_name("TIME")
       ->capture_default_str();
   std::vector<std::string> orders;
+  orders.reserve(kDomainOrders);
   for (int i = 0; i < kDomainOrders; ++i) orders.emplace_back(NameOf(static_cast<DomainOrder>(i)));
   top->add_option("--sort", options->sort, "By what the table of domains is sorted")
       ->check(CLI::IsMember(orders))

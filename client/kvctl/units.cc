@@ -70,7 +70,7 @@ std::string Micros(double us) {
 std::string Age(uint64_t ms) {
   const uint64_t s = ms / 1000;
   if (ms < 1000) return absl::StrCat(ms, " ms");
-  if (s < 60) return absl::StrFormat("%.1f s", static_cast<double>(ms / 100) / 10);
+  if (s < 60) return absl::StrFormat("%d.%d s", s, ms / 100 % 10);
   if (s < 3600) return absl::StrFormat("%dm %02ds", s / 60, s % 60);
   if (s < 86400) return absl::StrFormat("%dh %02dm", s / 3600, s / 60 % 60);
   return absl::StrFormat("%dd %02dh", s / 86400, s / 3600 % 24);
