@@ -157,7 +157,7 @@ void Client::Impl::Shutdown() {
   link_ = nullptr;
 }
 
-// ---- namespaces ---------------------------------------------------------------------------------
+// ---- the end of a call --------------------------------------------------------------------------
 
 void Client::Impl::NoteEnd(Link& link, const absl::Status& status, Owed owed) {
   calls_.fetch_add(1, std::memory_order_relaxed);

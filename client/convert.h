@@ -13,6 +13,7 @@
 #include "proto/kvd.pb.h"
 #include "proto/types/block.h"
 #include "proto/types/namespace_descriptor.h"
+#include "proto/types/view.h"
 
 namespace kvd {
 
@@ -26,7 +27,5 @@ absl::Status ToAbsl(const grpc::Status& status);
 absl::Status EndOf(const grpc::ClientContext& context, const grpc::Status& status);
 // The daemon drains: it says no to this call, and the session goes on.
 bool IsDraining(const absl::Status& status);
-// Debian's absl::string_view is not std::string_view.
-inline absl::string_view View(std::string_view text) { return {text.data(), text.size()}; }
 
 }  // namespace kvd

@@ -10,17 +10,16 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <cstring>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "daemon/unix_listener.h"
 #include "proto/types/status.h"
 
 namespace kvd {
 namespace {
 
 constexpr int kNoDescriptorsMs = 100;  // How long nobody is accepted when there are none left.
-constexpr int kBacklog = 128;
 
 // Where a Unix socket is bound; empty: nowhere in the file system, or no Unix socket.
 std::string PathOf(int fd) {
@@ -84,27 +83,13 @@ absl::StatusOr<std::unique_ptr<Acceptor>> Acceptor::Start(int listener,
 
 absl::StatusOr<std::unique_ptr<Acceptor>> Acceptor::Listen(const std::string& path,
                                                            std::function<void(int fd)> adopt) {
-  const auto failed = [&path](int error) {
-    return absl::UnavailableError(
-        absl::StrCat("cannot listen at unix:", path, ": ", std::strerror(error)));
-  };
-  sockaddr_un address{.sun_family = AF_UNIX};
-  if (path.size() >= sizeof address.sun_path) return failed(ENAMETOOLONG);
-  path.copy(address.sun_path, sizeof address.sun_path - 1);
-  const int listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-  if (listener < 0) return failed(errno);
-  unlink(path.c_str());  // Stale: the endpoint is the caller's.
-  if (bind(listener, reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0 ||
-      listen(listener, kBacklog) != 0) {
-    const int error = errno;
-    close(listener);
-    return failed(error);
-  }
-  absl::StatusOr<std::unique_ptr<Acceptor>> acceptor = Start(listener, std::move(adopt));
+  const absl::StatusOr<int> listener = ListenUnix(path, SOCK_STREAM);
+  if (!listener.ok()) return listener.status();
+  absl::StatusOr<std::unique_ptr<Acceptor>> acceptor = Start(*listener, std::move(adopt));
   if (acceptor.ok()) {
     (*acceptor)->bound_ = path;
   } else {
-    close(listener);
+    close(*listener);
     unlink(path.c_str());
   }
   return acceptor;

@@ -53,8 +53,7 @@ class Acceptor {
   // `listener` stays the caller's.
   static absl::StatusOr<std::unique_ptr<Acceptor>> Start(int listener,
                                                          std::function<void(int fd)> adopt);
-  // The same at `path`, where it listens itself, replacing a stale file, until it goes.
-  // kUnavailable when it cannot. Requires: the endpoint is the caller's.
+  // The same at `path`, where it listens itself until it goes, as ListenUnix() does.
   static absl::StatusOr<std::unique_ptr<Acceptor>> Listen(const std::string& path,
                                                           std::function<void(int fd)> adopt);
   ~Acceptor();  // No connection is adopted after it.

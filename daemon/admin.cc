@@ -19,6 +19,7 @@
 #include "daemon/admin_rows.h"
 #include "daemon/control.h"
 #include "daemon/exposition.h"
+#include "daemon/grpc_status.h"
 #include "daemon/reflection.h"
 #include "proto/admin.grpc.pb.h"
 
@@ -40,10 +41,6 @@ constexpr uint32_t kMaxEventReaders = 8;
 constexpr absl::Duration kBetweenReads = absl::Milliseconds(5);
 constexpr absl::Duration kUntilCancelled = absl::Seconds(1);  // How late we notice a caller gone.
 constexpr uint64_t kMaxDrainMs = 24 * 3600 * 1000;
-
-grpc::Status ToGrpc(const absl::Status& status) {
-  return {static_cast<grpc::StatusCode>(status.code()), std::string(status.message())};
-}
 
 grpc::Status NotFound(const std::string& message) { return {grpc::StatusCode::NOT_FOUND, message}; }
 

@@ -16,11 +16,10 @@
 #include "daemon/options.h"
 #include "daemon/tls.h"
 #include "proto/types/endpoint.h"
+#include "proto/types/view.h"
 
 namespace kvd {
 namespace {
-
-absl::string_view View(std::string_view text) { return {text.data(), text.size()}; }
 
 constexpr const char* kEnvironment = "KVD_ENDPOINT";
 

@@ -10,6 +10,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "daemon/accounts.h"
+#include "proto/types/view.h"
 
 namespace kvd {
 namespace {
@@ -17,8 +18,6 @@ namespace {
 constexpr size_t kMaxDomainRules = 1024;  // Each session that opens walks them.
 constexpr size_t kMaxMembers = 4096;      // Of one domain and kind.
 constexpr size_t kMaxNameBytes = 64;
-
-absl::string_view View(std::string_view text) { return {text.data(), text.size()}; }
 
 FilePlace PlaceOf(const toml::source_region& region) {
   return {.line = region.begin.line, .column = region.begin.column};

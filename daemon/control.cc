@@ -9,11 +9,10 @@
 #include "absl/strings/str_cat.h"
 #include "proto/types/check.h"
 #include "proto/types/status.h"
+#include "proto/types/view.h"
 
 namespace kvd {
 namespace {
-
-absl::string_view View(std::string_view view) { return {view.data(), view.size()}; }
 
 // Leases ended by one call on the side; more are ended only when room is needed.
 constexpr int kLeasesExpiredPerPoll = 64;

@@ -14,6 +14,7 @@
 #include "absl/strings/str_cat.h"
 #include "daemon/control_call.h"
 #include "daemon/gateway_transfer.h"
+#include "daemon/grpc_status.h"
 #include "daemon/reflection.h"
 #include "proto/kvd.grpc.pb.h"
 #include "proto/stream.grpc.pb.h"

@@ -7,15 +7,14 @@
 #include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include <cerrno>
-#include <cstring>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "daemon/peer_groups.h"
+#include "daemon/unix_listener.h"
 #include "proto/types/status.h"
 
 namespace kvd {
@@ -84,20 +83,9 @@ absl::Status GatewayListener::ListenUnix() {
     unix_ = options_.listener;
     return absl::OkStatus();
   }
-  sockaddr_un address{.sun_family = AF_UNIX};
-  if (options_.path.size() >= sizeof address.sun_path) {
-    return absl::InvalidArgumentError(absl::StrCat("socket path too long: ", options_.path));
-  }
-  std::memcpy(address.sun_path, options_.path.c_str(), options_.path.size() + 1);
-  const int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-  unlink(options_.path.c_str());  // Stale: the caller has the lock of this endpoint.
-  if (fd < 0 || bind(fd, reinterpret_cast<sockaddr*>(&address), sizeof address) != 0 ||
-      listen(fd, kBacklog) != 0) {
-    const absl::Status status = ErrnoStatus(errno, absl::StrCat("listening at ", options_.path));
-    if (fd >= 0) close(fd);
-    return status;
-  }
-  unix_ = fd;
+  const absl::StatusOr<int> fd = kvd::ListenUnix(options_.path, SOCK_STREAM);
+  if (!fd.ok()) return fd.status();
+  unix_ = *fd;
   return absl::OkStatus();
 }
 

@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
 #include "daemon/control_call.h"
+#include "daemon/grpc_status.h"
 #include "daemon/put_buffer.h"
 #include "proto/types/checksum.h"
 #include "proto/types/limits.h"
@@ -139,10 +140,6 @@ std::string ResultsOf(std::string_view states) {
 }
 
 }  // namespace
-
-grpc::Status ToGrpc(const absl::Status& status) {
-  return {static_cast<grpc::StatusCode>(status.code()), std::string(status.message())};
-}
 
 grpc::Status StreamGet(const StreamContext& context, const v1::GetRequest& request,
                        grpc::ServerWriter<v1::GetChunk>& writer) {

@@ -32,6 +32,4 @@ grpc::Status StreamGet(const StreamContext& context, const v1::GetRequest& reque
 grpc::Status StreamPut(const StreamContext& context, const v1::PutStart& start,
                        grpc::ServerReader<v1::PutChunk>& reader, v1::PutReply& reply);
 
-grpc::Status ToGrpc(const absl::Status& status);
-
 }  // namespace kvd

@@ -7,11 +7,10 @@
 #include "absl/strings/str_replace.h"
 #include "absl/strings/str_split.h"
 #include "daemon/options.h"
+#include "proto/types/view.h"
 
 namespace kvd {
 namespace {
-
-absl::string_view View(std::string_view text) { return {text.data(), text.size()}; }
 
 // Words in lines of at most 100 bytes that begin with "# ".
 std::string Comment(std::string_view text) {

@@ -15,11 +15,10 @@
 #include "absl/strings/str_format.h"
 #include "daemon/accounts.h"
 #include "policy/policies.h"
+#include "proto/types/view.h"
 
 namespace kvd {
 namespace {
-
-absl::string_view View(std::string_view text) { return {text.data(), text.size()}; }
 
 std::string Quoted(std::string_view text) { return absl::StrCat("\"", View(text), "\""); }
 

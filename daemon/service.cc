@@ -17,6 +17,7 @@
 #include "absl/strings/str_cat.h"
 #include "daemon/activation.h"
 #include "daemon/call_log.h"
+#include "daemon/grpc_status.h"
 #include "daemon/methods.h"
 #include "daemon/trace_context.h"
 #include "proto/kvd.grpc.pb.h"
@@ -29,10 +30,6 @@ namespace {
 constexpr int kArrivalsPerSlice = 16;
 // A deadline beyond this is none.
 constexpr auto kLongestCall = std::chrono::milliseconds(std::chrono::hours(2));
-
-grpc::Status ToGrpc(const absl::Status& status) {
-  return {static_cast<grpc::StatusCode>(status.code()), std::string(status.message())};
-}
 
 // The trace context of a call that carries one, and only one.
 std::optional<TraceContext> FindTrace(const grpc::ServerContext& context) {

@@ -10,7 +10,6 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
-#include <sys/un.h>
 #include <sys/vfs.h>
 #include <unistd.h>
 
@@ -23,6 +22,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "daemon/peer_groups.h"
+#include "daemon/unix_listener.h"
 #include "proto/types/status.h"
 
 #ifndef SO_PEERPIDFD
@@ -131,22 +131,13 @@ absl::StatusOr<std::unique_ptr<SessionServer>> SessionServer::Start(Inbox& inbox
                                                                     const RegionDirectory& regions,
                                                                     Domains& domains,
                                                                     const Options& options) {
-  sockaddr_un address{.sun_family = AF_UNIX};
-  if (options.path.size() >= sizeof address.sun_path) {
-    return absl::InvalidArgumentError(absl::StrCat("socket path too long: ", options.path));
-  }
-  std::memcpy(address.sun_path, options.path.c_str(), options.path.size() + 1);
   auto server =
       std::unique_ptr<SessionServer>(new SessionServer(inbox, copiers, regions, domains, options));
   server->listener_ = options.listener;
   if (options.listener < 0) {
-    server->listener_ = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    unlink(options.path.c_str());  // Stale: the caller has the lock of this endpoint.
-    if (server->listener_ < 0 ||
-        bind(server->listener_, reinterpret_cast<sockaddr*>(&address), sizeof address) != 0 ||
-        listen(server->listener_, 128) != 0) {
-      return ErrnoStatus(errno, absl::StrCat("listening at ", options.path));
-    }
+    const absl::StatusOr<int> listener = ListenUnix(options.path, SOCK_SEQPACKET);
+    if (!listener.ok()) return listener.status();
+    server->listener_ = *listener;
   }
   server->epoll_ = epoll_create1(EPOLL_CLOEXEC);
   server->wake_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);

@@ -11,11 +11,10 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "proto/types/view.h"
 
 namespace kvd::kvctl {
 namespace {
-
-absl::string_view ToAbsl(std::string_view text) { return {text.data(), text.size()}; }
 
 // The length of the UTF-8 character that `text` begins with; 0: it begins with none.
 size_t CharacterLength(std::string_view text) {
@@ -82,7 +81,7 @@ std::string Clock(uint64_t unix_ms) {
                           absl::LocalTimeZone());
 }
 
-std::string Hex(std::string_view bytes) { return absl::BytesToHexString(ToAbsl(bytes)); }
+std::string Hex(std::string_view bytes) { return absl::BytesToHexString(View(bytes)); }
 
 std::string ShortHex(std::string_view bytes) { return Hex(bytes.substr(0, 8)); }
 
@@ -128,7 +127,7 @@ absl::StatusOr<KeyPrefix> ParseKeyPrefix(std::string_view text) {
     return absl::InvalidArgumentError("a key has at most 64 hex digits (32 bytes)");
   }
   const size_t whole = text.size() / 2 * 2;
-  KeyPrefix prefix{.bytes = absl::HexStringToBytes(ToAbsl(text.substr(0, whole)))};
+  KeyPrefix prefix{.bytes = absl::HexStringToBytes(View(text.substr(0, whole)))};
   if (text.size() > whole) {
     const char last = text.back();
     prefix.half =
@@ -139,7 +138,7 @@ absl::StatusOr<KeyPrefix> ParseKeyPrefix(std::string_view text) {
 
 absl::StatusOr<uint64_t> ParseId(std::string_view text) {
   uint64_t id = 0;
-  if (text.size() > 18 || !absl::SimpleHexAtoi(ToAbsl(text), &id)) {
+  if (text.size() > 18 || !absl::SimpleHexAtoi(View(text), &id)) {
     return absl::InvalidArgumentError(
         absl::StrCat("'", Printable(text), "' is no id: write it as `kvctl leases` does, in hex"));
   }
@@ -151,7 +150,7 @@ absl::StatusOr<uint64_t> ParseSize(std::string_view text) {
       "'", Printable(text), "' is no size: write 4096 (bytes), 512KiB, 64MiB, 4GiB or 1TiB"));
   const size_t digits = std::min(text.find_first_not_of("0123456789"), text.size());
   uint64_t value = 0;
-  if (!absl::SimpleAtoi(ToAbsl(text.substr(0, digits)), &value)) return wrong;
+  if (!absl::SimpleAtoi(View(text.substr(0, digits)), &value)) return wrong;
   const std::string_view unit = text.substr(digits);
   constexpr std::string_view kUnits[] = {"", "KiB", "MiB", "GiB", "TiB"};
   for (int i = 0; i < 5; ++i) {
@@ -166,10 +165,10 @@ absl::StatusOr<absl::Duration> ParseTime(std::string_view text) {
   absl::Duration time;
   int64_t days = 0;
   const bool in_days = !text.empty() && text.back() == 'd' &&
-                       absl::SimpleAtoi(ToAbsl(text.substr(0, text.size() - 1)), &days);
+                       absl::SimpleAtoi(View(text.substr(0, text.size() - 1)), &days);
   if (in_days) {
     time = absl::Hours(24) * days;
-  } else if (!absl::ParseDuration(ToAbsl(text), &time)) {
+  } else if (!absl::ParseDuration(View(text), &time)) {
     time = absl::ZeroDuration();
   }
   if (time <= absl::ZeroDuration() || time > absl::Hours(24 * 3650)) {

@@ -15,6 +15,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "proto/types/check.h"
+#include "proto/types/view.h"
 
 namespace kvd {
 namespace {
@@ -40,8 +41,6 @@ constexpr double kFarBehind = 1.25;
 // A loop has to beat those before it in the list by this factor, so that noise does not choose
 // between equals and every start of one machine takes the same.
 constexpr double kClearlyBetter = 1.02;
-
-absl::string_view View(std::string_view text) { return {text.data(), text.size()}; }
 
 // Memory of the calibration, in huge pages where the system gives them. Empty when it gives none.
 class Area {
