@@ -13,6 +13,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "proto/types/status.h"
 #include "tiers/nvme_device.h"
 #include "tiers/nvme_transfer.h"
@@ -85,7 +87,8 @@ absl::Status Move(const DeviceFile& file, NvmeTransfer transfer, absl::string_vi
 }  // namespace
 
 absl::StatusOr<std::shared_ptr<const DeviceFile>> DeviceFile::Open(const std::string& path,
-                                                                   uint64_t size_bytes) {
+                                                                   uint64_t size_bytes,
+                                                                   Nanos lock_wait) {
   struct stat status = {};
   // Before it is opened: opening a pipe or a tape does things.
   const bool exists = stat(path.c_str(), &status) == 0;
@@ -105,7 +108,7 @@ absl::StatusOr<std::shared_ptr<const DeviceFile>> DeviceFile::Open(const std::st
     file->notes_.push_back(absl::StrCat(
         path, ": this file system refuses O_DIRECT; reads and writes go through the page cache"));
   }
-  if (absl::Status locked = file->Lock(); !locked.ok()) return locked;
+  if (absl::Status locked = file->Lock(lock_wait); !locked.ok()) return locked;
   // Under the lock: another opener may have filled it meanwhile.
   if (fstat(fd, &status) != 0) return ErrnoStatus(errno, path);
   absl::Status taken = block_device
@@ -126,10 +129,17 @@ std::shared_ptr<const DeviceFile> DeviceFile::Adopt(std::string path, int fd, ui
 
 DeviceFile::~DeviceFile() { close(fd_); }
 
-absl::Status DeviceFile::Lock() const {
-  if (flock(fd_, LOCK_EX | LOCK_NB) == 0) return absl::OkStatus();
-  if (errno != EWOULDBLOCK) return ErrnoStatus(errno, absl::StrCat(path_, ": locking"));
-  return absl::AbortedError(absl::StrCat(path_, ": is in use by another process"));
+absl::Status DeviceFile::Lock(Nanos wait) const {
+  const SystemClock clock;
+  const Nanos give_up = clock.Now() + wait;
+  while (flock(fd_, LOCK_EX | LOCK_NB) != 0) {
+    if (errno != EWOULDBLOCK) return ErrnoStatus(errno, absl::StrCat(path_, ": locking"));
+    if (clock.Now() >= give_up) {
+      return absl::AbortedError(absl::StrCat(path_, ": is in use by another process"));
+    }
+    absl::SleepFor(absl::Milliseconds(5));
+  }
+  return absl::OkStatus();
 }
 
 absl::Status DeviceFile::TakeFile(uint64_t size_bytes, uint64_t file_bytes) {

@@ -16,6 +16,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "proto/types/clock.h"
 
 namespace kvd {
 
@@ -28,12 +29,17 @@ class DeviceFile {
   // `size_bytes` at least, and only those are used. Of a block device 0 means all of it. Sizes are
   // cut to whole pages.
   //
+  // The lock of a process that was killed is free only when the kernel has ended what that process
+  // had under way, so nothing of it can be written after we have looked. That takes some 50 ms, on
+  // a sick disk for ever: `lock_wait` bounds how long we wait for it.
+  //
   // kNotFound: no folder, or no such device. kResourceExhausted: the disk has no room. kAborted:
-  // another process has it, or it is mounted. kPermissionDenied, kFailedPrecondition: may not be
-  // written; the file system is read-only. kInvalidArgument: neither file nor block device, or
+  // another process has it still, or it is mounted. kPermissionDenied, kFailedPrecondition: may not
+  // be written; the file system is read-only. kInvalidArgument: neither file nor block device, or
   // smaller than asked. Otherwise what the system said.
   static absl::StatusOr<std::shared_ptr<const DeviceFile>> Open(const std::string& path,
-                                                                uint64_t size_bytes);
+                                                                uint64_t size_bytes,
+                                                                Nanos lock_wait = 3 * kSecond);
   // Takes over a descriptor, for tests.
   static std::shared_ptr<const DeviceFile> Adopt(std::string path, int fd, uint64_t size_bytes);
 
@@ -54,7 +60,7 @@ class DeviceFile {
 
  private:
   DeviceFile(std::string path, int fd) : path_(std::move(path)), fd_(fd) {}
-  absl::Status Lock() const;
+  absl::Status Lock(Nanos wait) const;
   absl::Status TakeFile(uint64_t size_bytes, uint64_t file_bytes);
   absl::Status TakeBlockDevice(uint64_t size_bytes);
   absl::Status Allocate(uint64_t size_bytes);

@@ -12,7 +12,7 @@ namespace kvd {
 absl::StatusOr<OpenedNvmeDevice> OpenNvmeDevice(const NvmeDeviceOptions& options,
                                                 const Clock& clock) {
   absl::StatusOr<std::shared_ptr<const DeviceFile>> file =
-      DeviceFile::Open(options.path, options.size_bytes);
+      DeviceFile::Open(options.path, options.size_bytes, options.lock_wait);
   if (!file.ok()) return file.status();
 
   OpenedNvmeDevice opened;
