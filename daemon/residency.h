@@ -398,7 +398,6 @@ class Residency {
   void WithdrawBoth(Block& block, BlockRef ref);
   void Order(BlockRef block);
   void Disorder(BlockRef block);
-  void DisorderIfCold(BlockRef block);
   bool Served(const Block& block) const {
     const uint16_t full = shapes_[block.ns].full_groups;
     return (block.served_groups() & full) == full;
