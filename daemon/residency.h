@@ -103,11 +103,15 @@ struct Part {
 };
 static_assert(sizeof(Part) == 32);
 
-// Takes back the room of parts that have gone.
+// Takes back the room of parts that have gone, and is told what lies in it meanwhile.
 class RoomOwner {
  public:
   virtual ~RoomOwner() = default;
   virtual void FreeRoom(const Part& part) = 0;
+  // The bytes of `part`, which is one of `block`, are all there from now on.
+  virtual void PartCommitted(const Block& /*block*/, const Part& /*part*/) {}
+  // `part` belongs to no block any more; its room is freed when its holds end.
+  virtual void PartQuarantined(const Part& /*part*/) {}
 };
 
 class Residency {
