@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "proto/types/check.h"
+#include "proto/types/kill_point.h"
 
 namespace kvd {
 namespace {
@@ -669,7 +670,9 @@ void Residency::Evict(BlockRef ref, EvictReason reason) {
   blocks_[ref].offered = false;
   policy_.Withdraw(ref);
   ++counts_.evicted;
+  KVD_KILL_POINT("evict.before");
   Remove(ref);
+  KVD_KILL_POINT("evict.after");
 }
 
 bool Residency::EvictNext(EvictionPolicy::Pool pool) {
