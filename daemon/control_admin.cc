@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "daemon/control.h"
 #include "proto/types/check.h"
+#include "proto/types/kill_point.h"
 #include "proto/types/status.h"
 
 namespace kvd {
@@ -405,6 +406,7 @@ void Control::DropNamespace(NamespaceId ns) {
   rest.descriptor.hash_bytes = info.descriptor.hash_bytes;
   rest.dropped = true;
   info = std::move(rest);
+  KVD_KILL_POINT("namespace.dropped");
   Record(EventKind::kNamespaceDropped, info.domain, ns, ns);
 }
 

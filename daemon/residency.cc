@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "proto/types/check.h"
+#include "proto/types/kill_point.h"
 
 namespace kvd {
 namespace {
@@ -952,7 +953,9 @@ void Residency::Evict(BlockRef ref, EvictReason reason) {
     Record(EventKind::kEvicted, ref, EventReasonOf(reason));
   }
   CountEvicted(ref, reason);
+  KVD_KILL_POINT("evict.before");
   Remove(ref);
+  KVD_KILL_POINT("evict.after");
 }
 
 void Residency::LeaveDram(BlockRef ref) {
