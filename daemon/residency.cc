@@ -55,7 +55,7 @@ Residency::Residency(EvictionPolicy& policy, RoomOwner& room, const Options& opt
       secret_(options.secret),
       bucket_mask_(BucketCount(options.max_blocks) - 1),
       blocks_(size_t{options.max_blocks} + 1, Touch::kNow),
-      parts_(options.max_parts + 1, Touch::kOnUse),
+      parts_(options.max_parts + 1, Touch::kOnUseSmall),
       buckets_(BucketCount(options.max_blocks), Touch::kNow),
       shapes_(1),
       gaps_(1),
