@@ -486,8 +486,9 @@ class HungDevice {
 };
 
 TEST_P(NvmeDeviceTest, WhileTheKernelHangsWaitingJobsExpireAndClosingIsBounded) {
-  // Outlives the test's stack frame like the memory of a process would: a thread still has it.
-  auto& hung = *new HungDevice(GetParam(), path_);
+  // Never freed: a thread that was left behind in the kernel still has it.
+  static auto& kept = *new std::vector<std::unique_ptr<HungDevice>>();
+  HungDevice& hung = *kept.emplace_back(std::make_unique<HungDevice>(GetParam(), path_));
   std::unique_ptr<NvmeDevice>& device = hung.device();
   ASSERT_NE(device, nullptr);
   device->SetSink(told_.sink());
