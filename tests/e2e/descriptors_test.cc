@@ -1,5 +1,7 @@
 // A real daemon of which somebody takes more connections than it has descriptors for.
 
+#include "daemon/descriptors.h"
+
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <poll.h>
@@ -13,7 +15,6 @@
 
 #include "absl/time/clock.h"
 #include "client/client.h"
-#include "daemon/descriptors.h"
 #include "tests/e2e/daemon_process.h"
 
 namespace kvd {
@@ -62,8 +63,8 @@ TEST(DescriptorsTest, ConnectionsTakeNoneThatThoseWhoAreThereNeed) {
   for (int i = 0; i < kConnections; ++i) {
     constexpr const char* kSuffixes[] = {"", ".session", ".stream", ".admin"};
     const int which = i % 4;
-    taken.push_back(ConnectTo((*daemon)->path() + kSuffixes[which],
-                              which == 1 ? SOCK_SEQPACKET : SOCK_STREAM));
+    taken.push_back(
+        ConnectTo((*daemon)->path() + kSuffixes[which], which == 1 ? SOCK_SEQPACKET : SOCK_STREAM));
   }
   const int most = static_cast<int>(kDescriptors) - kReservedDescriptors;
   EXPECT_GE(CountHungUp(taken, kConnections - most), kConnections - most);
