@@ -42,7 +42,7 @@ ARROWS = {
 }
 
 # Headers that only a few files may include: (what, pattern of the header, pattern of the files).
-_WIRE_ENDS = r"daemon/(service|admin|gateway|control_call|reflection)[^/]*|client/.*|tests/.*|bench/.*"
+_WIRE_ENDS = r"daemon/(service|admin|gateway|control_call|grpc_status|reflection)[^/]*|client/.*|tests/.*|bench/.*"
 PLACES = [
     ("gRPC", r"(grpcpp|grpc)/.*|.*\.grpc\.pb\.h", _WIRE_ENDS),
     ("protobuf", r"google/protobuf/.*|(?!.*\.grpc\.).*\.pb\.h", _WIRE_ENDS + r"|proto/[^/]*|daemon/methods.*"),
