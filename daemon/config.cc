@@ -16,6 +16,7 @@
 #include "daemon/options.h"
 #include "daemon/tls.h"
 #include "proto/types/endpoint.h"
+#include "proto/types/kill_point.h"
 #include "proto/types/view.h"
 
 namespace kvd {
@@ -67,6 +68,12 @@ class Loader {
       const std::string wrong = setting.option->set(setting.text, memory_, config_);
       if (!wrong.empty()) Complain(name, wrong);
     }
+    if (!file.nvme.empty()) {
+      config_.sources["tiers.nvme"] = "file";
+      said_by_["tiers.nvme"] = {.at = file.nvme_at,
+                                .what = absl::StrCat(Place(file.nvme_at), ": tiers.nvme")};
+      config_.nvme = std::move(file.nvme);
+    }
     if (!file.domains.empty()) config_.sources["domain"] = "file";
     config_.domains.domains = std::move(file.domains);
   }
@@ -97,6 +104,7 @@ class Loader {
                             "meant, or listen at 127.0.0.1"));
     }
     CheckTls();
+    CheckData();
     if (config_.max_blocks == 0) {
       config_.max_blocks = static_cast<uint32_t>(
           std::clamp<uint64_t>(config_.dram_bytes / (32u << 10), 65536, 1u << 29));
@@ -155,6 +163,19 @@ class Loader {
     check("tcp.client_ca", config_.tls_client_ca, CheckAuthorities(config_.tls_client_ca));
   }
 
+  void CheckData() {
+    const std::vector<NvmeConfig>& nvme = config_.nvme;
+    if (config_.data.empty() && !nvme.empty()) {
+      Complain("tiers.nvme", "data must be set too: its index lies there");
+    }
+    for (size_t i = 0; i < nvme.size(); ++i) {
+      for (size_t j = 0; j < i; ++j) {
+        if (nvme[i].path.empty() || nvme[i].path != nvme[j].path) continue;
+        Complain("tiers.nvme", absl::StrCat(nvme[i].path, " is there twice"));
+      }
+    }
+  }
+
   const MemoryLimit& memory_;
   Config config_;
   // By name: who gave the value, and what messages about it begin with.
@@ -167,6 +188,8 @@ struct CommandLine {
   std::string file;
   bool check = false;
   bool print = false;
+  std::string kill_at;       // NAME[:N] of a kill point; empty: none.
+  bool kill_points = false;  // Name them all, and end.
 };
 
 // The nearest option, for one that is not known.
@@ -208,11 +231,17 @@ std::variant<CommandLine, int> ReadCommandLine(int argc, char** argv) {
     app.add_option_function<std::string>(
            flag,
            [&line, &option](const std::string& text) {
-             line.flags[std::string(option.name)] = text;
+             std::string& said = line.flags[std::string(option.name)];
+             const bool more = option.kind == OptionKind::kDevices && !said.empty();
+             said = more ? absl::StrCat(said, ",", text) : text;
            },
            help)
-        ->type_name(std::string(option.value));
+        ->type_name(std::string(option.value))
+        ->trigger_on_parse(option.kind == OptionKind::kDevices);
   }
+  // For kvd-bench crash; of no use to an operator, so no help names them.
+  app.add_option("--kill-at", line.kill_at)->group("");
+  app.add_flag("--kill-points", line.kill_points)->group("");
   app.allow_extras();
   try {
     app.parse(argc, argv);
@@ -271,6 +300,17 @@ std::variant<Config, int> ReadConfig(int argc, char** argv) {
   const std::variant<CommandLine, int> read = ReadCommandLine(argc, argv);
   if (const int* status = std::get_if<int>(&read)) return *status;
   const CommandLine& line = std::get<CommandLine>(read);
+  if (line.kill_points) {
+    for (const std::string_view point : kKillPoints)
+      std::printf("%s\n", std::string(point).c_str());
+    return 0;
+  }
+  if (!line.kill_at.empty()) {
+    if (const absl::Status armed = ArmKillPoint(line.kill_at); !armed.ok()) {
+      std::fprintf(stderr, "--kill-at: %s\n", std::string(armed.message()).c_str());
+      return 2;
+    }
+  }
   LoadedConfig loaded = LoadConfig(line.file, line.flags, FindMemoryLimit());
   for (const std::string& problem : loaded.problems) std::fprintf(stderr, "%s\n", problem.c_str());
   if (!loaded.problems.empty()) return 2;

@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "proto/types/check.h"
+#include "proto/types/kill_point.h"
 #include "proto/types/status.h"
 #include "proto/types/view.h"
 
@@ -49,6 +50,12 @@ absl::StatusOr<Control::Session*> Control::FindSession(std::string_view token) {
     return absl::UnauthenticatedError("session: unknown or ended; open one at the session socket");
   }
   return it->second;
+}
+
+DomainUse& Control::UseOf(DomainId domain) {
+  DomainUse& use = uses_[domain];
+  if (use.tenant == nullptr) use.tenant = &metrics_.AddTenant(domain);
+  return use;
 }
 
 absl::Status Control::CheckSession(std::string_view session) {
@@ -133,12 +140,20 @@ absl::StatusOr<Control::RegisteredNamespace> Control::RegisterNamespace(
     std::string_view session_token, const NamespaceDescriptor& descriptor) {
   absl::StatusOr<Session*> session = FindSession(session_token);
   if (!session.ok()) return session.status();
-  const auto refuse = [this](absl::Status status) {
-    ++counters_.calls_refused;
-    return status;
-  };
-  if (absl::Status status = descriptor.Validate(); !status.ok()) return refuse(status);
-  const DomainId domain = (*session)->domain;
+  absl::StatusOr<RegisteredNamespace> registered =
+      AddNamespace((*session)->domain, *(*session)->use, descriptor);
+  if (!registered.ok()) ++counters_.calls_refused;
+  return registered;
+}
+
+absl::StatusOr<Control::RegisteredNamespace> Control::RestoreNamespace(
+    DomainId domain, const NamespaceDescriptor& descriptor) {
+  return AddNamespace(domain, UseOf(domain), descriptor);
+}
+
+absl::StatusOr<Control::RegisteredNamespace> Control::AddNamespace(
+    DomainId domain, DomainUse& use, const NamespaceDescriptor& descriptor) {
+  if (absl::Status status = descriptor.Validate(); !status.ok()) return status;
   auto [it, created] = namespace_ids_.try_emplace({domain, descriptor.Canonical()}, 0);
   if (!created) {
     return RegisteredNamespace{it->second, descriptor.Fingerprint(), false};
@@ -164,28 +179,27 @@ absl::StatusOr<Control::RegisteredNamespace> Control::RegisterNamespace(
     slots.push_back(Arena::SlotBytes(group.part_bytes));
     if (slots.back() > store_.arena().region_bytes()) {
       namespace_ids_.erase(it);
-      return refuse(InvalidField(
+      return InvalidField(
           absl::StrCat("descriptor.groups[", g, "].part_bytes"),
           absl::StrCat("larger than a region of this daemon (", store_.arena().region_bytes(),
-                       " bytes): give it more --dram")));
+                       " bytes): give it more --dram"));
     }
   }
   std::sort(slots.begin(), slots.end());
   slots.erase(std::unique(slots.begin(), slots.end()), slots.end());
   info.slots = slots;
   const bool new_pool = !pools_.contains({domain, slots});
-  DomainUse& use = *(*session)->use;
   if (namespace_ids_.size() > options_.max_namespaces ||
       (new_pool && pools_.size() >= EvictionPolicy::kMaxPools)) {
     namespace_ids_.erase(it);
     ++counters_.namespaces_refused;
-    return refuse(absl::ResourceExhaustedError("namespaces: this daemon has as many as it may"));
+    return absl::ResourceExhaustedError("namespaces: this daemon has as many as it may");
   }
   if (use.namespaces >= options_.domain_namespaces ||
       (new_pool && use.layouts >= options_.domain_layouts)) {
     namespace_ids_.erase(it);
     ++counters_.namespaces_refused;
-    return refuse(absl::ResourceExhaustedError("namespaces: this user has as many as it may"));
+    return absl::ResourceExhaustedError("namespaces: this user has as many as it may");
   }
   ++use.namespaces;
   use.layouts += new_pool;
@@ -201,6 +215,7 @@ absl::StatusOr<Control::RegisteredNamespace> Control::RegisterNamespace(
   it->second = residency_.AddNamespace(std::move(shape));
   namespaces_.push_back(std::move(info));
   KVD_CHECK(it->second + 1 == namespaces_.size()) << it->second;
+  KVD_KILL_POINT("namespace.registered");
   Record(EventKind::kNamespaceRegistered, domain, it->second, it->second);
   return RegisteredNamespace{it->second, descriptor.Fingerprint(), true};
 }
@@ -240,6 +255,7 @@ absl::StatusOr<Step> Control::Lookup(LookupCall& call) {
     use.hit_blocks += prefix.blocks;
     if (options_.count_operations) CountLookup(*chain, prefix.blocks);
     if (prefix.blocks == 0) return Step::kDone;
+    KVD_KILL_POINT("lookup.found");
     residency_.Use(prefix.deepest, ++tick_);
     if (call.lease_ms > 0) {
       call.lease_id = AddLease(*chain->session, prefix.deepest, call.lease_ms, call.lease);
@@ -294,6 +310,7 @@ absl::StatusOr<Step> Control::Load(LoadCall& call) {
     call.cursor.limit = chain->keys.size();
   }
   const Step step = FillExtents(*chain, call.cursor, call.extents);
+  if (step == Step::kDone) KVD_KILL_POINT("load.finished");
   if (step == Step::kDone && call.cursor.outcome == LoadOutcome::kMiss) {
     counters_.load_miss_blocks += chain->keys.size() - call.cursor.next;
   }
@@ -379,6 +396,7 @@ Step Control::FillSlice(const Chain& chain, ExtentCursor& cursor, std::string& e
         DropEmptyHold(chain, cursor);
         return Step::kDone;
       }
+      KVD_KILL_POINT("load.held");
       ++chain.session->use->extents;
       ++chain.session->use->tenant->held_extents;
       if (there) {
@@ -428,6 +446,7 @@ LeaseId Control::AddLease(Session& session, BlockRef block, uint32_t lease_ms,
   ++session.use->leases;
   ++session.use->tenant->leases;
   ++counters_.leases_granted;
+  KVD_KILL_POINT("lookup.leased");
   outcome = LeaseOutcome::kGranted;
   return id;
 }
@@ -490,6 +509,7 @@ uint32_t Control::ApplyReleases(Session& session, const ReleaseList& releases) {
     const NamespaceId ns = residency_.block(lease->block).ns;
     if (namespaces_[ns].domain == session.domain) released += EndLease(id);
   }
+  if (released > 0) KVD_KILL_POINT("release.applied");
   return released;
 }
 
@@ -670,9 +690,8 @@ void Control::OnEvent(SessionOpened& event) {
   session->domain = event.domain;
   session->uid = event.uid;
   session->opened = clock_.Now();
-  session->use = &uses_[event.domain];
+  session->use = &UseOf(event.domain);
   ++session->use->sessions;
-  if (session->use->tenant == nullptr) session->use->tenant = &metrics_.AddTenant(event.domain);
   session->pid = event.pid;
   ++(session->pid == 0 ? session->use->tenant->stream_sessions
                        : session->use->tenant->shm_sessions);
@@ -698,6 +717,7 @@ void Control::OnEvent(SessionOpened& event) {
   by_token_[std::string(event.token.begin(), event.token.end())] = session.get();
   by_serial_[event.serial] = std::move(session);
   ++counters_.sessions_opened;
+  KVD_KILL_POINT("session.opened");
   Record(EventKind::kSessionOpened, event.domain, event.serial);
 }
 
@@ -705,6 +725,7 @@ void Control::OnEvent(StagingOpened& event) {
   const auto it = by_serial_.find(event.serial);
   if (it == by_serial_.end() || it->second->ended) return;
   it->second->staging = std::move(event.staging);
+  KVD_KILL_POINT("session.staging_opened");
 }
 
 void Control::OnEvent(SessionEnded& event) {
@@ -730,6 +751,7 @@ void Control::OnEvent(SessionEnded& event) {
     ++counters_.reservations_aborted;
     CloseReservation(id);
   }
+  KVD_KILL_POINT("session.ended");
   if (session.exited) DropHoldsOf(session);  // Taken by calls that were still under way.
   ForgetSessionIfOver(event.serial);
 }
@@ -738,6 +760,7 @@ void Control::OnEvent(ProcessExited& event) {
   const auto it = by_serial_.find(event.serial);
   if (it == by_serial_.end()) return;
   it->second->exited = true;
+  KVD_KILL_POINT("session.process_exited");
   DropHoldsOf(*it->second);
   ForgetSessionIfOver(event.serial);
 }

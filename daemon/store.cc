@@ -4,6 +4,8 @@
 #include <utility>
 #include <vector>
 
+#include "proto/types/kill_point.h"
+
 namespace kvd {
 namespace {
 
@@ -17,6 +19,21 @@ Store::Store(EvictionPolicy& policy, Arena& arena, const Residency::Options& opt
       residency_(policy, *this, options),
       renew_(std::move(renew)),
       in_the_way_(arena.regions()) {}
+
+void Store::FreeRoom(const Part& part) {
+  if (observer_ != nullptr) observer_->RoomFreed(part);
+  arena_.Give(part.region, part.slot);
+}
+
+void Store::PartCommitted(const Block& block, const Part& part) {
+  if (observer_ == nullptr) return;
+  const ChainHash* parent = block.parent == 0 ? nullptr : &residency_.block(block.parent).key;
+  observer_->PartCommitted(block, parent, part);
+}
+
+void Store::PartQuarantined(const Part& part) {
+  if (observer_ != nullptr) observer_->PartQuarantined(part);
+}
 
 bool Store::MakeIndexRoom() { return !residency_.full() || residency_.EvictNext(); }
 
@@ -100,6 +117,7 @@ bool Store::EmptyARegion(DomainId domain, uint32_t slot_bytes) {
   for (const uint32_t region : candidates) {
     if (!EmptyRegion(region)) continue;
     ++regions_emptied_;
+    KVD_KILL_POINT("region.emptied");
     if (arena_.domain(region) == domain) return true;
     RenewARegion(domain);
     return false;
