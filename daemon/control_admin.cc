@@ -405,6 +405,7 @@ void Control::DropNamespace(NamespaceId ns) {
   rest.descriptor.hash_bytes = info.descriptor.hash_bytes;
   rest.dropped = true;
   info = std::move(rest);
+  if (movement_ != nullptr) movement_->PurgeScope(ns);
   Record(EventKind::kNamespaceDropped, info.domain, ns, ns);
 }
 
