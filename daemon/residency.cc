@@ -450,6 +450,7 @@ uint32_t Residency::CommitPart(PartRef ref, uint32_t sum, uint64_t tick) {
   Block& block = blocks_[part.block];
   --block.reserved_parts;
   uses_[block.ns].bytes += part.length;
+  room_.PartCommitted(block, part);
 
   const NamespaceShape& shape = shapes_[block.ns];
   uint32_t committed = 0;
@@ -603,6 +604,7 @@ void Residency::ReleasePart(PartRef ref) {
   if (part.holds > 0) {
     part.block = 0;
     part.state = static_cast<uint32_t>(PartState::kQuarantined);
+    room_.PartQuarantined(part);
     ++counts_.quarantined_parts;
     counts_.quarantined_bytes += part.length;
     return;

@@ -139,7 +139,7 @@ struct ColdPart {
 };
 static_assert(sizeof(ColdPart) == 32);
 
-// Takes back the room of parts that have gone, and hears what was lost.
+// Takes back the room of parts that have gone, and is told what lies in it meanwhile.
 class RoomOwner {
  public:
   virtual ~RoomOwner() = default;
@@ -148,6 +148,10 @@ class RoomOwner {
   virtual void FreeRecord(const ColdPart& /*cold*/) {}
   // A block that could be found leaves DRAM for want of room and is not on NVMe.
   virtual void Lost(const Block& /*block*/) {}
+  // The bytes of `part`, which is one of `block`, are all there from now on.
+  virtual void PartCommitted(const Block& /*block*/, const Part& /*part*/) {}
+  // `part` belongs to no block any more; its room is freed when its holds end.
+  virtual void PartQuarantined(const Part& /*part*/) {}
 };
 
 class Residency {

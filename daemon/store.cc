@@ -29,6 +29,20 @@ bool Store::MakeIndexRoom() {
   return true;
 }
 
+void Store::FreeRoom(const Part& part) {
+  if (observer_ != nullptr) observer_->RoomFreed(part);
+  arena_.Give(part.region, part.slot);
+}
+
+void Store::PartCommitted(const Block& block, const Part& part) {
+  if (observer_ == nullptr) return;
+  const ChainHash* parent = block.parent == 0 ? nullptr : &residency_.block(block.parent).key;
+  observer_->PartCommitted(block, parent, part);
+}
+
+void Store::PartQuarantined(const Part& part) {
+  if (observer_ != nullptr) observer_->PartQuarantined(part);
+}
 PartRef Store::TakePart(BlockRef block, PartId id, uint32_t part_bytes) {
   while (residency_.parts_full()) {
     if (!residency_.EvictNext()) return 0;

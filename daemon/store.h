@@ -22,6 +22,16 @@
 
 namespace kvd {
 
+// Told what lies in the arena's room, so that a process that comes after this one finds it.
+class RoomObserver {
+ public:
+  virtual ~RoomObserver() = default;
+  // `parent`: null for a root.
+  virtual void PartCommitted(const Block& block, const ChainHash* parent, const Part& part) = 0;
+  virtual void PartQuarantined(const Part& part) = 0;
+  virtual void RoomFreed(const Part& part) = 0;  // Before it can be taken again.
+};
+
 class Store final : private RoomOwner {
  public:
   // Asks for a new region for another domain, to replace `region`; the answer comes by
@@ -42,6 +52,9 @@ class Store final : private RoomOwner {
   Store(EvictionPolicy& policy, Arena& arena, const Residency::Options& options, Renew renew,
         EvictionPolicy* cold_policy = nullptr);
   void Listen(Listener* listener) { listener_ = listener; }
+
+  // From now on tells `observer`, which must outlive this.
+  void Observe(RoomObserver& observer) { observer_ = &observer; }
 
   Residency& residency() { return residency_; }
   const Residency& residency() const { return residency_; }
@@ -70,7 +83,6 @@ class Store final : private RoomOwner {
   uint64_t RoomFor(const Pressure& pressure) const;
 
  private:
-  void FreeRoom(const Part& part) override { arena_.Give(part.region, part.slot); }
   void FreeRecord(const ColdPart& cold) override {
     if (listener_ != nullptr) listener_->FreeRecord(cold);
   }
@@ -78,6 +90,9 @@ class Store final : private RoomOwner {
     if (listener_ != nullptr) listener_->Lost(block);
   }
   BlockRef WarmChild(BlockRef block) const;
+  void FreeRoom(const Part& part) override;
+  void PartCommitted(const Block& block, const Part& part) override;
+  void PartQuarantined(const Part& part) override;
   std::optional<Arena::Room> FindRoom(const NamespaceShape& shape, uint32_t slot_bytes);
   bool Helps(BlockRef block, DomainId domain, uint32_t slot_bytes) const;
   bool EvictNeighbour(DomainId domain, uint32_t slot_bytes);
@@ -90,6 +105,7 @@ class Store final : private RoomOwner {
   Renew renew_;
   Listener* listener_ = nullptr;
   std::array<Pressure, EvictionPolicy::kMaxPools> pressure_{};
+  RoomObserver* observer_ = nullptr;
   SharedCount regions_emptied_;
   std::vector<uint32_t> in_the_way_;  // By region: a slot that kept it from being emptied.
   // By pool: blocks evicted although another pool had an older one, since it last took a region.

@@ -63,11 +63,8 @@ class FakeNvmeTier final : public NvmeTier {
             uint64_t tag) override {
     if (!takes_reads || jobs_.size() >= max_jobs) return false;
     ++records_.at(Number(place)).readers;
-    jobs_.push_back({.place = place,
-                     .info = info,
-                     .payload = target,
-                     .deadline = deadline,
-                     .tag = tag});
+    jobs_.push_back(
+        {.place = place, .info = info, .payload = target, .deadline = deadline, .tag = tag});
     ++reads_;
     return true;
   }
@@ -83,10 +80,7 @@ class FakeNvmeTier final : public NvmeTier {
   void Poll(Nanos) override {
     std::vector<Completion> ended;
     std::swap(ended, ended_);
-    for (const auto& [occupant, to] : std::exchange(moved_, {})) owner_->NvmeMoved(occupant, to);
-    for (const uint32_t occupant : std::exchange(lost_, {})) {
-      owner_->NvmeLost(occupant, NvmeOutcome::kCorrupt);
-    }
+    for (const auto& [which, lose] : std::exchange(reclaims_, {})) ReclaimNow(which, lose);
     for (const Completion& completion : ended) owner_->NvmeEnded(completion);
   }
   Nanos NextDeadline() const override { return INT64_MAX; }
@@ -144,25 +138,9 @@ class FakeNvmeTier final : public NvmeTier {
     record.bytes[which % record.bytes.size()] ^= std::byte{0x10};
     return true;
   }
-  // Copies a record forward that nobody reads, as reclaim does, or loses it.
-  void Reclaim(uint64_t which, bool lose) {
-    std::vector<uint64_t> idle;
-    for (const auto& [number, record] : records_) {
-      if (record.written && record.readers == 0) idle.push_back(number);
-    }
-    if (idle.empty()) return;
-    const uint64_t number = idle[which % idle.size()];
-    const Record record = records_.at(number);
-    if (lose) {
-      lost_.push_back(record.occupant);
-      return;  // It is dead, and may be dropped.
-    }
-    const RecordPlace to{.segment = 1 + next_ / 16, .page = next_ % 16};
-    ++next_;
-    records_.erase(number);
-    records_[Number(to)] = record;
-    moved_.emplace_back(record.occupant, to);
-  }
+  // At the next Poll(): copies a record forward that nobody reads, as reclaim does, or loses it.
+  // Which: a number that any number may be.
+  void Reclaim(uint64_t which, bool lose) { reclaims_.emplace_back(which, lose); }
   void set_readable(bool readable) { readable_ = readable; }
   void set_writable(bool writable) { writable_ = writable; }
 
@@ -194,6 +172,22 @@ class FakeNvmeTier final : public NvmeTier {
     uint64_t tag = 0;
   };
 
+  void ReclaimNow(uint64_t which, bool lose) {
+    std::vector<uint64_t> idle;
+    for (const auto& [number, record] : records_) {
+      if (record.written && record.readers == 0) idle.push_back(number);
+    }
+    if (idle.empty()) return;
+    const uint64_t number = idle[which % idle.size()];
+    const Record record = records_.at(number);
+    if (lose) return owner_->NvmeLost(record.occupant, NvmeOutcome::kCorrupt);
+    const RecordPlace to{.segment = 1 + next_ / 16, .page = next_ % 16};
+    ++next_;
+    records_.erase(number);
+    records_[Number(to)] = record;
+    owner_->NvmeMoved(record.occupant, to);
+  }
+
   static uint64_t Number(RecordPlace place) { return uint64_t{place.segment} << 32 | place.page; }
 
   static NvmeOutcome Deliver(const Record& record, const Job& job) {
@@ -218,8 +212,7 @@ class FakeNvmeTier final : public NvmeTier {
   std::map<uint64_t, Record> records_;
   std::deque<Job> jobs_;
   std::vector<Completion> ended_;
-  std::vector<std::pair<uint32_t, RecordPlace>> moved_;
-  std::vector<uint32_t> lost_;
+  std::vector<std::pair<uint64_t, bool>> reclaims_;
   uint64_t appends_ = 0;
   uint64_t reads_ = 0;
   bool writable_ = true;
