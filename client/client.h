@@ -20,6 +20,7 @@
 
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -76,6 +77,8 @@ struct LookupResult {
   uint32_t hit_blocks = 0;   // Longest prefix that every group can serve.
   uint64_t lease_id = 0;     // 0: none. End it by ReleaseLease(), or let it run out.
   absl::Duration load_time;  // The daemon's estimate.
+  // Blocks of the prefix by the coldest tier of their parts, at the numbers of the wire's Tier.
+  std::array<uint32_t, 8> tier_blocks{};
 };
 
 // Extents of a prefix, held until this object goes. Move-only. Reading them in place is as safe as

@@ -132,6 +132,10 @@ LookupResult Client::Impl::Lookup(const Namespace& ns, std::string_view keys,
   result.hit_blocks = std::min(reply.hit_blocks(), *count);
   if (reply.lease() == v1::LEASE_GRANTED) result.lease_id = reply.lease_id();
   result.load_time = absl::Microseconds(reply.load_time_us());
+  for (const v1::TierShare& share : reply.tiers()) {  // A newer daemon may have more tiers.
+    const auto tier = static_cast<size_t>(share.tier());
+    if (tier < result.tier_blocks.size()) result.tier_blocks[tier] = share.blocks();
+  }
   return result;
 }
 

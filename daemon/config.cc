@@ -68,6 +68,12 @@ class Loader {
       const std::string wrong = setting.option->set(setting.text, memory_, config_);
       if (!wrong.empty()) Complain(name, wrong);
     }
+    if (!file.nvme.empty()) {
+      config_.sources["tiers.nvme"] = "file";
+      said_by_["tiers.nvme"] = {.at = file.nvme_at,
+                                .what = absl::StrCat(Place(file.nvme_at), ": tiers.nvme")};
+      config_.nvme = std::move(file.nvme);
+    }
     if (!file.domains.empty()) config_.sources["domain"] = "file";
     config_.domains.domains = std::move(file.domains);
   }
@@ -98,6 +104,7 @@ class Loader {
                             "meant, or listen at 127.0.0.1"));
     }
     CheckTls();
+    CheckData();
     if (config_.max_blocks == 0) {
       config_.max_blocks = static_cast<uint32_t>(
           std::clamp<uint64_t>(config_.dram_bytes / (32u << 10), 65536, 1u << 29));
@@ -156,6 +163,19 @@ class Loader {
     check("tcp.client_ca", config_.tls_client_ca, CheckAuthorities(config_.tls_client_ca));
   }
 
+  void CheckData() {
+    const std::vector<NvmeConfig>& nvme = config_.nvme;
+    if (config_.data.empty() && !nvme.empty()) {
+      Complain("tiers.nvme", "data must be set too: its index lies there");
+    }
+    for (size_t i = 0; i < nvme.size(); ++i) {
+      for (size_t j = 0; j < i; ++j) {
+        if (nvme[i].path.empty() || nvme[i].path != nvme[j].path) continue;
+        Complain("tiers.nvme", absl::StrCat(nvme[i].path, " is there twice"));
+      }
+    }
+  }
+
   const MemoryLimit& memory_;
   Config config_;
   // By name: who gave the value, and what messages about it begin with.
@@ -211,10 +231,13 @@ std::variant<CommandLine, int> ReadCommandLine(int argc, char** argv) {
     app.add_option_function<std::string>(
            flag,
            [&line, &option](const std::string& text) {
-             line.flags[std::string(option.name)] = text;
+             std::string& said = line.flags[std::string(option.name)];
+             const bool more = option.kind == OptionKind::kDevices && !said.empty();
+             said = more ? absl::StrCat(said, ",", text) : text;
            },
            help)
-        ->type_name(std::string(option.value));
+        ->type_name(std::string(option.value))
+        ->trigger_on_parse(option.kind == OptionKind::kDevices);
   }
   // For kvd-bench crash; of no use to an operator, so no help names them.
   app.add_option("--kill-at", line.kill_at)->group("");

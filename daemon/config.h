@@ -17,6 +17,14 @@
 
 namespace kvd {
 
+// One device of the NVMe tier.
+struct NvmeConfig {
+  std::string path;  // A file or a block device.
+  uint64_t capacity_bytes = 0;
+
+  friend bool operator==(const NvmeConfig& a, const NvmeConfig& b) = default;
+};
+
 struct Config {
   std::string listen;  // "unix:PATH"; sessions at PATH.session, operators at PATH.admin.
   uint64_t dram_bytes = 1u << 30;
@@ -38,6 +46,14 @@ struct Config {
   std::string tls_certificate;  // Paths of PEM files.
   std::string tls_key;
   std::string tls_client_ca;  // Whoever has a certificate of these may connect.
+
+  // What outlives the process. Empty: nothing does.
+  std::string data;
+  std::string arena_directory = "/dev/shm";  // Where the arena's memory has its names.
+  std::vector<NvmeConfig> nvme;              // Empty: DRAM alone. Never without `data`.
+  bool durable_sync = false;                 // A record is acknowledged after a sync.
+  std::string admission = "second-touch";    // What NVMe takes of what leaves DRAM.
+  uint64_t nvme_write_budget = 0;            // Bytes a day; 0: no limit.
 
   uint64_t drain_timeout_ms = 15'000;  // How long a drain waits for holds and moves.
   DomainRules domains;

@@ -54,6 +54,8 @@ std::string_view WantedType(OptionKind kind) {
       return "a time such as \"30s\"";
     case OptionKind::kSwitch:
       return "true or false";
+    case OptionKind::kDevices:
+      return "tables in double brackets";
   }
   return "";
 }
@@ -136,6 +138,8 @@ class Reader {
       const FilePlace at = PlaceOf(key.source());
       if (prefix.empty() && name == "domain") {
         ReadDomains(node);
+      } else if (name == "tiers.nvme") {
+        ReadDevices(node);
       } else if (const Option* option = FindOption(name); option != nullptr) {
         if (const auto text = TextOf(node, option->kind); text.has_value()) {
           file_.settings.push_back({.option = option, .text = *text, .at = PlaceOf(node.source())});
@@ -157,14 +161,58 @@ class Reader {
     }
   }
 
-  void ReadDomains(const toml::node& node) {
-    const toml::array* rules = node.as_array();
-    if (rules == nullptr || !std::all_of(rules->begin(), rules->end(),
-                                         [](const auto& rule) { return rule.is_table(); })) {
-      return Complain(PlaceOf(node.source()),
-                      "domain: must be tables in double brackets, "
-                      "[[domain]]");
+  // Null, and complained of: `node` is not one or more tables in double brackets.
+  const toml::array* TablesOf(const toml::node& node, const std::string& name) {
+    const toml::array* tables = node.as_array();
+    if (tables != nullptr && std::all_of(tables->begin(), tables->end(),
+                                         [](const auto& table) { return table.is_table(); })) {
+      return tables;
     }
+    Complain(PlaceOf(node.source()),
+             absl::StrCat(name, ": must be tables in double brackets, [[", name, "]]"));
+    return nullptr;
+  }
+
+  void ReadDevices(const toml::node& node) {
+    const toml::array* devices = TablesOf(node, "tiers.nvme");
+    if (devices == nullptr) return;
+    file_.nvme_at = PlaceOf(node.source());
+    for (const toml::node& device : *devices) ReadDevice(*device.as_table());
+  }
+
+  void ReadDevice(const toml::table& table) {
+    std::vector<std::string_view> known;
+    for (const TableKey& key : NvmeKeys()) known.push_back(key.name);
+    NvmeConfig device;
+    for (const auto& [key, node] : table) {
+      const FilePlace at = PlaceOf(node.source());
+      if (key.str() == "path") {
+        device.path = node.value_or(std::string());
+        const std::string wrong =
+            node.is_string() ? CheckDevicePath(device.path)
+                             : absl::StrCat("must be a text in quotes, not ", View(TypeName(node)));
+        if (!wrong.empty()) Complain(at, absl::StrCat("tiers.nvme.path: ", wrong));
+      } else if (key.str() == "capacity") {
+        const auto text = TextOf(node, OptionKind::kSize);
+        const std::string wrong =
+            text.has_value() ? ParseDeviceCapacity(*text, &device.capacity_bytes)
+                             : absl::StrCat("must be ", View(WantedType(OptionKind::kSize)),
+                                            ", not ", View(TypeName(node)));
+        if (!wrong.empty()) Complain(at, absl::StrCat("tiers.nvme.capacity: ", wrong));
+      } else {
+        ComplainOfUnknown(PlaceOf(key.source()), "tiers.nvme.", key.str(), known);
+      }
+    }
+    for (const std::string_view key : known) {
+      if (table.contains(key)) continue;
+      Complain(PlaceOf(table.source()), absl::StrCat("tiers.nvme.", View(key), ": is missing"));
+    }
+    file_.nvme.push_back(std::move(device));
+  }
+
+  void ReadDomains(const toml::node& node) {
+    const toml::array* rules = TablesOf(node, "domain");
+    if (rules == nullptr) return;
     if (rules->size() > kMaxDomainRules) {
       return Complain(PlaceOf(node.source()),
                       absl::StrCat("domain: ", rules->size(), " of them, and at most ",
@@ -177,7 +225,7 @@ class Reader {
     const FilePlace at = PlaceOf(table.source());
     DomainRule rule;
     std::vector<std::string_view> known;
-    for (const DomainKey& key : DomainKeys()) known.push_back(key.name);
+    for (const TableKey& key : DomainKeys()) known.push_back(key.name);
     // The name first, because the messages about all others say it.
     if (const toml::node* name = table.get("name"); name == nullptr) {
       Complain(at, "domain.name: is missing");

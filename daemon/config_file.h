@@ -34,6 +34,8 @@ struct FileProblem {
 struct ConfigFile {
   std::vector<FileSetting> settings;
   std::vector<DomainRule> domains;
+  std::vector<NvmeConfig> nvme;
+  FilePlace nvme_at;                  // Of the first.
   std::vector<FileProblem> problems;  // All, in no order; one of syntax hides the others.
 };
 

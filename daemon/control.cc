@@ -52,6 +52,12 @@ absl::StatusOr<Control::Session*> Control::FindSession(std::string_view token) {
   return it->second;
 }
 
+DomainUse& Control::UseOf(DomainId domain) {
+  DomainUse& use = uses_[domain];
+  if (use.tenant == nullptr) use.tenant = &metrics_.AddTenant(domain);
+  return use;
+}
+
 absl::Status Control::CheckSession(std::string_view session) {
   return FindSession(session).status();
 }
@@ -134,12 +140,20 @@ absl::StatusOr<Control::RegisteredNamespace> Control::RegisterNamespace(
     std::string_view session_token, const NamespaceDescriptor& descriptor) {
   absl::StatusOr<Session*> session = FindSession(session_token);
   if (!session.ok()) return session.status();
-  const auto refuse = [this](absl::Status status) {
-    ++counters_.calls_refused;
-    return status;
-  };
-  if (absl::Status status = descriptor.Validate(); !status.ok()) return refuse(status);
-  const DomainId domain = (*session)->domain;
+  absl::StatusOr<RegisteredNamespace> registered =
+      AddNamespace((*session)->domain, *(*session)->use, descriptor);
+  if (!registered.ok()) ++counters_.calls_refused;
+  return registered;
+}
+
+absl::StatusOr<Control::RegisteredNamespace> Control::RestoreNamespace(
+    DomainId domain, const NamespaceDescriptor& descriptor) {
+  return AddNamespace(domain, UseOf(domain), descriptor);
+}
+
+absl::StatusOr<Control::RegisteredNamespace> Control::AddNamespace(
+    DomainId domain, DomainUse& use, const NamespaceDescriptor& descriptor) {
+  if (absl::Status status = descriptor.Validate(); !status.ok()) return status;
   auto [it, created] = namespace_ids_.try_emplace({domain, descriptor.Canonical()}, 0);
   if (!created) {
     return RegisteredNamespace{it->second, descriptor.Fingerprint(), false};
@@ -165,28 +179,27 @@ absl::StatusOr<Control::RegisteredNamespace> Control::RegisterNamespace(
     slots.push_back(Arena::SlotBytes(group.part_bytes));
     if (slots.back() > store_.arena().region_bytes()) {
       namespace_ids_.erase(it);
-      return refuse(InvalidField(
+      return InvalidField(
           absl::StrCat("descriptor.groups[", g, "].part_bytes"),
           absl::StrCat("larger than a region of this daemon (", store_.arena().region_bytes(),
-                       " bytes): give it more --dram")));
+                       " bytes): give it more --dram"));
     }
   }
   std::sort(slots.begin(), slots.end());
   slots.erase(std::unique(slots.begin(), slots.end()), slots.end());
   info.slots = slots;
   const bool new_pool = !pools_.contains({domain, slots});
-  DomainUse& use = *(*session)->use;
   if (namespace_ids_.size() > options_.max_namespaces ||
       (new_pool && pools_.size() >= EvictionPolicy::kMaxPools)) {
     namespace_ids_.erase(it);
     ++counters_.namespaces_refused;
-    return refuse(absl::ResourceExhaustedError("namespaces: this daemon has as many as it may"));
+    return absl::ResourceExhaustedError("namespaces: this daemon has as many as it may");
   }
   if (use.namespaces >= options_.domain_namespaces ||
       (new_pool && use.layouts >= options_.domain_layouts)) {
     namespace_ids_.erase(it);
     ++counters_.namespaces_refused;
-    return refuse(absl::ResourceExhaustedError("namespaces: this user has as many as it may"));
+    return absl::ResourceExhaustedError("namespaces: this user has as many as it may");
   }
   ++use.namespaces;
   use.layouts += new_pool;
@@ -677,9 +690,8 @@ void Control::OnEvent(SessionOpened& event) {
   session->domain = event.domain;
   session->uid = event.uid;
   session->opened = clock_.Now();
-  session->use = &uses_[event.domain];
+  session->use = &UseOf(event.domain);
   ++session->use->sessions;
-  if (session->use->tenant == nullptr) session->use->tenant = &metrics_.AddTenant(event.domain);
   session->pid = event.pid;
   ++(session->pid == 0 ? session->use->tenant->stream_sessions
                        : session->use->tenant->shm_sessions);

@@ -110,6 +110,9 @@ class Control {
   };
   absl::StatusOr<RegisteredNamespace> RegisterNamespace(std::string_view session,
                                                         const NamespaceDescriptor& descriptor);
+  // The same for a domain of which nobody has come yet: what a restart found of it.
+  absl::StatusOr<RegisteredNamespace> RestoreNamespace(DomainId domain,
+                                                       const NamespaceDescriptor& descriptor);
   absl::StatusOr<Step> Lookup(LookupCall& call);
   absl::StatusOr<Step> Load(LoadCall& call);
   absl::StatusOr<uint32_t> Release(std::string_view session, const ReleaseList& releases);
@@ -260,6 +263,9 @@ class Control {
     uint64_t ttl_ms = 0;
   };
 
+  DomainUse& UseOf(DomainId domain);
+  absl::StatusOr<RegisteredNamespace> AddNamespace(DomainId domain, DomainUse& use,
+                                                   const NamespaceDescriptor& descriptor);
   absl::StatusOr<Session*> FindSession(std::string_view token);
   absl::StatusOr<Chain> ResolveChain(const CallHeader& header, uint32_t max_blocks);
   absl::StatusOr<absl::InlinedVector<PartId, 4>> ResolveParts(const NamespaceInfo& info,

@@ -63,7 +63,27 @@ std::string Assignment(const Option& option, std::string_view value) {
                       TomlValue(option, value), "\n");
 }
 
+// Tables in double brackets, one a device.
+std::string Devices(const std::vector<NvmeConfig>& devices) {
+  std::string text;
+  for (const NvmeConfig& device : devices) {
+    absl::StrAppend(&text, "[[tiers.nvme]]\npath = ", TomlString(device.path),
+                    "\ncapacity = ", TomlString(FormatSize(device.capacity_bytes)), "\n");
+  }
+  return text;
+}
+
+std::string SampleDevice() {
+  std::string text = "#\n# [[tiers.nvme]]\n";
+  for (const TableKey& key : NvmeKeys()) {
+    absl::StrAppend(&text, "# ", View(key.name), " = ", View(key.example), "  # ", View(key.help),
+                    "\n");
+  }
+  return text;
+}
+
 std::string Example(const Option& option) {
+  if (option.kind == OptionKind::kDevices) return SampleDevice();
   return absl::StrCat(
       "# ", Assignment(option, option.fallback.empty() ? option.example : option.fallback));
 }
@@ -84,7 +104,7 @@ constexpr std::string_view kDomainHelp =
 // One line for each key, and its help behind it.
 std::string SampleDomain() {
   std::string text = absl::StrCat(Comment(kDomainHelp), "#\n# [[domain]]\n");
-  for (const DomainKey& key : DomainKeys()) {
+  for (const TableKey& key : DomainKeys()) {
     absl::StrAppend(&text, "# ", View(key.name), " = ", View(key.example), "  # ", View(key.help),
                     "\n");
   }
@@ -145,11 +165,13 @@ std::string PrintConfig(const Config& config) {
   const auto assign = [&](const Option& option) {
     const std::string value = option.get(config);
     if (value.empty() && option.fallback.empty()) {
+      if (option.kind == OptionKind::kDevices) return "# Not set, for example:\n" + SampleDevice();
       return absl::StrCat("# Not set, for example: ", Assignment(option, option.example));
     }
     const auto source = config.sources.find(std::string(option.name));
+    const bool devices = option.kind == OptionKind::kDevices;
     return absl::StrCat("# From: ", source == config.sources.end() ? "default" : source->second,
-                        ".\n", Assignment(option, value));
+                        ".\n", devices ? Devices(config.nvme) : Assignment(option, value));
   };
   return WriteFile(
       absl::StrCat("# The configuration of kvd " KVD_VERSION " in force",
@@ -165,7 +187,11 @@ std::string OptionTable() {
                     Cell(option.help), " | ", DefaultCell(option), " | ",
                     option.live ? "live" : "restart", " |\n");
   }
-  for (const DomainKey& key : DomainKeys()) {
+  for (const TableKey& key : NvmeKeys()) {
+    absl::StrAppend(&table, "| `[[tiers.nvme]]` `", View(key.name), "` | - | ", Cell(key.help),
+                    ", such as `", Cell(key.example), "` | - | restart |\n");
+  }
+  for (const TableKey& key : DomainKeys()) {
     absl::StrAppend(&table, "| `[[domain]]` `", View(key.name), "` | - | ", Cell(key.help),
                     ", such as `", Cell(key.example), "` | - | live |\n");
   }

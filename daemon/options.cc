@@ -13,7 +13,10 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
 #include "daemon/accounts.h"
+#include "policy/admissions.h"
 #include "policy/policies.h"
 #include "proto/types/view.h"
 
@@ -195,6 +198,62 @@ std::string SetPath(std::string_view text, std::string* value) {
   return "";
 }
 
+// Of a folder or a file that must not depend on where the daemon was started.
+std::string SetAbsolutePath(std::string_view text, std::string* value) {
+  if (!text.empty() && text.front() != '/') {
+    return absl::StrCat(Quoted(text), " must be an absolute path");
+  }
+  *value = text;
+  return "";
+}
+
+std::string SetAdmission(std::string_view text, const MemoryLimit&, Config& config) {
+  if (MakeAdmission(text, 1) == nullptr) {
+    return absl::StrCat("no admission policy ", Quoted(text), "; known: ", View(AdmissionNames()));
+  }
+  config.admission = text;
+  return "";
+}
+
+std::string SetDurability(std::string_view text, const MemoryLimit&, Config& config) {
+  if (text != "async" && text != "sync") {
+    return absl::StrCat(Quoted(text), " must be async or sync");
+  }
+  config.durable_sync = text == "sync";
+  return "";
+}
+
+constexpr std::string_view kBudgets = "bytes, \"500GiB\" or \"2TiB\"";
+constexpr std::string_view kCapacities = "bytes, \"512MiB\" or \"1TiB\"";
+constexpr uint64_t kMinDevice = uint64_t{64} << 20;
+constexpr uint64_t kMaxDevice = uint64_t{1} << 46;
+
+std::string SetWriteBudget(std::string_view text, const MemoryLimit&, Config& config) {
+  return ParseQuantity(text, kSizeUnits, kBudgets, &config.nvme_write_budget);
+}
+
+std::string SetDevices(std::string_view text, const MemoryLimit&, Config& config) {
+  std::vector<NvmeConfig> devices;
+  for (const absl::string_view one : absl::StrSplit(View(text), ',', absl::SkipEmpty())) {
+    const size_t colon = one.rfind(':');
+    if (colon == absl::string_view::npos) {
+      return absl::StrCat(Quoted({one.data(), one.size()}),
+                          " must be PATH:SIZE, such as /var/lib/kvd/nvme0:100GiB");
+    }
+    NvmeConfig device{.path = std::string(one.substr(0, colon))};
+    if (const std::string wrong = CheckDevicePath(device.path); !wrong.empty()) return wrong;
+    const absl::string_view size = one.substr(colon + 1);
+    if (const std::string wrong =
+            ParseDeviceCapacity({size.data(), size.size()}, &device.capacity_bytes);
+        !wrong.empty()) {
+      return absl::StrCat(device.path, ": ", wrong);
+    }
+    devices.push_back(std::move(device));
+  }
+  config.nvme = std::move(devices);
+  return "";
+}
+
 std::string SetUnlisted(std::string_view text, const MemoryLimit&, Config& config) {
   if (text != "own" && text != "refuse")
     return absl::StrCat(Quoted(text), " must be own or refuse");
@@ -239,6 +298,27 @@ const Option kOptions[] = {
      .set = [](std::string_view text, const MemoryLimit&,
                Config& config) { return SetCount(text, 1, 1u << 29, &config.max_blocks); },
      .get = [](const Config& config) { return absl::StrCat(config.max_blocks); }},
+    {.name = "data",
+     .flag = "--data",
+     .value = "DIR",
+     .essential = true,
+     .otherwise = "none: everything ends with the process",
+     .example = "/var/lib/kvd",
+     .help = "Folder of what outlives the process; made if its parent exists. With it blocks in "
+             "memory survive a restart, a kill and an upgrade, and NVMe can be used. One daemon "
+             "at a time",
+     .set = [](std::string_view text, const MemoryLimit&,
+               Config& config) { return SetAbsolutePath(text, &config.data); },
+     .get = [](const Config& config) { return config.data; }},
+    {.name = "arena_directory",
+     .flag = "--arena-directory",
+     .value = "DIR",
+     .fallback = "/dev/shm",
+     .help = "A tmpfs or hugetlbfs with room for all of dram. With data the memory lies there in a "
+             "folder of its own, kvd-UUID, that only the daemon's user may enter",
+     .set = [](std::string_view text, const MemoryLimit&,
+               Config& config) { return SetAbsolutePath(text, &config.arena_directory); },
+     .get = [](const Config& config) { return config.arena_directory; }},
     {.name = "policy",
      .flag = "--policy",
      .value = "NAME",
@@ -383,9 +463,57 @@ const Option kOptions[] = {
      .set = [](std::string_view text, const MemoryLimit&,
                Config& config) { return SetPath(text, &config.tls_client_ca); },
      .get = [](const Config& config) { return config.tls_client_ca; }},
+    {.name = "tiers.admission",
+     .flag = "--admission",
+     .value = "NAME",
+     .essential = true,
+     .fallback = "second-touch",
+     .help = "Which of the blocks that leave memory are written to NVMe: all, none, second-touch "
+             "(used again, or back after leaving) or class-predicted (of a kind that comes back)",
+     .set = SetAdmission,
+     .get = [](const Config& config) { return config.admission; }},
+    {.name = "tiers.write_budget",
+     .flag = "--nvme-write-budget",
+     .value = "SIZE",
+     .kind = OptionKind::kSize,
+     .fallback = "0",
+     .help = "Bytes that all NVMe devices together are written in a day, so that drives last; 0 "
+             "sets no limit. A drive of 4 TB that bears 1 drive write a day has 4 TB",
+     .set = SetWriteBudget,
+     .get = [](const Config& config) { return FormatSize(config.nvme_write_budget); }},
+    {.name = "tiers.durability",
+     .flag = "--durability",
+     .value = "async|sync",
+     .fallback = "async",
+     .help = "When a block counts as stored on NVMe: async once it is written, with a sync each "
+             "second, so that power loss costs at most a second; sync after the sync",
+     .set = SetDurability,
+     .get =
+         [](const Config& config) { return std::string(config.durable_sync ? "sync" : "async"); }},
+    {.name = "tiers.nvme",
+     .flag = "--nvme",
+     .value = "PATH:SIZE",
+     .kind = OptionKind::kDevices,
+     .essential = true,
+     .otherwise = "none",
+     .example = "/var/lib/kvd/nvme0:100GiB",
+     .help = "A device of the NVMe tier: a file that is made and filled at its first start, or a "
+             "block device. The flag may be given several times; needs data",
+     .set = SetDevices,
+     .get =
+         [](const Config& config) {
+           return absl::StrJoin(config.nvme, ",", [](std::string* out, const NvmeConfig& device) {
+             absl::StrAppend(out, device.path, ":", FormatSize(device.capacity_bytes));
+           });
+         }},
 };
 
-const DomainKey kDomainKeys[] = {
+const TableKey kNvmeKeys[] = {
+    {"path", "\"/var/lib/kvd/nvme0\"", "A file, whose folder exists, or a block device. Needed"},
+    {"capacity", "\"100GiB\"", "How much of it is used. Needed, and the same at every start"},
+};
+
+const TableKey kDomainKeys[] = {
     {"name", "\"chat\"", "Letters, digits, dots, dashes and underscores, at most 64. Needed"},
     {"users", "[\"vllm\", 1001]", "Local users, by name or number"},
     {"groups", "[\"inference\"]", "Their groups, by name or number: the primary and all others"},
@@ -403,7 +531,29 @@ const Option* FindOption(std::string_view name) {
   return nullptr;
 }
 
-absl::Span<const DomainKey> DomainKeys() { return kDomainKeys; }
+absl::Span<const TableKey> DomainKeys() { return kDomainKeys; }
+absl::Span<const TableKey> NvmeKeys() { return kNvmeKeys; }
+
+std::string CheckDevicePath(std::string_view path) {
+  if (path.empty() || path.front() != '/') {
+    return absl::StrCat(Quoted(path), " must be an absolute path");
+  }
+  if (path.find_first_of(",\n") != std::string_view::npos) {
+    return absl::StrCat(Quoted(path), " must not have a comma or a line feed");
+  }
+  return "";
+}
+
+std::string ParseDeviceCapacity(std::string_view text, uint64_t* bytes) {
+  if (std::string wrong = ParseQuantity(text, kSizeUnits, kCapacities, bytes); !wrong.empty()) {
+    return wrong;
+  }
+  if (*bytes < kMinDevice || *bytes > kMaxDevice) {
+    return absl::StrCat(FormatSize(*bytes), " must be from ", FormatSize(kMinDevice), " to ",
+                        FormatSize(kMaxDevice));
+  }
+  return "";
+}
 
 std::string TomlString(std::string_view text) {
   std::string quoted = "\"";

@@ -23,6 +23,7 @@ enum class OptionKind {
   kCount,     // An integer, without quotes.
   kDuration,  // "30s", "500ms".
   kSwitch,    // true or false, without quotes; the flag takes no value.
+  kDevices,   // Tables in double brackets; as a text PATH:SIZE, with commas between several.
 };
 
 struct Option {
@@ -49,13 +50,18 @@ struct Option {
 absl::Span<const Option> Options();
 const Option* FindOption(std::string_view name);  // Null: none of that name.
 
-// What [[domain]] may hold, with a line on each.
-struct DomainKey {
+// What [[domain]] or [[tiers.nvme]] may hold, with a line on each.
+struct TableKey {
   std::string_view name;
   std::string_view example;  // As TOML.
   std::string_view help;
 };
-absl::Span<const DomainKey> DomainKeys();
+absl::Span<const TableKey> DomainKeys();
+absl::Span<const TableKey> NvmeKeys();
+
+// What is wrong with the parts of a device, or nothing.
+std::string CheckDevicePath(std::string_view path);
+std::string ParseDeviceCapacity(std::string_view text, uint64_t* bytes);
 
 // `text` as it stands in the file: with quotes, or without.
 std::string TomlValue(const Option& option, std::string_view text);

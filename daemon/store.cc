@@ -20,6 +20,21 @@ Store::Store(EvictionPolicy& policy, Arena& arena, const Residency::Options& opt
       renew_(std::move(renew)),
       in_the_way_(arena.regions()) {}
 
+void Store::FreeRoom(const Part& part) {
+  if (observer_ != nullptr) observer_->RoomFreed(part);
+  arena_.Give(part.region, part.slot);
+}
+
+void Store::PartCommitted(const Block& block, const Part& part) {
+  if (observer_ == nullptr) return;
+  const ChainHash* parent = block.parent == 0 ? nullptr : &residency_.block(block.parent).key;
+  observer_->PartCommitted(block, parent, part);
+}
+
+void Store::PartQuarantined(const Part& part) {
+  if (observer_ != nullptr) observer_->PartQuarantined(part);
+}
+
 bool Store::MakeIndexRoom() { return !residency_.full() || residency_.EvictNext(); }
 
 PartRef Store::TakePart(BlockRef block, PartId id, uint32_t part_bytes) {

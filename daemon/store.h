@@ -19,6 +19,16 @@
 
 namespace kvd {
 
+// Told what lies in the arena's room, so that a process that comes after this one finds it.
+class RoomObserver {
+ public:
+  virtual ~RoomObserver() = default;
+  // `parent`: null for a root.
+  virtual void PartCommitted(const Block& block, const ChainHash* parent, const Part& part) = 0;
+  virtual void PartQuarantined(const Part& part) = 0;
+  virtual void RoomFreed(const Part& part) = 0;  // Before it can be taken again.
+};
+
 class Store final : private RoomOwner {
  public:
   // Asks for a new region for another domain, to replace `region`; the answer comes by
@@ -26,6 +36,9 @@ class Store final : private RoomOwner {
   using Renew = std::function<void(uint32_t region, uint64_t bytes)>;
 
   Store(EvictionPolicy& policy, Arena& arena, const Residency::Options& options, Renew renew);
+
+  // From now on tells `observer`, which must outlive this.
+  void Observe(RoomObserver& observer) { observer_ = &observer; }
 
   Residency& residency() { return residency_; }
   const Residency& residency() const { return residency_; }
@@ -44,7 +57,9 @@ class Store final : private RoomOwner {
   uint64_t regions_emptied() const { return regions_emptied_; }  // Any thread.
 
  private:
-  void FreeRoom(const Part& part) override { arena_.Give(part.region, part.slot); }
+  void FreeRoom(const Part& part) override;
+  void PartCommitted(const Block& block, const Part& part) override;
+  void PartQuarantined(const Part& part) override;
   std::optional<Arena::Room> FindRoom(const NamespaceShape& shape, uint32_t slot_bytes);
   bool Helps(BlockRef block, DomainId domain, uint32_t slot_bytes) const;
   bool EvictNeighbour(DomainId domain, uint32_t slot_bytes);
@@ -55,6 +70,7 @@ class Store final : private RoomOwner {
   Arena& arena_;
   Residency residency_;
   Renew renew_;
+  RoomObserver* observer_ = nullptr;
   SharedCount regions_emptied_;
   std::vector<uint32_t> in_the_way_;  // By region: a slot that kept it from being emptied.
   // By pool: blocks evicted although another pool had an older one, since it last took a region.

@@ -2,6 +2,7 @@
 
 #include <openssl/sha.h>
 
+#include <algorithm>
 #include <string_view>
 #include <utility>
 
@@ -9,6 +10,8 @@
 
 namespace kvd {
 namespace {
+
+constexpr std::string_view kCanonicalPrefix = "kvd-namespace-1";
 
 // Tag, length, bytes. The tag makes fields self-describing, the length makes the whole injective.
 void Append(std::string& out, uint8_t tag, std::string_view bytes) {
@@ -22,6 +25,26 @@ void Append(std::string& out, uint8_t tag, uint32_t value) {
   char bytes[4];
   for (int i = 0; i < 4; ++i) bytes[i] = static_cast<char>(value >> (8 * i));
   Append(out, tag, std::string_view(bytes, 4));
+}
+
+// Takes the next field off `in`. False: that is none.
+bool Take(std::string_view& in, uint8_t& tag, std::string_view& bytes) {
+  if (in.size() < 5) return false;
+  tag = static_cast<uint8_t>(in[0]);
+  uint32_t size = 0;
+  for (int i = 0; i < 4; ++i) size |= uint32_t{static_cast<uint8_t>(in[1 + i])} << (8 * i);
+  if (in.size() - 5 < size) return false;
+  bytes = in.substr(5, size);
+  in.remove_prefix(5 + size_t{size});
+  return true;
+}
+
+uint32_t Number(std::string_view bytes) {
+  uint32_t value = 0;
+  for (size_t i = 0; i < bytes.size() && i < 4; ++i) {
+    value |= uint32_t{static_cast<uint8_t>(bytes[i])} << (8 * i);
+  }
+  return value;
 }
 
 absl::Status Bad(std::string_view field, std::string_view why) {
@@ -106,7 +129,7 @@ absl::Status NamespaceDescriptor::Validate() const {
 }
 
 std::string NamespaceDescriptor::Canonical() const {
-  std::string out = "kvd-namespace-1";
+  std::string out(kCanonicalPrefix);
   Append(out, 1, model);
   Append(out, 2, weights_revision);
   Append(out, 3, kv_dtype);
@@ -132,6 +155,50 @@ std::string NamespaceDescriptor::Canonical() const {
     Append(out, 20, value);
   }
   return out;
+}
+
+absl::StatusOr<NamespaceDescriptor> NamespaceDescriptor::FromCanonical(std::string_view canonical) {
+  NamespaceDescriptor read;
+  std::string_view rest = canonical;
+  rest.remove_prefix(std::min(rest.size(), kCanonicalPrefix.size()));
+  uint8_t tag = 0;
+  std::string_view bytes;
+  std::string key;
+  while (Take(rest, tag, bytes)) {
+    if (tag == 14) read.groups.emplace_back();
+    if (tag > 14 && tag <= 18 && read.groups.empty()) break;
+    switch (tag) {
+      // clang-format off
+      case 1: read.model = bytes; break;
+      case 2: read.weights_revision = bytes; break;
+      case 3: read.kv_dtype = bytes; break;
+      case 4: read.quantization = bytes; break;
+      case 5: read.page_layout = bytes; break;
+      case 6: read.engine_family = bytes; break;
+      case 7: read.draft_model = bytes; break;
+      case 8: read.hash_algorithm = bytes; break;
+      case 9: read.hash_seed = bytes; break;
+      case 10: read.hash_bytes = Number(bytes); break;
+      case 11: read.tensor_parallel = Number(bytes); break;
+      case 12: read.pipeline_parallel = Number(bytes); break;
+      case 13: read.context_parallel = Number(bytes); break;
+      case 14: read.groups.back().kind = static_cast<GroupKind>(Number(bytes)); break;
+      case 15: read.groups.back().window_tokens = Number(bytes); break;
+      case 16: read.groups.back().shards = Number(bytes); break;
+      case 17: read.groups.back().block_tokens = Number(bytes); break;
+      case 18: read.groups.back().part_bytes = Number(bytes); break;
+      case 19: key = bytes; break;
+      case 20: read.extra[key] = bytes; break;
+      default: break;
+        // clang-format on
+    }
+  }
+  // Whatever was skipped, cut or out of order shows here: the encoding is injective.
+  if (read.Canonical() != canonical) {
+    return absl::InvalidArgumentError("not the canonical form of a namespace");
+  }
+  if (absl::Status status = read.Validate(); !status.ok()) return status;
+  return read;
 }
 
 std::array<uint8_t, 16> NamespaceDescriptor::Fingerprint() const {

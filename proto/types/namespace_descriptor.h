@@ -8,9 +8,11 @@
 #include <cstdint>
 #include <map>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "proto/types/block.h"
 
 namespace kvd {
@@ -60,6 +62,9 @@ struct NamespaceDescriptor {
   // Deterministic and injective: two descriptors have the same encoding if and only if they are
   // equal. A golden test keeps it: it is part of what is stored.
   std::string Canonical() const;
+
+  // The descriptor of which `canonical` is the encoding. kInvalidArgument: of none that is valid.
+  static absl::StatusOr<NamespaceDescriptor> FromCanonical(std::string_view canonical);
 
   // The first 16 bytes of SHA-256 of Canonical().
   std::array<uint8_t, 16> Fingerprint() const;

@@ -11,9 +11,11 @@
 #include <cstring>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "client/kvd.h"
 #include "proto/types/check.h"
 #include "tests/e2e/daemon_process.h"
@@ -233,6 +235,79 @@ TEST_F(CApiTest, AMissIsNoErrorAndADaemonAwayIsOne) {
   EXPECT_EQ(kvd_client_connect(client_, 0), KVD_UNAVAILABLE);
 }
 
+TEST_F(CApiTest, ALookupSaysFromWhichTiersItWouldBeServed) {
+  const Chain chain(3);
+  Put(chain);
+  kvd_lookup_result found = KVD_LOOKUP_RESULT_INIT;
+
+  ASSERT_EQ(kvd_lookup(client_, ns_, chain.keys.data(), 3, nullptr, &found), KVD_OK);
+
+  EXPECT_EQ(found.hit_blocks, 3u);
+  EXPECT_EQ(found.tier_blocks[KVD_TIER_DRAM], 3u);
+  EXPECT_EQ(found.tier_blocks[KVD_TIER_NVME], 0u);
+}
+
+TEST_F(CApiTest, ALookupThatNobodySitsOutEndsAsOneThatIs) {
+  const Chain chain(3);
+  Put(chain);
+  kvd_lookup_options options = KVD_LOOKUP_OPTIONS_INIT;
+  options.lease_us = 60'000'000;
+  kvd_pending* pending = nullptr;
+  kvd_lookup_result found = KVD_LOOKUP_RESULT_INIT;
+  int32_t done = 0;
+
+  ASSERT_EQ(kvd_lookup_start(client_, ns_, chain.keys.data(), 3, &options, &pending), KVD_OK)
+      << kvd_error_message();
+  for (const absl::Time end = absl::Now() + absl::Seconds(20); !done && absl::Now() < end;) {
+    ASSERT_EQ(kvd_lookup_poll(pending, &done, &found), KVD_OK) << kvd_error_message();
+  }
+
+  EXPECT_EQ(done, 1);
+  EXPECT_EQ(found.hit_blocks, 3u);
+  EXPECT_EQ(found.tier_blocks[KVD_TIER_DRAM], 3u);
+  EXPECT_NE(found.lease_id, 0u);
+  kvd_release_lease(client_, found.lease_id);
+  kvd_pending_destroy(pending);
+}
+
+TEST_F(CApiTest, ALookupThatNobodySitsOutSaysWhyItFailed) {
+  const Chain chain(1);
+  kvd_pending* pending = nullptr;
+  kvd_lookup_result found = KVD_LOOKUP_RESULT_INIT;
+  int32_t done = 0;
+  daemon_->Kill();
+
+  ASSERT_EQ(kvd_lookup_start(client_, ns_, chain.keys.data(), 1, nullptr, &pending), KVD_OK);
+  kvd_status status = KVD_OK;
+  for (const absl::Time end = absl::Now() + absl::Seconds(20); !done && absl::Now() < end;) {
+    status = kvd_lookup_poll(pending, &done, &found);
+  }
+  EXPECT_EQ(status, KVD_UNAVAILABLE);
+  EXPECT_EQ(done, 1);
+
+  kvd_client* const other = MakeClient();
+  kvd_pending_destroy(pending);
+  pending = nullptr;
+  EXPECT_EQ(kvd_lookup_start(other, ns_, chain.keys.data(), 1, nullptr, &pending),
+            KVD_INVALID_ARGUMENT);
+  EXPECT_EQ(pending, nullptr);
+  kvd_client_destroy(other);
+}
+
+TEST_F(CApiTest, ALookupOutlivesItsClient) {
+  const Chain chain(1);
+  kvd_pending* pending = nullptr;
+  ASSERT_EQ(kvd_lookup_start(client_, ns_, chain.keys.data(), 1, nullptr, &pending), KVD_OK);
+  kvd_client_destroy(std::exchange(client_, nullptr));
+  kvd_lookup_result found = KVD_LOOKUP_RESULT_INIT;
+  int32_t done = 0;
+
+  kvd_lookup_poll(pending, &done, &found);
+
+  EXPECT_EQ(done, 1);
+  kvd_pending_destroy(pending);
+}
+
 TEST_F(CApiTest, PutSaysWhatBecameOfEachBlock) {
   Put(Chain(1));
   const Chain chain(3);
@@ -325,6 +400,12 @@ TEST_F(CApiTest, WhatIsNullIsNamed) {
   expect(kvd_get(client_, ns_, chain.keys.data(), 1, nowhere, 3, nullptr, &got),
          "targets[0].data: null");
   expect(kvd_load(client_, ns_, chain.keys.data(), 1, nullptr, nullptr), "chain: null");
+  int32_t done = 1;
+  expect(kvd_lookup_start(client_, ns_, chain.keys.data(), 1, nullptr, nullptr), "pending: null");
+  expect(kvd_lookup_poll(nullptr, nullptr, &found), "done: null");
+  expect(kvd_lookup_poll(nullptr, &done, &found), "pending: null");
+  EXPECT_EQ(done, 0);
+  kvd_pending_destroy(nullptr);
   expect(kvd_chain_views(nullptr, 0, 0, nullptr, 0), "chain: null");
   expect(kvd_adopt_memory(nullptr, 0, nowhere, 1, 0), "client: null");
   expect(kvd_adopt_memory(client_, 0, nullptr, 1, 0), "data: null");
@@ -436,13 +517,19 @@ TEST_F(CApiTest, AClientAndItsChainsAreRefusedInAChildOfFork) {
   Put(chain);
   kvd_chain* loaded = nullptr;
   ASSERT_EQ(kvd_load(client_, ns_, chain.keys.data(), 1, nullptr, &loaded), KVD_OK);
+  kvd_pending* pending = nullptr;
+  ASSERT_EQ(kvd_lookup_start(client_, ns_, chain.keys.data(), 1, nullptr, &pending), KVD_OK);
 
   const pid_t child = fork();
   if (child == 0) {
     uint8_t good[3];
+    int32_t done = 0;
+    kvd_lookup_result found = KVD_LOOKUP_RESULT_INIT;
     const bool refused = kvd_flush(client_, 0) == KVD_FAILED_PRECONDITION &&
                          std::strstr(kvd_error_message(), "fork") != nullptr &&
-                         kvd_chain_verify(loaded, 0, 1, good, 3) == KVD_FAILED_PRECONDITION;
+                         kvd_chain_verify(loaded, 0, 1, good, 3) == KVD_FAILED_PRECONDITION &&
+                         kvd_lookup_poll(pending, &done, &found) == KVD_FAILED_PRECONDITION;
+    kvd_pending_destroy(pending);
     kvd_chain_release(loaded);
     kvd_client_destroy(client_);
     _exit(refused ? 0 : 1);
@@ -454,6 +541,7 @@ TEST_F(CApiTest, AClientAndItsChainsAreRefusedInAChildOfFork) {
   uint8_t good[3] = {};
   EXPECT_EQ(kvd_chain_verify(loaded, 0, 1, good, 3), KVD_OK);  // Nothing was taken from us.
   EXPECT_THAT(good, Each(1));
+  kvd_pending_destroy(pending);
   kvd_chain_release(loaded);
 }
 

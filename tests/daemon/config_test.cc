@@ -244,8 +244,9 @@ operations = "yes"
 modes = "0600"
 )"),
       ElementsAre(
-          "FILE:1:1: no_such_key: unknown key; known here: listen dram blocks policy copiers "
-          "copy_loop log_level drain_timeout unlisted socket metrics tcp domain",
+          "FILE:1:1: no_such_key: unknown key; known here: listen dram blocks data "
+          "arena_directory policy copiers "
+          "copy_loop log_level drain_timeout unlisted socket metrics tcp tiers domain",
           "FILE:2:1: dramm: unknown key; the nearest known one is dram",
           "FILE:3:8: dram: no unit \"apples\"; write bytes, \"512MiB\", \"64GiB\", or \"80%\" of "
           "the memory",
@@ -323,12 +324,86 @@ TEST(ConfigTest, EachMistakeInTheFileHasItsMessage) {
       {"[[domain]]\nname = \"a\"\nusers = [4294967295]", "4294967295 is not a user id"},
       {"[[domain]]\nname = \"a\"\ngroups = [\"nobody-has-this\"]",
        "FILE:3:11: domain.groups: this system has no group \"nobody-has-this\""},
+      {"data = \"kvd\"", "FILE:1:8: data: \"kvd\" must be an absolute path"},
+      {"data = 1", "FILE:1:8: data: must be a text in quotes, not an integer"},
+      {"data = \"/d\"\narena_directory = \"shm\"",
+       "FILE:2:19: arena_directory: \"shm\" must be an"},
+      {"[tiers]\nadmission = \"some\"",
+       "FILE:2:13: tiers.admission: no admission policy \"some\"; known: all, none, "
+       "second-touch, "},
+      {"[tiers]\ndurability = \"always\"", "tiers.durability: \"always\" must be async or sync"},
+      {"[tiers]\nwrite_budget = \"5 apples\"", "FILE:2:16: tiers.write_budget: no unit \"apples\""},
+      {"[tiers]\nadmision = \"all\"",
+       "FILE:2:1: tiers.admision: unknown key; the nearest known one is tiers.admission"},
+      {"data = \"/d\"\n[tiers]\nnvme = \"/x:1GiB\"",
+       "FILE:3:8: tiers.nvme: must be tables in double brackets, [[tiers.nvme]]"},
+      {"[[tiers.nvme]]\npath = \"/x\"\ncapacity = \"1GiB\"",
+       "FILE:1:1: tiers.nvme: data must be set too: its index lies there"},
+      {"data = \"/d\"\n[[tiers.nvme]]\npath = \"/x\"", "FILE:2:1: tiers.nvme.capacity: is missing"},
+      {"data = \"/d\"\n[[tiers.nvme]]\ncapacity = \"1GiB\"", "FILE:2:1: tiers.nvme.path: is missi"},
+      {"data = \"/d\"\n[[tiers.nvme]]\npath = \"x\"\ncapacity = \"1GiB\"",
+       "FILE:3:8: tiers.nvme.path: \"x\" must be an absolute path"},
+      {"data = \"/d\"\n[[tiers.nvme]]\npath = \"/a,b\"\ncapacity = \"1GiB\"",
+       "must not have a com"},
+      {"data = \"/d\"\n[[tiers.nvme]]\npath = \"/x\"\ncapacity = \"80%\"",
+       "FILE:4:12: tiers.nvme.capacity: no unit \"%\"; write bytes, "},
+      {"data = \"/d\"\n[[tiers.nvme]]\npath = \"/x\"\ncapacity = 1048576",
+       "FILE:4:12: tiers.nvme.capacity: 1MiB must be from 64MiB to 64TiB"},
+      {"data = \"/d\"\n[[tiers.nvme]]\npath = \"/x\"\ncapacity = true",
+       "FILE:4:12: tiers.nvme.capacity: must be a size such as \"64GiB\", or an integer of bytes"},
+      {"data = \"/d\"\n[[tiers.nvme]]\npath = \"/x\"\ncapacity = \"1GiB\"\npaht = 1",
+       "FILE:5:1: tiers.nvme.paht: unknown key; the nearest known one is tiers.nvme.path"},
+      {"data = \"/d\"\n[[tiers.nvme]]\npath = \"/x\"\ncapacity = \"1GiB\"\n"
+       "[[tiers.nvme]]\npath = \"/x\"\ncapacity = \"2GiB\"",
+       "FILE:2:1: tiers.nvme: /x is there twice"},
       {"dram = \"1GiB", "FILE:1:13: Error while parsing"},
       {"dram = 1048576\ndram = 1048576", "FILE:2:8: Error while parsing key-value pair: cannot re"},
   };
   for (const auto& c : cases) {
     EXPECT_THAT(Problems(c.text), ElementsAre(HasSubstr(c.message))) << c.text;
   }
+}
+
+TEST(ConfigTest, DevicesComeFromTablesOrFlagsAndFlagsWin) {
+  const char* file = R"(
+data = "/var/lib/kvd"
+[tiers]
+admission = "all"
+write_budget = "2 TiB"
+durability = "sync"
+[[tiers.nvme]]
+path = "/dev/disk:0"
+capacity = "1TiB"
+[[tiers.nvme]]
+capacity = 1073741824
+path = "/x"
+)";
+  const Config config = MustLoad(file);
+  EXPECT_THAT(config.nvme, ElementsAre(NvmeConfig{"/dev/disk:0", uint64_t{1} << 40},
+                                       NvmeConfig{"/x", 1u << 30}));
+  EXPECT_EQ(config.admission, "all");
+  EXPECT_EQ(config.nvme_write_budget, uint64_t{2} << 40);
+  EXPECT_TRUE(config.durable_sync);
+  EXPECT_EQ(MustLoad(PrintConfig(config)).nvme, config.nvme);
+  EXPECT_THAT(MustLoad(file, {{"tiers.nvme", "/y:1GiB"}}).nvme,
+              ElementsAre(NvmeConfig{"/y", 1u << 30}));
+  EXPECT_THAT(MustRead({"--data", "/d", "--nvme", "/a:1GiB", "--nvme", "/b:64MiB"}).nvme,
+              ElementsAre(NvmeConfig{"/a", 1u << 30}, NvmeConfig{"/b", 64u << 20}));
+  const Config none = MustRead({});
+  EXPECT_THAT(none.nvme, IsEmpty());
+  EXPECT_EQ(none.data, "");
+  EXPECT_EQ(none.admission, "second-touch");
+  EXPECT_FALSE(none.durable_sync);
+}
+
+TEST(ConfigTest, MistakesOfDevicesOnTheCommandLineNameTheFlag) {
+  EXPECT_THAT(Problems("", {{"tiers.nvme", "/x"}}),
+              ElementsAre("--nvme: \"/x\" must be PATH:SIZE, such as /var/lib/kvd/nvme0:100GiB"));
+  EXPECT_THAT(Problems("", {{"tiers.nvme", "/x:1GiB"}}),
+              ElementsAre("--nvme: data must be set too: its index lies there"));
+  EXPECT_THAT(Problems("", {{"data", "/d"}, {"tiers.nvme", "/x:1"}}),
+              ElementsAre("--nvme: /x: 1 must be from 64MiB to 64TiB"));
+  EXPECT_EQ(Refused({"--nvme", "/x:1GiB"}), 2);
 }
 
 TEST(ConfigTest, FilesOfTlsAreTriedBeforeTheyAreUsed) {
@@ -423,9 +498,10 @@ TEST(ConfigTest, TheSampleIsAFileWithOrWithoutItsComments) {
   for (const absl::string_view line : absl::StrSplit(SampleConfig(), '\n')) {
     const bool assigns = absl::StartsWith(line, "# ") && absl::StrContains(line, " = ") &&
                          !absl::StrContains(line.substr(2, line.find('=') - 3), ' ');
-    absl::StrAppend(&all, assigns || line == "# [[domain]]" ? line.substr(2) : line, "\n");
+    absl::StrAppend(&all, assigns || absl::StartsWith(line, "# [[") ? line.substr(2) : line, "\n");
   }
   for (const Option& option : Options()) {
+    if (option.kind == OptionKind::kDevices) continue;  // Its tables have keys of their own.
     const std::string key(option.name.substr(option.name.rfind('.') + 1));
     EXPECT_THAT(all, HasSubstr("\n" + key + " = ")) << option.name;
   }

@@ -239,5 +239,39 @@ TEST(NamespaceDescriptorTest, AWindowIsRoundedUpToBlocksAndHasABound) {
   EXPECT_FALSE(descriptor.Validate().ok());
 }
 
+TEST(NamespaceDescriptorTest, TheEncodingReadsBackAndNothingElseDoes) {
+  NamespaceDescriptor descriptor = Small();
+  descriptor.draft_model = "tiny";
+  descriptor.hash_seed = std::string("\0\xff", 2);
+  descriptor.groups.push_back(descriptor.groups[0]);
+  descriptor.groups[1].kind = GroupKind::kWindow;
+  descriptor.groups[1].window_tokens = 1000;
+  descriptor.extra = {{"a", "1"}, {"b", ""}};
+  const std::string canonical = descriptor.Canonical();
+  const absl::StatusOr<NamespaceDescriptor> read = NamespaceDescriptor::FromCanonical(canonical);
+  ASSERT_TRUE(read.ok()) << read.status();
+  EXPECT_EQ(*read, descriptor);
+  for (size_t size = 0; size < canonical.size(); ++size) {
+    // Without its last entries it may be another namespace's, never this one's.
+    const auto cut = NamespaceDescriptor::FromCanonical(canonical.substr(0, size));
+    if (!cut.ok()) continue;
+    EXPECT_EQ(cut->Canonical(), canonical.substr(0, size));
+  }
+  EXPECT_FALSE(NamespaceDescriptor::FromCanonical(canonical + "x").ok());
+  for (size_t at = 0; at < canonical.size(); ++at) {
+    std::string damaged = canonical;
+    damaged[at] = static_cast<char>(damaged[at] ^ 0x40);
+    const auto other = NamespaceDescriptor::FromCanonical(damaged);
+    if (!other.ok()) continue;
+    EXPECT_EQ(other->Canonical(), damaged) << at;  // Another name, not this one.
+  }
+}
+
+TEST(NamespaceDescriptorTest, AnEncodingOfWhatIsNotValidIsRefused) {
+  NamespaceDescriptor descriptor = Small();
+  descriptor.groups[0].shards = 0;
+  EXPECT_FALSE(NamespaceDescriptor::FromCanonical(descriptor.Canonical()).ok());
+}
+
 }  // namespace
 }  // namespace kvd
