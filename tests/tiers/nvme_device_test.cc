@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -197,6 +198,34 @@ TEST_P(NvmeDeviceTest, WhatWasWrittenInPiecesIsReadInOthersWithSums) {
   EXPECT_EQ(Memory(200, 1), Memory(0, 1));
   EXPECT_EQ(Memory(10, 2), Memory(1, 2));
   EXPECT_EQ(Memory(12, 2), Memory(100, 2));
+}
+
+TEST_P(NvmeDeviceTest, MemoryThatIsReplacedIsNotWrittenAnyMore) {
+  constexpr uint64_t kBytes = 64 * kPage;
+  void* first = mmap(nullptr, kBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  void* second = mmap(nullptr, kBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  ASSERT_NE(first, MAP_FAILED);
+  ASSERT_NE(second, MAP_FAILED);
+  const absl::Span<std::byte> before = {static_cast<std::byte*>(first), kBytes};
+  const absl::Span<std::byte> after = {static_cast<std::byte*>(second), kBytes};
+  Open({.memory = {before, Memory(0, 64)}});
+  Fill(Memory(0, 3), 1);
+  ASSERT_EQ(Run(Job(Kind::kWrite, 0, Memory(0, 3))).outcome, NvmeOutcome::kOk);
+
+  device_->ReplaceMemory(before, after);
+  NvmeJob read = Job(Kind::kRead, 0, after.subspan(5 * kPage, 3 * kPage));
+  read.sums = {Crc32c(Memory(0, 3))};
+  EXPECT_EQ(Run(read).outcome, NvmeOutcome::kOk);
+  // The same addresses, other pages: what is pinned must not be taken for them.
+  ASSERT_EQ(
+      mmap(first, kBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0),
+      first);
+  read.pieces[0] = before.subspan(5 * kPage, 3 * kPage);
+  EXPECT_EQ(Run(read).outcome, NvmeOutcome::kOk);
+  EXPECT_EQ(read.pieces[0], Memory(0, 3));
+  device_.reset();
+  munmap(first, kBytes);
+  munmap(second, kBytes);
 }
 
 TEST_P(NvmeDeviceTest, ADifferentSumIsCorrupt) {
