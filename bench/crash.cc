@@ -75,8 +75,8 @@ class SideShow {
     CrashChain* chain = account_.NewChain(CrashNamespace::kDropped, 0);
     session.Put(*chain, 0, 16);
     const bool was_there = session.Get(*chain, 16, "get before the drop") > 0;
-    if (random_() % 2 == 0) session.Get(*chain, 16, "get before the drop");
     account_.Retire(*chain);
+    session.client().Flush().IgnoreError();  // What is held does not go.
     if (was_there && daemon_.Drop(CrashNamespace::kDropped).ok()) dropped_.push_back(chain);
   }
 
@@ -165,9 +165,12 @@ class CrashRun {
   // False: it does not run: it was killed at the point, or could not start.
   bool Start(const std::string& point) {
     // Once at the first passing, later anywhere.
-    const uint64_t passing = result_.kills_by_point[point] == 0 ? 1 : 1 + Dice(24);
-    const absl::Status started =
-        daemon_.Start(point.empty() ? "" : absl::StrCat(point, ":", passing));
+    std::string kill_at;
+    if (!point.empty()) {
+      const uint64_t passing = result_.kills_by_point[point] == 0 ? 1 : 1 + Dice(24);
+      kill_at = absl::StrCat(point, ":", passing);
+    }
+    const absl::Status started = daemon_.Start(kill_at);
     if (started.ok()) {
       if (has_data_) result_.restart_ms.push_back(daemon_.start_ms());
       has_data_ = true;

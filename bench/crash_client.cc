@@ -17,6 +17,7 @@ constexpr absl::Duration kTimeout = absl::Seconds(2);
 constexpr uint32_t kSharedOwner = UINT32_MAX;  // Any client extends it.
 constexpr size_t kHeldAtOnce = 3;
 constexpr uint32_t kOpenChains = 6;  // That one client extends.
+constexpr uint32_t kLongPut = 20;    // Blocks; more than goes in one call.
 
 }  // namespace
 
@@ -173,8 +174,15 @@ class CrashClients::One {
     }
     if (chain == nullptr) return;
     uint32_t first = chain->StoredBy(INT64_MAX);
-    const uint32_t blocks = 1 + static_cast<uint32_t>(Dice(8));
-    if (chain->owner == kSharedOwner && Dice(2) == 0) first += static_cast<uint32_t>(Dice(5));
+    uint32_t blocks = 1 + static_cast<uint32_t>(Dice(8));
+    if (chain->owner == kSharedOwner && first == 0) {
+      // Long enough for one of us to come with what lies below before it is committed.
+      if (Dice(2) == 0) {
+        blocks = kLongPut;
+      } else {
+        first = kLongPut;
+      }
+    }
     if (first >= kCrashChainBlocks || !Affords(blocks * CrashBlockBytes(chain->ns))) return;
     session_.Put(*chain, first, std::min(blocks, kCrashChainBlocks - first));
   }
