@@ -22,6 +22,7 @@ namespace kvd {
 namespace {
 
 constexpr uint64_t kRegisteredMax = 1u << 30;  // Of one buffer; the kernel's.
+constexpr size_t kLargePiece = 64u << 10;
 constexpr unsigned kRingEntries = 256;
 constexpr uint64_t kWake = uint64_t{1} << 63;  // user_data of reading the eventfd.
 constexpr int kFileIndex = 0;                  // Of the registered files.
@@ -69,11 +70,12 @@ class RegisteredMemory {
   }
 
   // The buffer that has all of `bytes`.
-  std::optional<unsigned> IndexOf(absl::Span<std::byte> bytes) const {
-    auto after = buffers_.upper_bound(bytes.data());
+  std::optional<unsigned> IndexOf(const iovec& bytes) const {
+    auto* data = static_cast<std::byte*>(bytes.iov_base);
+    auto after = buffers_.upper_bound(data);
     if (after == buffers_.begin()) return std::nullopt;
     const auto& [base, buffer] = *--after;
-    if (bytes.data() + bytes.size() > base + buffer.bytes) return std::nullopt;
+    if (data + bytes.iov_len > base + buffer.bytes) return std::nullopt;
     return buffer.index;
   }
 
@@ -84,6 +86,26 @@ class RegisteredMemory {
   };
   std::map<std::byte*, Buffer> buffers_;  // By address.
 };
+
+// The requests that a job is made of. Only a piece by itself can use registered memory, which pays
+// where it is large; small ones that lie together are one request.
+std::vector<NvmeTransfer> TransfersOf(const NvmeJob& job) {
+  if (job.kind == NvmeJob::Kind::kSync) return {NvmeTransfer(job.kind, 0, {})};
+  std::vector<NvmeTransfer> transfers;
+  uint64_t offset = job.offset;
+  for (size_t first = 0, end = 0; first < job.pieces.size(); first = end) {
+    uint64_t bytes = job.pieces[end++].size();
+    if (bytes < kLargePiece) {
+      for (; end < job.pieces.size() && job.pieces[end].size() < kLargePiece; ++end) {
+        bytes += job.pieces[end].size();
+      }
+    }
+    transfers.emplace_back(job.kind, offset,
+                           absl::MakeConstSpan(job.pieces).subspan(first, end - first));
+    offset += bytes;
+  }
+  return transfers;
+}
 
 }  // namespace
 
@@ -287,12 +309,13 @@ UringDevice::Worker::Turn UringDevice::Worker::TakeTurn() {
   for (const Ended& ended : ended_) queue_.End(ended.entry);
   turn.replacements = std::exchange(replacements_, {});
   turn.closing = closing_;
-  std::optional<NvmeQueue::Entry> entry;
-  while ((entry = queue_.TakeExpired(now)).has_value()) turn.expired.push_back(*std::move(entry));
-  while (closing_ && (entry = queue_.TakeWaiting()).has_value()) {
-    turn.refused.push_back({*std::move(entry), ECANCELED});
+  while (auto entry = queue_.TakeExpired(now)) turn.expired.push_back(*std::move(entry));
+  if (closing_) {
+    while (auto entry = queue_.TakeWaiting()) {
+      turn.refused.push_back({*std::move(entry), ECANCELED});
+    }
   }
-  while ((entry = queue_.Begin()).has_value()) {
+  while (auto entry = queue_.Begin()) {
     if (IsValidJob(entry->job, file_->size_bytes())) {
       turn.begun.push_back(*std::move(entry));
     } else {
@@ -307,14 +330,7 @@ UringDevice::Worker::Turn UringDevice::Worker::TakeTurn() {
 
 void UringDevice::Worker::Begin(NvmeQueue::Entry entry) {
   auto active = std::make_unique<Active>();
-  uint64_t offset = entry.job.offset;
-  for (absl::Span<std::byte> piece : entry.job.pieces) {
-    active->transfers.emplace_back(entry.job.kind, offset, piece);
-    offset += piece.size();
-  }
-  if (entry.job.kind == NvmeJob::Kind::kSync) {
-    active->transfers.emplace_back(entry.job.kind, 0, absl::Span<std::byte>());
-  }
+  active->transfers = TransfersOf(entry.job);
   active->open = active->transfers.size();
   active->entry = std::move(entry);
   if (free_slots_.empty()) {
@@ -329,17 +345,20 @@ void UringDevice::Worker::Begin(NvmeQueue::Entry entry) {
 
 void UringDevice::Worker::Prepare(uint32_t slot, size_t index) {
   const NvmeTransfer& transfer = active_[slot]->transfers[index];
-  const absl::Span<std::byte> rest = transfer.rest();
-  const auto length = static_cast<unsigned>(rest.size());
+  const std::vector<iovec>& rest = transfer.rest();
+  const bool read = transfer.kind() == NvmeJob::Kind::kRead;
   io_uring_sqe* sqe = NextSqe();
   if (transfer.kind() == NvmeJob::Kind::kSync) {
     io_uring_prep_fsync(sqe, kFileIndex, IORING_FSYNC_DATASYNC);
+  } else if (rest.size() > 1) {
+    io_uring_prep_rw(read ? IORING_OP_READV : IORING_OP_WRITEV, sqe, kFileIndex, rest.data(),
+                     static_cast<unsigned>(rest.size()), transfer.offset());
   } else {
-    const bool read = transfer.kind() == NvmeJob::Kind::kRead;
-    const std::optional<unsigned> buffer = memory_.IndexOf(rest);
+    const std::optional<unsigned> buffer = memory_.IndexOf(rest[0]);
     const int op = buffer.has_value() ? (read ? IORING_OP_READ_FIXED : IORING_OP_WRITE_FIXED)
                                       : (read ? IORING_OP_READ : IORING_OP_WRITE);
-    io_uring_prep_rw(op, sqe, kFileIndex, rest.data(), length, transfer.offset());
+    io_uring_prep_rw(op, sqe, kFileIndex, rest[0].iov_base, static_cast<unsigned>(rest[0].iov_len),
+                     transfer.offset());
     if (buffer.has_value()) sqe->buf_index = static_cast<uint16_t>(*buffer);
   }
   io_uring_sqe_set_flags(sqe, IOSQE_FIXED_FILE);
