@@ -132,6 +132,10 @@ LookupResult Client::Impl::Lookup(const Namespace& ns, std::string_view keys,
   result.hit_blocks = std::min(reply.hit_blocks(), *count);
   if (reply.lease() == v1::LEASE_GRANTED) result.lease_id = reply.lease_id();
   result.load_time = absl::Microseconds(reply.load_time_us());
+  for (const v1::TierShare& share : reply.tiers()) {  // A newer daemon may have more tiers.
+    const auto tier = static_cast<size_t>(share.tier());
+    if (tier < result.tier_blocks.size()) result.tier_blocks[tier] = share.blocks();
+  }
   return result;
 }
 
@@ -156,7 +160,8 @@ GetResult Client::Impl::Get(const Namespace& ns, std::string_view keys,
   if (!lease_ms.ok()) return {lease_ms.status()};
   const absl::StatusOr<Selection> parts = Select(**known, options.parts);
   if (!parts.ok()) return {parts.status()};
-  const uint32_t wanted = std::min(*count, PageBlocks(parts->size()));
+  uint32_t wanted = std::min(*count, PageBlocks(parts->size()));
+  if (options.max_blocks > 0) wanted = std::min(wanted, options.max_blocks);
   if (targets.size() < wanted * parts->size()) {
     return {absl::InvalidArgumentError("targets: fewer than blocks times parts")};
   }
@@ -211,7 +216,9 @@ GetResult Client::Impl::Get(const Namespace& ns, std::string_view keys,
         return share.tier() != v1::TIER_DRAM && share.blocks() > 0;
       });
   if (on_nvme) LoadRest(*link, *id, keys, progress);
-  const bool as_promised = progress.as_promised && progress.copied == result.hit_blocks;
+  // All that was looked up, or all that was asked for of it.
+  const uint32_t promised = options.max_blocks > 0 ? progress.blocks : result.hit_blocks;
+  const bool as_promised = progress.as_promised && progress.copied == promised;
   result.blocks =
       as_promised ? progress.copied : ServableBlocks(*parts, progress.usable, progress.copied);
   result.damaged = progress.damaged;

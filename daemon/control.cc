@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "proto/types/check.h"
+#include "proto/types/kill_point.h"
 #include "proto/types/status.h"
 #include "proto/types/view.h"
 
@@ -236,6 +237,7 @@ absl::StatusOr<Control::RegisteredNamespace> Control::AddNamespace(
   namespaces_.push_back(std::move(info));
   KVD_CHECK(it->second + 1 == namespaces_.size()) << it->second;
   NameOnMedia(it->second);
+  KVD_KILL_POINT("namespace.registered");
   Record(EventKind::kNamespaceRegistered, domain, it->second, it->second);
   return RegisteredNamespace{it->second, descriptor.Fingerprint(), true};
 }
@@ -276,6 +278,7 @@ absl::StatusOr<Step> Control::Lookup(LookupCall& call) {
     use.hit_blocks += prefix.blocks;
     if (options_.count_operations) CountLookup(*chain, prefix.blocks, call.nvme_blocks);
     if (prefix.blocks == 0) return Step::kDone;
+    KVD_KILL_POINT("lookup.found");
     residency_.Use(prefix.deepest, ++tick_);
     if (call.lease_ms > 0) {
       call.lease_id = AddLease(*chain->session, prefix.deepest, call.lease_ms, call.lease);
@@ -372,6 +375,7 @@ absl::StatusOr<Step> Control::Load(LoadCall& call) {
     call.cursor.gave_up = true;  // The shorter prefix, then.
     step = FillExtents(*chain, call.cursor, call.extents);
   }
+  if (step == Step::kDone) KVD_KILL_POINT("load.finished");
   if (step == Step::kDone && call.cursor.outcome == LoadOutcome::kMiss) {
     counters_.load_miss_blocks += chain->keys.size() - call.cursor.next;
   }
@@ -536,6 +540,7 @@ Step Control::FillSlice(const Chain& chain, ExtentCursor& cursor, std::string& e
         DropEmptyHold(chain, cursor);
         return Step::kDone;
       }
+      KVD_KILL_POINT("load.held");
       ++chain.session->use->extents;
       ++chain.session->use->tenant->held_extents;
       if (there) {
@@ -585,6 +590,7 @@ LeaseId Control::AddLease(Session& session, BlockRef block, uint32_t lease_ms,
   ++session.use->leases;
   ++session.use->tenant->leases;
   ++counters_.leases_granted;
+  KVD_KILL_POINT("lookup.leased");
   outcome = LeaseOutcome::kGranted;
   return id;
 }
@@ -647,6 +653,7 @@ uint32_t Control::ApplyReleases(Session& session, const ReleaseList& releases) {
     const NamespaceId ns = residency_.block(lease->block).ns;
     if (namespaces_[ns].domain == session.domain) released += EndLease(id);
   }
+  if (released > 0) KVD_KILL_POINT("release.applied");
   return released;
 }
 
@@ -856,6 +863,7 @@ void Control::OnEvent(SessionOpened& event) {
   by_token_[std::string(event.token.begin(), event.token.end())] = session.get();
   by_serial_[event.serial] = std::move(session);
   ++counters_.sessions_opened;
+  KVD_KILL_POINT("session.opened");
   Record(EventKind::kSessionOpened, event.domain, event.serial);
 }
 
@@ -863,6 +871,7 @@ void Control::OnEvent(StagingOpened& event) {
   const auto it = by_serial_.find(event.serial);
   if (it == by_serial_.end() || it->second->ended) return;
   it->second->staging = std::move(event.staging);
+  KVD_KILL_POINT("session.staging_opened");
 }
 
 void Control::OnEvent(SessionEnded& event) {
@@ -888,6 +897,7 @@ void Control::OnEvent(SessionEnded& event) {
     ++counters_.reservations_aborted;
     CloseReservation(id);
   }
+  KVD_KILL_POINT("session.ended");
   if (session.exited) DropHoldsOf(session);  // Taken by calls that were still under way.
   ForgetSessionIfOver(event.serial);
 }
@@ -896,6 +906,7 @@ void Control::OnEvent(ProcessExited& event) {
   const auto it = by_serial_.find(event.serial);
   if (it == by_serial_.end()) return;
   it->second->exited = true;
+  KVD_KILL_POINT("session.process_exited");
   DropHoldsOf(*it->second);
   ForgetSessionIfOver(event.serial);
 }

@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "daemon/control.h"
 #include "proto/types/check.h"
+#include "proto/types/kill_point.h"
 #include "proto/types/status.h"
 
 namespace kvd {
@@ -406,6 +407,7 @@ void Control::DropNamespace(NamespaceId ns) {
   rest.dropped = true;
   info = std::move(rest);
   if (movement_ != nullptr) movement_->PurgeScope(ns);
+  KVD_KILL_POINT("namespace.dropped");
   Record(EventKind::kNamespaceDropped, info.domain, ns, ns);
 }
 

@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "daemon/control.h"
 #include "proto/types/check.h"
+#include "proto/types/kill_point.h"
 #include "proto/types/packed.h"
 #include "proto/types/status.h"
 
@@ -196,6 +197,7 @@ ReserveState Control::ReserveBlock(Reservation& reservation, const Chain& chain,
     }
     reservation.blocks.push_back(block);
     reservation.last = block;
+    KVD_KILL_POINT("reserve.granted_block");
     return ReserveState::kGranted;
   }
   reservation.last = block;
@@ -248,6 +250,7 @@ void Control::FinishReserve(ReserveCall& call) {
     call.granted = 0;
     return;
   }
+  KVD_KILL_POINT("reserve.finished");
   call.states = it->second->states;
   Anchor(*it->second, 0);
   call.expires_ms =
@@ -352,6 +355,7 @@ Step Control::CommitBlocks(CommitCall& call, uint64_t id, Reservation& reservati
   reservation.use->committed_blocks += call.stored - stored_before;
   reservation.use->tenant->committed_blocks += call.stored - stored_before;
   ProductionChanged();
+  if (call.next == call.blocks) KVD_KILL_POINT("commit.finished");
   return call.next < call.blocks ? Step::kMore : Step::kDone;
 }
 
@@ -390,7 +394,9 @@ CommitResult Control::CommitBlock(CommitCall& call, uint64_t id, Reservation& re
     if (part == 0) continue;
     const uint32_t sum = board_.Get(id, static_cast<uint32_t>(i)).sum;
     counters_.committed_bytes += residency_.part(part).length;
+    KVD_KILL_POINT("commit.before_part");
     call.stored += residency_.CommitPart(part, sum, tick_);
+    KVD_KILL_POINT("commit.part_visible");
   }
   reservation.blocks[position] = 0;
   if (movement_ != nullptr) movement_->Stored(block);
@@ -400,6 +406,7 @@ CommitResult Control::CommitBlock(CommitCall& call, uint64_t id, Reservation& re
     return CommitResult::kNoParent;
   }
   ++counters_.parked_blocks;
+  KVD_KILL_POINT("commit.block_parked");
   return CommitResult::kParked;
 }
 
@@ -487,6 +494,7 @@ absl::StatusOr<Step> Control::StartInlineFills(CommitCall& call, Session& sessio
     ++counters_.puts_refused;
     return absl::ResourceExhaustedError("copiers: too many puts wait already");
   }
+  KVD_KILL_POINT("commit.inline_filling");
   call.phase = CommitCall::Phase::kFill;
   waiters_.push_back({.reservation_id = id, .resumable = call.resumable});
   return Step::kWait;
@@ -512,6 +520,7 @@ absl::Status Control::Abort(std::string_view token, uint64_t reservation_id) {
 void Control::CloseReservation(uint64_t id) {
   Reservation& reservation = *reservations_.find(id)->second;
   reservation.closing = true;
+  KVD_KILL_POINT("reservation.closing");
   Anchor(reservation, 0);
   for (size_t i = 0; i < waiters_.size(); ++i) {  // An inline put that waited for copiers.
     if (waiters_[i].call != nullptr || waiters_[i].reservation_id != id) continue;
@@ -545,6 +554,7 @@ void Control::FinishClosing(uint64_t id, Reservation& reservation) {
   const auto it = reservations_.find(id);
   if (spare_reservations_.size() < 64) spare_reservations_.push_back(std::move(it->second));
   reservations_.erase(it);
+  KVD_KILL_POINT("reservation.freed");
   ProductionChanged();
 }
 

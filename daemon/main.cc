@@ -42,6 +42,7 @@
 #include "daemon/store.h"
 #include "daemon/tls.h"
 #include "policy/policies.h"
+#include "proto/types/kill_point.h"
 
 namespace kvd {
 namespace {
@@ -126,6 +127,7 @@ int Serve(const Config& config) {
   if (!activated.ok()) return Fail(activated.status());
   absl::StatusOr<EndpointLock> lock = EndpointLock::Take(config.path());
   if (!lock.ok()) return Fail(lock.status());
+  KVD_KILL_POINT("start.locked");
 
   spdlog::info("config.in_force {}", DescribeConfig(config));
   SystemClock clock;
@@ -149,6 +151,7 @@ int Serve(const Config& config) {
   spdlog::info("tier.opened tier=dram capacity_bytes={} region_bytes={} pages=\"{}\"",
                (*arena)->capacity_bytes(), (*arena)->region_bytes(),
                PageKindName((*arena)->page_kind()));
+  KVD_KILL_POINT("start.arena_opened");
 
   const std::unique_ptr<EvictionPolicy> policy = MakePolicy(config.policy, config.max_blocks);
   Control::Options limits{.load_bytes_per_us = MeasureCopy(copier, clock),
@@ -226,6 +229,7 @@ int Serve(const Config& config) {
   if (!admin.ok()) return Fail(admin.status());
   if (absl::Status status = OpenToEngines(config, *activated); !status.ok()) return Fail(status);
   (*gateway)->Serve();
+  KVD_KILL_POINT("start.serving");
 
   const std::string& tcp_address = (*gateway)->tcp_address();
   spdlog::info("daemon.ready listen={} pid={} blocks={} policy={} copiers={} metrics={} tcp={}",
@@ -249,6 +253,7 @@ int Serve(const Config& config) {
         continue;
       }
       spdlog::info("daemon.draining signal={}", signal);
+      KVD_KILL_POINT("stop.draining");
       NotifyServiceManager("STOPPING=1");
       const Nanos patience =
           draining ? 0 : static_cast<Nanos>(reloader.Current().drain_timeout_ms) * kMillisecond;
@@ -261,6 +266,7 @@ int Serve(const Config& config) {
   std::thread stopper([&] {
     drained.WaitForNotification();
     spdlog::info("daemon.drained");
+    KVD_KILL_POINT("stop.drained");
     (*gateway)->Stop();
     (*service)->Shutdown();
   });

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "proto/types/check.h"
+#include "proto/types/kill_point.h"
 
 namespace kvd {
 namespace {
@@ -63,8 +64,8 @@ Residency::Residency(EvictionPolicy& policy, RoomOwner& room, const Options& opt
       secret_(options.secret),
       bucket_mask_(BucketCount(options.max_blocks) - 1),
       blocks_(size_t{options.max_blocks} + 1, Touch::kNow),
-      parts_(options.max_parts + 1, Touch::kOnUse),
-      colds_(options.max_cold_parts + 1, Touch::kOnUse),
+      parts_(options.max_parts + 1, Touch::kOnUseSmall),
+      colds_(options.max_cold_parts + 1, Touch::kOnUseSmall),
       buckets_(BucketCount(options.max_blocks), Touch::kNow),
       shapes_(1),
       gaps_(1),
@@ -952,7 +953,9 @@ void Residency::Evict(BlockRef ref, EvictReason reason) {
     Record(EventKind::kEvicted, ref, EventReasonOf(reason));
   }
   CountEvicted(ref, reason);
+  KVD_KILL_POINT("evict.before");
   Remove(ref);
+  KVD_KILL_POINT("evict.after");
 }
 
 void Residency::LeaveDram(BlockRef ref) {

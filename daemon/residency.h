@@ -139,7 +139,8 @@ struct ColdPart {
 };
 static_assert(sizeof(ColdPart) == 32);
 
-// Takes back the room of parts that have gone, and is told what lies in it meanwhile.
+// Takes back the room of parts that have gone, is told what lies in it meanwhile, and hears what
+// was lost.
 class RoomOwner {
  public:
   virtual ~RoomOwner() = default;

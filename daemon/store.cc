@@ -4,6 +4,8 @@
 #include <utility>
 #include <vector>
 
+#include "proto/types/kill_point.h"
+
 namespace kvd {
 namespace {
 
@@ -127,6 +129,7 @@ bool Store::EmptyARegion(DomainId domain, uint32_t slot_bytes) {
   for (const uint32_t region : candidates) {
     if (!EmptyRegion(region)) continue;
     ++regions_emptied_;
+    KVD_KILL_POINT("region.emptied");
     if (arena_.domain(region) == domain) return true;
     RenewARegion(domain);
     return false;

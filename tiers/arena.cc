@@ -13,15 +13,15 @@ constexpr uint64_t kHugePage = 2u << 20;
 constexpr uint64_t kPage = 4096;
 constexpr uint64_t kDefaultRegionBytes = 256u << 20;
 
-uint64_t RegionBytes(const Arena::Options& options) {
+}  // namespace
+
+uint64_t Arena::RegionBytes(const Options& options) {
   uint64_t bytes = options.region_bytes;
   if (bytes == 0) bytes = std::min(kDefaultRegionBytes, options.bytes / 16);
   // Whole huge pages where the arena is large enough for it not to matter.
   const uint64_t unit = bytes >= kHugePage ? kHugePage : kPage;
   return std::max(bytes / unit * unit, kPage);
 }
-
-}  // namespace
 
 absl::StatusOr<std::unique_ptr<Arena>> Arena::Open(RegionDirectory& directory,
                                                    const Options& options) {
@@ -41,6 +41,47 @@ absl::StatusOr<std::unique_ptr<Arena>> Arena::Open(RegionDirectory& directory,
   }
   arena->free_regions_ = static_cast<uint32_t>(regions);
   return arena;
+}
+
+std::unique_ptr<Arena> Arena::OfRegions(RegionDirectory& directory, const ArenaFolder& folder,
+                                        SlotTable& table, std::vector<NamedRegion> regions) {
+  auto arena = std::unique_ptr<Arena>(new Arena(directory, regions.front().memory.size_bytes()));
+  arena->folder_ = &folder;
+  arena->table_ = &table;
+  arena->free_regions_ = static_cast<uint32_t>(regions.size());
+  for (NamedRegion& named : regions) {
+    const uint32_t number = named.memory.number();
+    arena->next_number_ = std::max(arena->next_number_, number + 1);
+    arena->regions_.push_back(Region{.memory = std::move(named.memory),
+                                     .number = number,
+                                     .domain = named.used ? kSomebody : kNobody});
+  }
+  for (const Region& region : arena->regions_) arena->Record(region);
+  return arena;
+}
+
+void Arena::Occupy(uint32_t index, DomainId domain, uint32_t slot_bytes,
+                   absl::Span<const uint32_t> slots) {
+  Region& region = regions_[index];
+  KVD_CHECK(region.slot_bytes == 0 && !slots.empty()) << index;
+  region.domain = kNobody;  // Whoever had it is `domain`.
+  Open(region, domain, slot_bytes);
+  KVD_CHECK(slots.back() < region.slot_count) << slots.back();
+  region.slots.assign(slots.back() + 1, kFreeBit);
+  for (const uint32_t slot : slots) region.slots[slot] = 0;
+  for (uint32_t slot = slots.back() + 1; slot-- > 0;) {
+    if (region.slots[slot] == 0) continue;
+    region.slots[slot] = kFreeBit | std::exchange(region.free_slot, slot);
+  }
+  region.used = static_cast<uint32_t>(slots.size());
+  reserved_bytes_ += uint64_t{slot_bytes} * slots.size();
+}
+
+// Writes down what the next process must know of a region.
+void Arena::Record(const Region& region) {
+  if (table_ == nullptr) return;
+  table_->SetRegion(static_cast<uint32_t>(&region - regions_.data()),
+                    {.number = region.number, .used = region.domain != kNobody});
 }
 
 uint32_t Arena::SlotBytes(uint32_t part_bytes) {
@@ -65,17 +106,22 @@ std::optional<uint32_t> Arena::OpenRegion(DomainId domain, uint32_t slot_bytes) 
   }
   if (!fresh.has_value() || slot_bytes > region_bytes_) return std::nullopt;
 
-  Region& region = regions_[*fresh];
+  Open(regions_[*fresh], domain, slot_bytes);
+  return fresh;
+}
+
+// Gives a free region to a domain, cut into slots.
+void Arena::Open(Region& region, DomainId domain, uint32_t slot_bytes) {
   if (region.domain == kNobody) {
     region.domain = domain;
     directory_.Publish(region.number, domain, region.memory.read_only_fd(), region_bytes_);
+    Record(region);
   }
   region.slot_bytes = slot_bytes;
   region.slot_count = static_cast<uint32_t>(region_bytes_ / slot_bytes);
   region.slots.reserve(
       region.slot_count);  // Address space: to touch it here would take milliseconds.
   --free_regions_;
-  return fresh;
 }
 
 std::optional<Arena::Room> Arena::Take(DomainId domain, uint32_t slot_bytes) {
@@ -117,22 +163,40 @@ std::optional<uint32_t> Arena::IndexOf(uint32_t number) const {
 
 std::optional<uint32_t> Arena::BeginRenewal(DomainId wanted_by) {
   for (uint32_t i = 0; i < regions_.size(); ++i) {
-    Region& region = regions_[i];
-    if (region.slot_bytes != 0 || region.renewing || region.domain == wanted_by) continue;
-    region.renewing = true;
-    ++renewing_regions_;
-    directory_.Withdraw(region.number);
-    return i;
+    const Region& region = regions_[i];
+    if (region.slot_bytes == 0 && !region.renewing && region.domain != wanted_by) {
+      return SetApart(i);
+    }
   }
   return std::nullopt;
+}
+
+std::optional<uint32_t> Arena::BeginInheritedRenewal() {
+  for (uint32_t i = 0; i < regions_.size(); ++i) {
+    const Region& region = regions_[i];
+    if (region.slot_bytes == 0 && !region.renewing && region.domain == kSomebody) {
+      return SetApart(i);
+    }
+  }
+  return std::nullopt;
+}
+
+uint32_t Arena::SetApart(uint32_t index) {
+  regions_[index].renewing = true;
+  ++renewing_regions_;
+  directory_.Withdraw(regions_[index].number);
+  return index;
 }
 
 void Arena::FinishRenewal(uint32_t index, MemoryRegion memory) {
   Region& region = regions_[index];
   KVD_CHECK(region.renewing && memory.size_bytes() == region_bytes_) << index;
+  const uint32_t old_number = region.number;
   region.memory = std::move(memory);
-  region.number = next_number_++;
+  region.number = table_ == nullptr ? next_number_++ : region.memory.number();
   region.domain = kNobody;
+  Record(region);
+  if (folder_ != nullptr) folder_->RemoveRegion(old_number);  // Who maps it keeps it.
   region.renewing = false;
   --renewing_regions_;
 }
@@ -142,6 +206,7 @@ void Arena::CancelRenewal(uint32_t index) {
   KVD_CHECK(region.renewing) << index;
   region.renewing = false;
   --renewing_regions_;
+  if (region.domain == kSomebody) return;
   directory_.Publish(region.number, region.domain, region.memory.read_only_fd(), region_bytes_);
 }
 

@@ -20,10 +20,13 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/types/span.h"
 #include "proto/types/block.h"
 #include "proto/types/shared_count.h"
+#include "tiers/arena_folder.h"
 #include "tiers/memory_region.h"
 #include "tiers/region_directory.h"
+#include "tiers/slot_table.h"
 
 namespace kvd {
 
@@ -44,6 +47,28 @@ class Arena {
   // Maps and touches all of it. kResourceExhausted when the memory is not there.
   static absl::StatusOr<std::unique_ptr<Arena>> Open(RegionDirectory& directory,
                                                      const Options& options);
+
+  // The bytes of a region of an arena of `options`, and how many it would have.
+  static uint64_t RegionBytes(const Options& options);
+  static uint32_t RegionCount(const Options& options) {
+    return static_cast<uint32_t>(options.bytes / RegionBytes(options));
+  }
+
+  // A region that has a name, as a process before left it or new.
+  struct NamedRegion {
+    MemoryRegion memory;
+    bool used = false;  // Some domain had it: another gets new memory.
+  };
+  // An arena of these regions, which tells `table` what becomes of them; both outlive it.
+  // Requires: at least one; all of one size.
+  static std::unique_ptr<Arena> OfRegions(RegionDirectory& directory, const ArenaFolder& folder,
+                                          SlotTable& table, std::vector<NamedRegion> regions);
+  // Says that slots of a region that nobody has taken yet are taken. `slots` ascend.
+  // Requires: they are in the region.
+  void Occupy(uint32_t region, DomainId domain, uint32_t slot_bytes,
+              absl::Span<const uint32_t> slots);
+  // Generations go on from here.
+  void SetNextGeneration(uint32_t generation) { next_generation_ = generation; }
 
   // The room that a part takes: whole slots of 512 bytes up to 4 KiB, of 4 KiB above.
   static uint32_t SlotBytes(uint32_t part_bytes);
@@ -88,6 +113,8 @@ class Arena {
 
   // A free region that belongs to another domain, set apart to be replaced; empty: there is none.
   std::optional<uint32_t> BeginRenewal(DomainId wanted_by);
+  // The same for a free region of some domain of a process before.
+  std::optional<uint32_t> BeginInheritedRenewal();
   // Its new memory (made by some other thread), free for anybody. An error keeps the region apart
   // for good only if there is no memory: call again with the next attempt.
   void FinishRenewal(uint32_t region, MemoryRegion memory);
@@ -108,6 +135,7 @@ class Arena {
   static constexpr uint32_t kFreeBit = 0x80000000;
   static constexpr uint32_t kEnd = 0x7fffffff;  // Of a chain of free slots.
   static constexpr DomainId kNobody = 0xffffffff;
+  static constexpr DomainId kSomebody = 0xfffffffe;  // Of a run before; none of this one.
 
   struct Region {
     MemoryRegion memory;
@@ -125,8 +153,13 @@ class Arena {
   Arena(RegionDirectory& directory, uint64_t region_bytes)
       : directory_(directory), region_bytes_(region_bytes) {}
   std::optional<uint32_t> OpenRegion(DomainId domain, uint32_t slot_bytes);
+  void Open(Region& region, DomainId domain, uint32_t slot_bytes);
+  void Record(const Region& region);
+  uint32_t SetApart(uint32_t region);
 
   RegionDirectory& directory_;
+  const ArenaFolder* folder_ = nullptr;  // With `table_`; null: the arena has no name.
+  SlotTable* table_ = nullptr;
   const uint64_t region_bytes_;
   std::vector<Region> regions_;
   uint32_t next_number_ = 1;

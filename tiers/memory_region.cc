@@ -67,18 +67,6 @@ int CreateMapped(uint64_t size, PageKind wanted, unsigned flags, std::byte** dat
 
 }  // namespace
 
-std::string_view PageKindName(PageKind kind) {
-  switch (kind) {
-    case PageKind::kHugetlb:
-      return "hugetlb 2 MiB";
-    case PageKind::kShmemHuge:
-      return "shmem huge";
-    case PageKind::kSmall:
-      break;
-  }
-  return "4 KiB";
-}
-
 absl::StatusOr<MemoryRegion> MemoryRegion::Create(uint64_t size_bytes, PageKind wanted) {
   MemoryRegion region;
   region.size_bytes_ = size_bytes;
@@ -109,11 +97,78 @@ absl::StatusOr<MemoryRegion> MemoryRegion::Create(uint64_t size_bytes, PageKind 
   return region;
 }
 
+absl::StatusOr<MemoryRegion> MemoryRegion::CreateNamed(const ArenaFolder& folder, uint32_t number,
+                                                       uint64_t size_bytes) {
+  const std::string name = ArenaFolder::RegionFile(number);
+  bool made = false;
+  const auto no_room = [&](int error) {
+    if (made) unlinkat(folder.fd(), name.c_str(), 0);
+    return absl::ResourceExhaustedError(absl::StrCat("no room for ", size_bytes, " bytes in ",
+                                                     folder.path(), ": ", std::strerror(error)));
+  };
+  // Asked first, because to find out would take all that is left.
+  if (folder.free_bytes() < size_bytes) return no_room(ENOSPC);
+  const int fd =
+      openat(folder.fd(), name.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
+  if (fd < 0) return ErrnoStatus(errno, absl::StrCat("making ", folder.path(), "/", name));
+  made = true;
+  MemoryRegion region;
+  region.size_bytes_ = size_bytes;
+  region.number_ = number;
+  void* memory = MAP_FAILED;
+  if (ftruncate(fd, static_cast<off_t>(size_bytes)) == 0) {
+    memory = mmap(nullptr, size_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+  }
+  int error = errno;
+  close(fd);  // The writable descriptor ends here; the mapping stays.
+  if (memory == MAP_FAILED) return no_room(error);
+  region.data_ = static_cast<std::byte*>(memory);
+  madvise(memory, size_bytes, MADV_HUGEPAGE);  // Refused where shmem huge pages are off.
+  // A file system that is full shows as a fault that would be a SIGBUS.
+  if (madvise(memory, size_bytes, MADV_POPULATE_WRITE) != 0) {
+    return no_room(errno == EFAULT ? ENOSPC : errno);
+  }
+  region.fd_ = openat(folder.fd(), name.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+  if (region.fd_ < 0) return ErrnoStatus(errno, absl::StrCat("opening ", folder.path(), "/", name));
+  region.page_kind_ = folder.hugetlb()                  ? PageKind::kHugetlb
+                      : HasHugeShmemPages(region.data_) ? PageKind::kShmemHuge
+                                                        : PageKind::kSmall;
+  return region;
+}
+
+absl::StatusOr<MemoryRegion> MemoryRegion::Attach(const ArenaFolder& folder, uint32_t number,
+                                                  uint64_t size_bytes) {
+  const std::string name = ArenaFolder::RegionFile(number);
+  const int fd = openat(folder.fd(), name.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+  if (fd < 0) return ErrnoStatus(errno, absl::StrCat("opening ", folder.path(), "/", name));
+  MemoryRegion region;
+  region.size_bytes_ = size_bytes;
+  region.number_ = number;
+  struct stat info;
+  const bool whole = fstat(fd, &info) == 0 && S_ISREG(info.st_mode) &&
+                     static_cast<uint64_t>(info.st_size) == size_bytes &&
+                     static_cast<uint64_t>(info.st_blocks) * 512 >= size_bytes;
+  void* memory =
+      whole ? mmap(nullptr, size_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0) : MAP_FAILED;
+  const int error = errno;
+  close(fd);
+  if (!whole) {
+    return absl::DataLossError(absl::StrCat(folder.path(), "/", name, " is not a whole region"));
+  }
+  if (memory == MAP_FAILED) return ErrnoStatus(error, absl::StrCat("mapping ", name));
+  region.data_ = static_cast<std::byte*>(memory);
+  region.fd_ = openat(folder.fd(), name.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+  if (region.fd_ < 0) return ErrnoStatus(errno, absl::StrCat("opening ", folder.path(), "/", name));
+  region.page_kind_ = folder.hugetlb() ? PageKind::kHugetlb : PageKind::kSmall;
+  return region;
+}
+
 MemoryRegion& MemoryRegion::operator=(MemoryRegion&& other) noexcept {
   std::swap(data_, other.data_);
   std::swap(size_bytes_, other.size_bytes_);
   std::swap(fd_, other.fd_);
   std::swap(page_kind_, other.page_kind_);
+  std::swap(number_, other.number_);
   return *this;
 }
 

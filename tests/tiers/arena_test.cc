@@ -3,13 +3,17 @@
 #include <gtest/gtest.h>
 #include <sys/stat.h>
 
+#include <cstring>
 #include <map>
+#include <memory>
+#include <optional>
 #include <random>
 #include <set>
 #include <tuple>
 #include <utility>
 #include <vector>
 
+#include "tests/testing/memory_folder.h"
 #include "tests/testing/run_size.h"
 
 namespace kvd {
@@ -190,6 +194,107 @@ TEST_F(ArenaTest, RoomsNeverOverlap) {
   for (const Live& room : live) arena->Give(room.room.region, room.room.slot);
   EXPECT_EQ(arena->reserved_bytes(), 0u);
   EXPECT_EQ(arena->free_regions(), arena->regions());
+}
+
+// ---- with a name --------------------------------------------------------------------------------
+
+class NamedArenaTest : public testing::Test {
+ protected:
+  static constexpr uint32_t kRegions = 3;
+
+  NamedArenaTest() : folder_(*ArenaFolder::Open(parent_.path(), "arena")) {}
+
+  static SlotTable::Geometry GeometryOf() { return {.region_bytes = kRegion, .regions = kRegions}; }
+
+  // The first process.
+  void OpenNew() {
+    table_ = *SlotTable::Create(folder_, GeometryOf());
+    std::vector<Arena::NamedRegion> regions;
+    for (uint32_t number = 1; number <= kRegions; ++number) {
+      auto memory = MemoryRegion::CreateNamed(folder_, number, kRegion);
+      ASSERT_TRUE(memory.ok()) << memory.status();
+      regions.push_back({*std::move(memory)});
+    }
+    arena_ = Arena::OfRegions(*directory_, folder_, *table_, std::move(regions));
+  }
+  // The next one.
+  void Reopen() {
+    arena_.reset();
+    table_ = *SlotTable::Attach(folder_, GeometryOf());
+    directory_ = std::make_unique<RegionDirectory>();
+    std::vector<Arena::NamedRegion> regions;
+    for (uint32_t i = 0; i < kRegions; ++i) {
+      const SlotTable::Region row = *table_->region(i);
+      auto memory = MemoryRegion::Attach(folder_, row.number, kRegion);
+      ASSERT_TRUE(memory.ok()) << memory.status();
+      regions.push_back({*std::move(memory), row.used});
+    }
+    arena_ = Arena::OfRegions(*directory_, folder_, *table_, std::move(regions));
+  }
+
+  MemoryFolder parent_;
+  ArenaFolder folder_;
+  std::unique_ptr<RegionDirectory> directory_ = std::make_unique<RegionDirectory>();
+  std::unique_ptr<SlotTable> table_;
+  std::unique_ptr<Arena> arena_;
+};
+
+TEST_F(NamedArenaTest, TheNextProcessFindsTheBytesAndTheNumbers) {
+  OpenNew();
+  const Arena::Room room = *arena_->Take(1, 4096);
+  std::memset(arena_->Address(room.region, room.slot), 0x5a, 4096);
+  const uint32_t number = arena_->Number(room.region);
+  Reopen();
+  EXPECT_EQ(arena_->Number(room.region), number);
+  EXPECT_EQ(arena_->free_regions(), kRegions);
+  EXPECT_EQ(static_cast<int>(arena_->Address(room.region, 0)[4095]), 0x5a);
+}
+
+TEST_F(NamedArenaTest, OccupiedSlotsAreNotHandedOutAndTheOthersAre) {
+  OpenNew();
+  const uint32_t region = arena_->Take(4, 4096)->region;
+  Reopen();
+  const uint32_t taken[] = {1, 4, 6};
+  arena_->Occupy(region, 9, 4096, taken);
+  EXPECT_EQ(arena_->used_slots(region), 3u);
+  EXPECT_EQ(arena_->reserved_bytes(), 3 * 4096u);
+  EXPECT_EQ(arena_->domain(region), 9u);
+  EXPECT_GE(directory_->Open(arena_->Number(region), 9).fd, 0) << "readers find it";
+  std::set<uint32_t> slots;
+  for (uint32_t i = 0; i < kRegion / 4096 - 3; ++i) {
+    const auto room = arena_->Take(9, 4096);
+    ASSERT_TRUE(room.has_value());
+    if (room->region == region) slots.insert(room->slot);
+  }
+  EXPECT_EQ(slots.size(), kRegion / 4096 - 3);
+  for (const uint32_t slot : taken) EXPECT_EQ(slots.count(slot), 0u);
+  for (const uint32_t slot : taken) arena_->Give(region, slot);
+  for (const uint32_t slot : slots) arena_->Give(region, slot);
+  EXPECT_EQ(arena_->reserved_bytes(), 0u);
+}
+
+TEST_F(NamedArenaTest, WhatSomebodyHadBeforeIsNewMemoryForEverybody) {
+  OpenNew();
+  const Arena::Room room = *arena_->Take(1, 4096);
+  arena_->Give(room.region, room.slot);
+  Reopen();
+  std::set<uint32_t> found;
+  while (const auto taken = arena_->Take(1, static_cast<uint32_t>(kRegion))) {
+    found.insert(taken->region);
+  }
+  EXPECT_EQ(found.size(), kRegions - 1);
+  EXPECT_EQ(found.count(room.region), 0u);
+  const uint32_t old_number = arena_->Number(room.region);
+  ASSERT_EQ(arena_->BeginInheritedRenewal(), room.region);
+  EXPECT_EQ(arena_->BeginInheritedRenewal(), std::nullopt);
+  arena_->CancelRenewal(room.region);
+  ASSERT_EQ(arena_->BeginInheritedRenewal(), room.region);
+  arena_->FinishRenewal(room.region, *MemoryRegion::CreateNamed(folder_, 40, kRegion));
+  EXPECT_EQ(arena_->Number(room.region), 40u);
+  EXPECT_EQ(table_->region(room.region)->number, 40u);
+  EXPECT_FALSE(table_->region(room.region)->used);
+  EXPECT_EQ(folder_.RegionNumbers().count(old_number), 0u);
+  EXPECT_EQ(arena_->Take(1, 4096)->region, room.region);
 }
 
 }  // namespace

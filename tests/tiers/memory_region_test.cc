@@ -4,6 +4,7 @@
 #include "tiers/memory_region.h"
 
 #include <fcntl.h>
+#include <gmock/gmock.h>
 #include <grp.h>
 #include <gtest/gtest.h>
 #include <linux/memfd.h>
@@ -16,6 +17,8 @@
 #include <cstring>
 #include <string>
 #include <utility>
+
+#include "tests/testing/memory_folder.h"
 
 namespace kvd {
 namespace {
@@ -145,6 +148,49 @@ TEST(MemoryRegionTest, MovesWithItsMemory) {
   const MemoryRegion to = std::move(from);
   EXPECT_EQ(to.data(), data);
   EXPECT_EQ(std::memcmp(to.data(), "payload", 7), 0);
+}
+
+// ---- with a name --------------------------------------------------------------------------------
+
+TEST(NamedRegionTest, IsAllThereAndNobodyElsesToOpen) {
+  const MemoryFolder parent;
+  const ArenaFolder folder = *ArenaFolder::Open(parent.path(), "arena");
+  const auto region = MemoryRegion::CreateNamed(folder, 7, 1u << 20);
+  ASSERT_TRUE(region.ok()) << region.status();
+  EXPECT_EQ(region->number(), 7u);
+  struct stat info;
+  ASSERT_EQ(fstatat(folder.fd(), "region-7", &info, 0), 0);
+  EXPECT_EQ(info.st_mode & 0777, 0600u);
+  EXPECT_EQ(info.st_size, 1 << 20);
+  EXPECT_GE(info.st_blocks * 512, 1 << 20);
+  EXPECT_EQ(mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, region->read_only_fd(), 0),
+            MAP_FAILED);
+  EXPECT_EQ(ftruncate(region->read_only_fd(), 0), -1);
+  EXPECT_EQ(MemoryRegion::CreateNamed(folder, 7, 1u << 20).status().code(),
+            absl::StatusCode::kAlreadyExists);
+}
+
+TEST(NamedRegionTest, MoreThanTheFileSystemHasIsRefusedAndLeavesNothing) {
+  const MemoryFolder parent;
+  const ArenaFolder folder = *ArenaFolder::Open(parent.path(), "arena");
+  const auto region = MemoryRegion::CreateNamed(folder, 1, uint64_t{1} << 46);
+  EXPECT_EQ(region.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(region.status().message()), testing::HasSubstr(folder.path()));
+  EXPECT_TRUE(folder.RegionNumbers().empty());
+}
+
+TEST(NamedRegionTest, OnlyAWholeRegionIsAttached) {
+  const MemoryFolder parent;
+  const ArenaFolder folder = *ArenaFolder::Open(parent.path(), "arena");
+  const std::string path = folder.path() + "/region-1";
+  ASSERT_TRUE(MemoryRegion::CreateNamed(folder, 1, 1u << 20).ok());
+  EXPECT_TRUE(MemoryRegion::Attach(folder, 1, 1u << 20).ok());
+  EXPECT_EQ(MemoryRegion::Attach(folder, 2, 1u << 20).status().code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(MemoryRegion::Attach(folder, 1, 2u << 20).status().code(), absl::StatusCode::kDataLoss);
+  ASSERT_EQ(truncate(path.c_str(), 1u << 19), 0);
+  EXPECT_EQ(MemoryRegion::Attach(folder, 1, 1u << 20).status().code(), absl::StatusCode::kDataLoss);
+  ASSERT_EQ(truncate(path.c_str(), 1u << 20), 0);  // Whole again, with a hole.
+  EXPECT_EQ(MemoryRegion::Attach(folder, 1, 1u << 20).status().code(), absl::StatusCode::kDataLoss);
 }
 
 }  // namespace
