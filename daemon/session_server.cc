@@ -22,6 +22,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "daemon/peer_groups.h"
+#include "daemon/process_identity.h"
 #include "daemon/unix_listener.h"
 #include "proto/types/status.h"
 
@@ -282,6 +283,7 @@ void SessionServer::Accept() {
   peer->domain = *domain;
   peer->uid = credentials.uid;
   peer->pid = credentials.pid;
+  peer->started = ProcessStart(peer->pid).value_or(kUnknownStart);
   peers_[peer->serial] = std::move(peer);
 }
 
@@ -342,7 +344,8 @@ bool SessionServer::Greet(Peer& peer, const SessionHello& hello) {
                             .domain = peer.domain,
                             .uid = peer.uid,
                             .pid = peer.pid,
-                            .finished = hello.finished_session});
+                            .finished = hello.finished_session,
+                            .started = peer.started});
   return Send(peer.socket, &welcome, sizeof welcome, {});
 }
 

@@ -201,6 +201,16 @@ void SlotTable::SetRegion(uint32_t region, const Region& row) {
   Store(place, RegionRow{.number = row.number, .used = row.used, .rows = place->rows});
 }
 
+void SlotTable::ForgetRegion(uint32_t region) {
+  // The slots first: a row of a region that says it has none must not find any when it grows.
+  const uint64_t from = slots_at_ + region * region_stride_;
+  if (fallocate(fd_, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(from),
+                static_cast<off_t>(region_stride_)) != 0) {
+    std::memset(data_ + from, 0, region_stride_);
+  }
+  Store(RegionAt(region), RegionRow{});
+}
+
 std::optional<SlotTable::Region> SlotTable::region(uint32_t region) const {
   const RegionRow& row = *RegionAt(region);
   if (!Intact(row) || row.rows > geometry_.region_bytes / kMinSlotBytes) return std::nullopt;
@@ -213,7 +223,7 @@ SlotTable::StoredSession* SlotTable::SessionAt(uint32_t row) const {
   return At<StoredSession>(sessions_at_) + row;
 }
 
-uint32_t SlotTable::AddSession(const SessionRow& session) {
+uint32_t SlotTable::AddSession(const ReaderRow& session) {
   for (uint32_t row = 0; row < kMaxSessions; ++row) {
     if (SessionAt(row)->taken != 0) continue;
     Store(SessionAt(row), StoredSession{.taken = 1,
@@ -230,14 +240,14 @@ uint32_t SlotTable::AddSession(const SessionRow& session) {
 
 void SlotTable::RemoveSession(uint32_t row) { Store(SessionAt(row), StoredSession{}); }
 
-std::vector<std::pair<uint32_t, SessionRow>> SlotTable::sessions() const {
-  std::vector<std::pair<uint32_t, SessionRow>> sessions;
+std::vector<std::pair<uint32_t, ReaderRow>> SlotTable::sessions() const {
+  std::vector<std::pair<uint32_t, ReaderRow>> sessions;
   for (uint32_t row = 0; row < kMaxSessions; ++row) {
     const StoredSession& stored = *SessionAt(row);
     if (stored.taken == 0) continue;
-    sessions.push_back({row, SessionRow{.token = stored.token,
-                                        .pid = static_cast<pid_t>(stored.pid),
-                                        .started = stored.started}});
+    sessions.push_back({row, ReaderRow{.token = stored.token,
+                                       .pid = static_cast<pid_t>(stored.pid),
+                                       .started = stored.started}});
   }
   return sessions;
 }
