@@ -83,7 +83,11 @@ absl::StatusOr<std::string> NewUuid() {
 absl::StatusOr<DataDirectory> DataDirectory::Open(const std::string& path) {
   DataDirectory directory;
   directory.path_ = path;
-  if (mkdir(path.c_str(), 0700) != 0 && errno != EEXIST) return ErrnoStatus(errno, path);
+  if (mkdir(path.c_str(), 0700) == 0) {
+    chmod(path.c_str(), 0700);  // The umask of the process may have taken our own way in.
+  } else if (errno != EEXIST) {
+    return ErrnoStatus(errno, path);
+  }
   const std::string lock = path + "/lock";
   directory.lock_ = open(lock.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
   if (directory.lock_ < 0) return ErrnoStatus(errno, lock);
