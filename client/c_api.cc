@@ -508,7 +508,8 @@ kvd_status kvd_get(kvd_client* client, const kvd_namespace* ns, const void* keys
     }
     kvd::GetOptions known{.timeout = Microseconds(given.timeout_us),
                           .lease = Microseconds(given.lease_us),
-                          .parent = ReadParent(*ns, given.parent)};
+                          .parent = ReadParent(*ns, given.parent),
+                          .max_blocks = given.max_blocks};
     if (absl::Status status = ReadParts(given.parts, given.part_count, known.parts); !status.ok()) {
       return status;
     }

@@ -294,9 +294,14 @@ typedef struct kvd_get_options {
   const void* parent;
   const kvd_part* parts; /* Which parts of each block; null: all. */
   size_t part_count;
+  /* Since 0.2: copy so many blocks of the list, from its start, and no more; 0: all. The rest of
+   * the list still says how deep the caller means to read, so that what only a shorter prefix would
+   * need (of a window or a state) may be missing. */
+  uint32_t max_blocks;
+  uint32_t reserved; /* 0. */
 } kvd_get_options;
 #define KVD_GET_OPTIONS_INIT \
-  { sizeof(kvd_get_options), 0, 0, NULL, NULL, 0 }
+  { sizeof(kvd_get_options), 0, 0, NULL, NULL, 0, 0, 0 }
 
 typedef struct kvd_get_result {
   size_t struct_size;
@@ -313,7 +318,8 @@ typedef struct kvd_get_result {
 
 /* Looks up, copies and verifies in one round trip. `targets` are block by block, in the order of
  * the parts, each as large as its part. Of a longer list the first 2,048 blocks are copied (or as
- * many as make 16,384 parts), and only they need targets. Targets after `blocks` hold garbage. */
+ * many as make 16,384 parts, or max_blocks), and only they need targets. Targets after `blocks`
+ * hold garbage. */
 KVD_API kvd_status kvd_get(kvd_client* client, const kvd_namespace* ns, const void* keys,
                            size_t blocks, const kvd_buffer* targets, size_t target_count,
                            const kvd_get_options* options, kvd_get_result* result);

@@ -406,6 +406,7 @@ void Control::DropNamespace(NamespaceId ns) {
   rest.descriptor.hash_bytes = info.descriptor.hash_bytes;
   rest.dropped = true;
   info = std::move(rest);
+  if (movement_ != nullptr) movement_->PurgeScope(ns);
   KVD_KILL_POINT("namespace.dropped");
   Record(EventKind::kNamespaceDropped, info.domain, ns, ns);
 }

@@ -273,6 +273,7 @@ class Residency {
       UseInTiers(block, tick);
     }
   }
+  uint64_t tick() const { return tick_; }  // Of the last use.
   void Lease(BlockRef block);
   void Unlease(BlockRef block);
   // False when the part has as many holds as can be counted.

@@ -213,7 +213,7 @@ SlotTable::StoredSession* SlotTable::SessionAt(uint32_t row) const {
   return At<StoredSession>(sessions_at_) + row;
 }
 
-uint32_t SlotTable::AddSession(const SessionRow& session) {
+uint32_t SlotTable::AddSession(const ReaderRow& session) {
   for (uint32_t row = 0; row < kMaxSessions; ++row) {
     if (SessionAt(row)->taken != 0) continue;
     Store(SessionAt(row), StoredSession{.taken = 1,
@@ -230,14 +230,14 @@ uint32_t SlotTable::AddSession(const SessionRow& session) {
 
 void SlotTable::RemoveSession(uint32_t row) { Store(SessionAt(row), StoredSession{}); }
 
-std::vector<std::pair<uint32_t, SessionRow>> SlotTable::sessions() const {
-  std::vector<std::pair<uint32_t, SessionRow>> sessions;
+std::vector<std::pair<uint32_t, ReaderRow>> SlotTable::sessions() const {
+  std::vector<std::pair<uint32_t, ReaderRow>> sessions;
   for (uint32_t row = 0; row < kMaxSessions; ++row) {
     const StoredSession& stored = *SessionAt(row);
     if (stored.taken == 0) continue;
-    sessions.push_back({row, SessionRow{.token = stored.token,
-                                        .pid = static_cast<pid_t>(stored.pid),
-                                        .started = stored.started}});
+    sessions.push_back({row, ReaderRow{.token = stored.token,
+                                       .pid = static_cast<pid_t>(stored.pid),
+                                       .started = stored.started}});
   }
   return sessions;
 }

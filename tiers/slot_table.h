@@ -55,12 +55,12 @@ struct SlotRow {
 static_assert(sizeof(SlotRow) == 128);
 
 // A session that may hold parts of this arena.
-struct SessionRow {
+struct ReaderRow {
   std::array<uint8_t, 16> token{};
   pid_t pid = 0;
   uint64_t started = 0;  // As /proc/PID/stat says; 0: not known.
 
-  friend bool operator==(const SessionRow& a, const SessionRow& b) = default;
+  friend bool operator==(const ReaderRow& a, const ReaderRow& b) = default;
 };
 
 // A scope as the next process will know it.
@@ -115,9 +115,9 @@ class SlotTable {
   // --- sessions ----------------------------------------------------------------------------------
 
   // The row. kNone: there are too many; then the next process trusts nothing here.
-  uint32_t AddSession(const SessionRow& session);
+  uint32_t AddSession(const ReaderRow& session);
   void RemoveSession(uint32_t row);
-  std::vector<std::pair<uint32_t, SessionRow>> sessions() const;
+  std::vector<std::pair<uint32_t, ReaderRow>> sessions() const;
 
   // --- scopes ------------------------------------------------------------------------------------
 

@@ -171,6 +171,46 @@ TEST_F(CApiTest, PartsOfSeveralGroupsGoWhereTheNamespaceSays) {
   EXPECT_EQ(std::memcmp(copy.bytes.data(), chain.bytes.data(), kPartBytes), 0);
 }
 
+// A window of two blocks: of a chain of four, what the first two have of it is not needed.
+TEST_F(CApiTest, APieceOfAPrefixIsGotAsWhatItIsThePrefixFor) {
+  Chain chain(4);
+  const kvd_part full[] = {{0, 0}};
+  kvd_put_options only_full = KVD_PUT_OPTIONS_INIT;
+  only_full.parts = full;
+  only_full.part_count = 1;
+  kvd_put_result put = KVD_PUT_RESULT_INIT;
+  const kvd_const_buffer heads[] = {chain.sources[0], chain.sources[3]};
+  ASSERT_EQ(kvd_put(client_, ns_, chain.keys.data(), 2, heads, 2, &only_full, &put), KVD_OK);
+  kvd_put_options below = KVD_PUT_OPTIONS_INIT;
+  below.parent = chain.keys.data() + 32;
+  ASSERT_EQ(kvd_put(client_, ns_, chain.keys.data() + 64, 2, &chain.sources[6], 6, &below, &put),
+            KVD_OK);
+  ASSERT_EQ(put.stored, 2u);
+  const std::string stored = std::exchange(chain.bytes, std::string(chain.bytes.size(), 'x'));
+  for (size_t i = 0; i < chain.targets.size(); ++i) {  // Where the bytes are now.
+    chain.targets[i].data =
+        chain.bytes.data() + (static_cast<const char*>(chain.sources[i].data) - stored.data());
+  }
+  kvd_get_options options = KVD_GET_OPTIONS_INIT;
+  options.parts = full;
+  options.part_count = 1;
+  kvd_get_result got = KVD_GET_RESULT_INIT;
+  const kvd_buffer targets[] = {chain.targets[0], chain.targets[3]};
+
+  ASSERT_EQ(kvd_get(client_, ns_, chain.keys.data(), 2, targets, 2, &options, &got), KVD_OK);
+  EXPECT_EQ(got.blocks, 0u);  // A prefix of two has no window.
+  options.max_blocks = 2;
+  ASSERT_EQ(kvd_get(client_, ns_, chain.keys.data(), 4, targets, 2, &options, &got), KVD_OK)
+      << kvd_error_message();
+
+  EXPECT_EQ(got.hit_blocks, 4u);
+  EXPECT_EQ(got.blocks, 2u);
+  for (const size_t block : {0, 1}) {
+    const size_t from = block * 2 * kPartBytes;
+    EXPECT_EQ(chain.bytes.substr(from, kPartBytes), stored.substr(from, kPartBytes));
+  }
+}
+
 TEST_F(CApiTest, SomePartsAndARangeOfThemCanBeReadInPlace) {
   const Chain chain(2);
   Put(chain);

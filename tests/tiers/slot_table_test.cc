@@ -106,7 +106,7 @@ TEST_F(SlotTableTest, WhatWasPutIsThereForTheNext) {
   EXPECT_EQ(table->scope(1), (ScopeRow{"batch", "canonical"}));
   EXPECT_EQ(table->scope(2), std::nullopt);
   EXPECT_THAT(table->sessions(),
-              ElementsAre(Pair(1u, SessionRow{.token = {6}, .pid = 78, .started = 1235})));
+              ElementsAre(Pair(1u, ReaderRow{.token = {6}, .pid = 78, .started = 1235})));
   EXPECT_THAT(Slots(*table, 1), ElementsAre(0, 5, 2047));
   EXPECT_THAT(Slots(*table, 0), IsEmpty());
   table->ForEach(1, [&](uint32_t slot, const SlotRow* row) {

@@ -282,21 +282,26 @@ class Client:
 
     def get(self, namespace: Namespace, keys: Keys, targets: Buffers, *,
             parts: Optional[Parts] = None, parent: Optional[bytes] = None, lease: float = 0,
-            timeout: Optional[float] = None) -> GetResult:
+            max_blocks: int = 0, timeout: Optional[float] = None) -> GetResult:
         """Finds, copies and verifies up to 2,048 blocks in one round trip.
 
         targets: a writable buffer for each part of each block, of the part's size; or one for all of
           them, back to back. What lies after `GetResult.blocks` holds garbage.
         parts: which (group, shard) of each block; None: all.
+        max_blocks: copy so many of the list, from its start, which then are those that need targets; 0:
+          all. The rest of the list says how deep the caller means to read, so that what only a shorter
+          prefix would need, of a window or a state, may be missing.
         """
         packed, blocks = _pack(namespace, keys)
         part_array, part_count = _parts(parts)
+        wanted = min(blocks, max_blocks) if max_blocks else blocks
         options = library.GetOptions(
+            max_blocks=max_blocks,
             timeout_us=_microseconds(timeout), lease_us=_microseconds(lease),
             parent=_parent(namespace, parent), parts=part_array, part_count=part_count)
         result = library.GetResult()
         with Borrowed(writable=True) as borrowed:
-            array = borrowed.array(targets, namespace._sizes(parts, blocks))
+            array = borrowed.array(targets, namespace._sizes(parts, wanted))
             check(kvd.kvd_get(self._handle, namespace._handle, packed, blocks, array, len(array),
                               ctypes.byref(options), ctypes.byref(result)))
         return GetResult(result.hit_blocks, result.blocks, result.damaged, result.lease_id)

@@ -75,7 +75,8 @@ class LookupResult(Growing):
 
 class GetOptions(Growing):
     _fields_ = [("struct_size", c_size_t), ("timeout_us", c_uint64), ("lease_us", c_uint64),
-                ("parent", c_char_p), ("parts", POINTER(Part)), ("part_count", c_size_t)]
+                ("parent", c_char_p), ("parts", POINTER(Part)), ("part_count", c_size_t),
+                ("max_blocks", c_uint32), ("reserved", c_uint32)]
 
 
 class GetResult(Growing):

@@ -117,6 +117,16 @@ class ShapesTest(WithDaemon):
         self.assertEqual(tail, page(2) + page(3))
         self.assertEqual(orphan.states, [kvd.PutState.NO_PARENT])
 
+    def test_a_piece_of_a_longer_prefix(self):
+        model = self.client.register(MODEL)
+        self.client.put(model, keys(4), [page(i) for i in range(4)])
+        target = bytearray(2 * PART)
+
+        got = self.client.get(model, keys(4)[1:], target, parent=keys(1)[0], max_blocks=2)
+
+        self.assertEqual((got.hit_blocks, got.blocks), (3, 2))
+        self.assertEqual(target, page(1) + page(2))
+
     def test_announced_bytes_are_one_a_block(self):
         model = self.client.register(MODEL)
         with self.assertRaisesRegex(kvd.Unimplemented, "announce"):  # By the daemon, which saw them.
