@@ -9,6 +9,7 @@
 #include "absl/container/flat_hash_set.h"
 #include "proto/types/check.h"
 #include "proto/types/checksum.h"
+#include "proto/types/safety.h"
 #include "tiers/nvme_buffer.h"
 
 namespace kvd {
@@ -276,7 +277,7 @@ void Recoverer::SeeSegmentRow(const SegmentRow& row) {
   const bool same_end = row.has_trailer
                             ? scan->trailer && scan->trailer->incarnation == row.incarnation
                             : !scan->trailer || scan->trailer->incarnation < row.incarnation;
-  scan->trusted = row.sealed && same_life && same_end;
+  scan->trusted = (row.sealed && same_life && same_end) || !SafetyOn(Safety::kDataBeforeIndex);
   scan->incarnation = row.incarnation;
 }
 
@@ -419,7 +420,7 @@ bool Recoverer::Lives(const RecordHeader& header) {
     ++report_.of_unknown_scope;
     return false;
   }
-  if (header.epoch != input_.scopes[scope - 1].epoch) {
+  if (header.epoch != input_.scopes[scope - 1].epoch && SafetyOn(Safety::kEpoch)) {
     ++report_.of_dead_epoch;
     return false;
   }
@@ -502,8 +503,10 @@ Recovered Recoverer::Judge() {
   std::vector<bool> dead(recovered.records.size());
   // A power loss may leave the header of a copy that was on its way, and not all of its payload,
   // while the original is still where it was.
-  KeepLatest(recovered.records, dead,
-             [&](uint32_t i) { return durable[i] || PayloadIsWhole(recovered.records[i]); });
+  KeepLatest(recovered.records, dead, [&](uint32_t i) {
+    return durable[i] || !SafetyOn(Safety::kDataBeforeIndex) ||
+           PayloadIsWhole(recovered.records[i]);
+  });
   size_t kept = 0;
   for (size_t i = 0; i < recovered.records.size(); ++i) {
     if (dead[i]) {
