@@ -193,7 +193,7 @@ class SegmentDevice {
     RecordPlace place;  // Of a read; local.
     RecordInfo info;
     uint64_t incarnation = 0;
-    absl::Span<std::byte> small_target;  // Copied there afterwards.
+    absl::Span<std::byte> target;  // Of a read. Small ones are copied there afterwards.
     uint64_t bytes = 0;
     uint64_t bytes_ahead = 0;  // Of reads, when it was submitted; with its own.
     uint32_t copy = 0;

@@ -6,6 +6,7 @@
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "proto/types/checksum.h"
+#include "proto/types/kill_point.h"
 #include "proto/types/view.h"
 #include "tiers/nvme_buffer.h"
 
@@ -232,9 +233,13 @@ absl::Status StoreSuperblock(NvmeDevice& device, const Superblock& superblock, u
   }
   NvmeBuffer bytes(encoded->size());
   std::memcpy(bytes.data(), encoded->data(), encoded->size());
+  KVD_KILL_POINT("superblock.before_write");
   const absl::Status written = device.WriteNow(copy * kSuperblockCopyBytes, bytes.span());
   if (!written.ok()) return written;
-  return device.SyncNow();
+  KVD_KILL_POINT("superblock.written");
+  const absl::Status synced = device.SyncNow();
+  KVD_KILL_POINT("superblock.synced");
+  return synced;
 }
 
 }  // namespace kvd
