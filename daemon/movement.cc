@@ -231,6 +231,7 @@ bool Movement::Admitted(BlockRef victim, Nanos now) {
       above == 0 ? block.depth + 1 : block.depth - residency_.block(above).depth;
   uint64_t bytes = 0;
   for (PartRef part = block.first_part; part != 0; part = residency_.part(part).next) {
+    if (residency_.part(part).length > tier_.max_payload_bytes()) return false;
     bytes += NvmeTier::RoomOf(residency_.part(part).length);
   }
   return admission_.Admit({.ns = block.ns,
