@@ -12,11 +12,13 @@ class App;
 namespace kvd {
 
 void AddConvertCommand(CLI::App& app);  // bench/convert.cc
+void AddCrashCommand(CLI::App& app);    // bench/crash.cc
 void AddHostileCommand(CLI::App& app);  // bench/hostile.cc
 void AddMicroCommand(CLI::App& app);    // bench/micro.cc
 void AddReplayCommand(CLI::App& app);   // bench/replay.cc
 void AddSimCommand(CLI::App& app);      // bench/sim.cc
 
+void AddCrashPeerCommand(CLI::App& app);    // bench/crash.cc; hidden: only crash starts it
 void AddHostilePeerCommand(CLI::App& app);  // bench/hostile.cc; hidden: only hostile starts it
 void AddMicroPeerCommand(CLI::App& app);    // bench/micro_peer.cc; hidden: only micro starts it
 void AddPeerDriverCommand(CLI::App& app);   // bench/peers_kvd.cc; hidden: only bench/peers does

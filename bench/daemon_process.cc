@@ -83,9 +83,13 @@ absl::Status DaemonProcess::Launch(const Options& options) {
   }
   if (access(program.c_str(), X_OK) != 0) return ErrnoStatus(errno, program);
 
-  std::string folder = "/tmp/kvd-bench.XXXXXX";
-  if (mkdtemp(folder.data()) == nullptr) return ErrnoStatus(errno, "creating a folder in /tmp");
-  folder_ = folder;
+  folder_ = options.folder;
+  if (folder_.empty()) {
+    std::string folder = "/tmp/kvd-bench.XXXXXX";
+    if (mkdtemp(folder.data()) == nullptr) return ErrnoStatus(errno, "creating a folder in /tmp");
+    folder_ = folder;
+    folder_is_ours_ = true;
+  }
   endpoint_ = absl::StrCat("unix:", folder_, "/kvd.sock");
   const std::string log_path = folder_ + "/kvd.log";
   const int log = open(log_path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
@@ -130,7 +134,12 @@ absl::Status DaemonProcess::WaitUntilReady(absl::Duration timeout) {
     char bytes[256];
     const ssize_t got = read(ready_fd_, bytes, sizeof bytes);
     if (got < 0 && errno == EINTR) continue;
-    if (got <= 0) return absl::UnavailableError(absl::StrCat("kvd did not start", LogTail()));
+    if (got <= 0) {
+      if (WaitForExit(stop_timeout_) && was_killed()) {
+        return absl::AbortedError("kvd was killed before it was ready");
+      }
+      return absl::UnavailableError(absl::StrCat("kvd did not start", LogTail()));
+    }
     line.append(bytes, static_cast<size_t>(got));
   }
   ready_line_ = line.substr(0, line.find('\n'));
@@ -145,13 +154,28 @@ std::string DaemonProcess::Said(const std::string& name) const {
 }
 
 bool DaemonProcess::WaitForExit(absl::Duration timeout) {
+  if (pid_ < 0) return true;
   const absl::Time deadline = absl::Now() + timeout;
   pollfd ended = {.fd = pidfd_, .events = POLLIN, .revents = 0};
   int polled;
   do {
     polled = poll(&ended, 1, MillisecondsLeft(deadline));
   } while (polled < 0 && errno == EINTR);
-  return polled > 0 && waitpid(pid_, &wait_status_, 0) == pid_;
+  if (polled <= 0 || waitpid(pid_, &wait_status_, 0) != pid_) return false;
+  pid_ = -1;
+  return true;
+}
+
+bool DaemonProcess::was_killed() const {
+  return pid_ < 0 && WIFSIGNALED(wait_status_) && WTERMSIG(wait_status_) == SIGKILL;
+}
+
+void DaemonProcess::Kill() {
+  if (pid_ < 0) return;
+  kill(pid_, SIGKILL);
+  while (waitpid(pid_, &wait_status_, 0) < 0 && errno == EINTR) {
+  }
+  pid_ = -1;
 }
 
 absl::Status DaemonProcess::Stop() {
@@ -162,23 +186,20 @@ absl::Status DaemonProcess::Stop() {
       status = absl::DeadlineExceededError(absl::StrCat("kvd did not end within ",
                                                         absl::FormatDuration(stop_timeout_),
                                                         " of SIGTERM", LogTail()));
-      kill(pid_, SIGKILL);
-      while (waitpid(pid_, &wait_status_, 0) < 0 && errno == EINTR) {
-      }
+      Kill();
     } else if (!WIFEXITED(wait_status_) || WEXITSTATUS(wait_status_) != 0) {
       const std::string how = WIFEXITED(wait_status_)
                                   ? absl::StrCat("exited with ", WEXITSTATUS(wait_status_))
                                   : absl::StrCat("was ended by signal ", WTERMSIG(wait_status_));
       status = absl::InternalError(absl::StrCat("kvd ", how, LogTail()));
     }
-    pid_ = -1;
   }
   for (int* fd : {&pidfd_, &ready_fd_}) {
     if (*fd >= 0) close(std::exchange(*fd, -1));
   }
-  if (!folder_.empty()) {
+  if (std::exchange(folder_is_ours_, false)) {
     std::error_code error;  // What cannot be removed from /tmp is no reason to fail.
-    std::filesystem::remove_all(std::exchange(folder_, ""), error);
+    std::filesystem::remove_all(folder_, error);
   }
   return status;
 }

@@ -32,6 +32,8 @@ namespace {
 constexpr uint64_t kDaemonDescriptors = 256;
 constexpr absl::Duration kStartTimeout = absl::Seconds(30);
 constexpr absl::Duration kSettleTimeout = absl::Seconds(10);
+// What has gone is not at once given back: the daemon trims its heap every two seconds.
+constexpr absl::Duration kMemorySettles = absl::Seconds(4);
 constexpr absl::Duration kPoll = absl::Milliseconds(2);
 constexpr int kAttackerNice = 19;
 
@@ -109,6 +111,7 @@ class Run {
   absl::StatusOr<std::unique_ptr<ChildProcess>> StartPeer(std::string_view kind, uint32_t index);
   absl::Status RunPhase(uint32_t number);
   absl::Status CheckClients();
+  absl::Status Rest();
   absl::StatusOr<v1::StatusReply> StatusAtRest();
   template <typename Field>
   uint64_t Sum(Field field) const {
@@ -171,9 +174,8 @@ absl::Status Run::CheckClients() {
   return absl::OkStatus();
 }
 
-// With every client paused and nothing in its hands. What the daemon has yet to take back from
-// those that are gone has some time for it.
-absl::StatusOr<v1::StatusReply> Run::StatusAtRest() {
+// Every client is paused and has nothing in its hands.
+absl::Status Run::Rest() {
   board_->phase.store(HostileBoard::kPaused);
   const absl::Time deadline = absl::Now() + kStartTimeout;
   for (const HostileBoard::Client& client : board_->clients) {
@@ -183,6 +185,14 @@ absl::StatusOr<v1::StatusReply> Run::StatusAtRest() {
       absl::SleepFor(kPoll);
     }
   }
+  return absl::OkStatus();
+}
+
+// At rest, and after the same wait whenever it is asked for. What the daemon has yet to take back
+// from those that are gone has some more time.
+absl::StatusOr<v1::StatusReply> Run::StatusAtRest() {
+  if (absl::Status status = Rest(); !status.ok()) return status;
+  absl::SleepFor(kMemorySettles);
   const absl::Time settled = absl::Now() + kSettleTimeout;
   while (true) {
     absl::StatusOr<v1::StatusReply> status = AskStatus(endpoint_);
@@ -238,7 +248,9 @@ std::vector<double> Run::SamplesOf(uint32_t phase) const {
 absl::StatusOr<HostileResult> Run::All() {
   if (absl::Status status = Start(); !status.ok()) return status;
   // Both have stored their chains when they have paused.
-  if (absl::Status status = StatusAtRest().status(); !status.ok()) return status;
+  if (absl::Status status = Rest(); !status.ok()) return status;
+  // What serves the doors has its threads before the memory is read for the first time.
+  if (std::string why = Newcomer(endpoint_); !why.empty()) return absl::UnavailableError(why);
   board_->phase.store(HostileBoard::kRunning);
   absl::SleepFor(phase_time_ / 4);  // Warm.
 

@@ -23,6 +23,9 @@ namespace kvd {
 namespace {
 
 constexpr uint32_t kChains = 4;
+// What makes our share of a daemon of 256 MiB full, so that from the first round on what is new
+// pushes out what is old: the memory before and after is that of the same state.
+constexpr uint32_t kFillChains = 32;
 constexpr uint32_t kLookupsPerRound = 4;
 constexpr uint32_t kGetBlocks = 16;
 constexpr uint32_t kPutBlocks = 4;
@@ -59,6 +62,10 @@ class GoodClient {
     ns_ = *std::move(ns);
     for (const std::string& keys : chains_) {
       absl::Status status = Put(keys);
+      if (!status.ok()) return status;
+    }
+    while (next_chain_ < kFillChains) {
+      absl::Status status = Put(HostileKeys(index_, kChains + next_chain_++, kHostileChainBlocks));
       if (!status.ok()) return status;
     }
     return absl::OkStatus();

@@ -7,6 +7,8 @@ int main(int argc, char** argv) {
   CLI::App app("Replays recorded traces, simulates policies and measures kvd.", "kvd-bench");
   app.require_subcommand(1);
   kvd::AddConvertCommand(app);
+  kvd::AddCrashCommand(app);
+  kvd::AddCrashPeerCommand(app);
   kvd::AddHostileCommand(app);
   kvd::AddHostilePeerCommand(app);
   kvd::AddMicroCommand(app);

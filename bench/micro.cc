@@ -13,8 +13,8 @@ absl::StatusOr<std::vector<MicroRow>> Micro(const MicroOptions& options) {
   absl::StatusOr<std::vector<std::string_view>> selected = SelectMicroRows(options.only);
   if (!selected.ok()) return selected.status();
   MicroRun run(options, *std::move(selected));
-  for (const auto& measure :
-       {MeasureLookups, MeasureIndex, MeasurePayload, MeasureStream, MeasureManyParts}) {
+  for (const auto& measure : {MeasureLookups, MeasureIndex, MeasurePayload, MeasureStream,
+                              MeasureNvme, MeasureManyParts}) {
     const absl::Status status = measure(run);
     run.Place(Placement::kAnywhere);
     if (!status.ok()) std::cerr << "kvd-bench micro: " << status.message() << std::endl;

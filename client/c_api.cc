@@ -10,6 +10,7 @@
 #include <memory>
 #include <mutex>
 #include <new>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -17,6 +18,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "client/async_lookup.h"
 #include "client/c_structs.h"
 #include "client/client.h"
 #include "client/kvd.h"
@@ -24,8 +26,11 @@
 
 struct kvd_client {
   explicit kvd_client(kvd::ClientOptions options) : client(std::move(options)) {}
+  ~kvd_client() { lookups->Stop(); }
 
   kvd::Client client;
+  // Shared with what it started. Stopped first, while the client is there.
+  const std::shared_ptr<kvd::AsyncLookups> lookups = std::make_shared<kvd::AsyncLookups>(client);
   uint64_t serial = 0;  // Of all clients of this process.
   uint32_t forks = 0;   // Those that this process had gone through.
 };
@@ -37,6 +42,12 @@ struct kvd_namespace {
 
 struct kvd_chain {
   kvd::LoadedChain chain;
+  uint32_t forks = 0;
+};
+
+struct kvd_pending {
+  std::shared_ptr<kvd::AsyncLookups> lookups;
+  kvd::AsyncLookups::Ticket ticket;
   uint32_t forks = 0;
 };
 
@@ -241,6 +252,36 @@ absl::Status CheckRange(const kvd_chain& chain, uint32_t first, uint32_t blocks,
   return absl::OkStatus();
 }
 
+// What the two ways to look up have in common.
+absl::Status ReadLookup(const kvd_client* client, const kvd_namespace* ns, const void* keys,
+                        size_t blocks, const kvd_lookup_options* options, std::string_view& packed,
+                        kvd::LookupOptions& known) {
+  if (absl::Status status = CheckCall(client, ns); !status.ok()) return status;
+  kvd_lookup_options given;
+  if (absl::Status status = ReadStruct(options, "options", given); !status.ok()) return status;
+  known = {.timeout = Microseconds(given.timeout_us),
+           .lease = Microseconds(given.lease_us),
+           .parent = ReadParent(*ns, given.parent)};
+  return ReadKeys(*ns, keys, blocks, packed);
+}
+
+absl::Status TellLookup(const kvd::LookupResult& found, ResultOf<kvd_lookup_result>& told) {
+  told->hit_blocks = found.hit_blocks;
+  told->lease_id = found.lease_id;
+  told->load_time_us = static_cast<uint64_t>(absl::ToInt64Microseconds(found.load_time));
+  static_assert(sizeof told->tier_blocks == sizeof found.tier_blocks);
+  std::copy(found.tier_blocks.begin(), found.tier_blocks.end(), told->tier_blocks);
+  return found.status;
+}
+
+absl::Status CheckPending(const kvd_pending* pending) {
+  if (pending == nullptr) return InvalidArgumentError("pending: null");
+  if (pending->forks != forks.load(std::memory_order_relaxed)) {
+    return absl::FailedPreconditionError("pending: started before fork(), by another process");
+  }
+  return absl::OkStatus();
+}
+
 // Before the first client.
 void NoticeForks() {
   static std::once_flag once;
@@ -389,21 +430,54 @@ kvd_status kvd_lookup(kvd_client* client, const kvd_namespace* ns, const void* k
   return Guarded([&] {
     ResultOf told(result);
     if (absl::Status status = told.Open("result"); !status.ok()) return status;
-    if (absl::Status status = CheckCall(client, ns); !status.ok()) return status;
-    kvd_lookup_options given;
-    if (absl::Status status = ReadStruct(options, "options", given); !status.ok()) return status;
     std::string_view packed;
-    if (absl::Status status = ReadKeys(*ns, keys, blocks, packed); !status.ok()) return status;
-    const kvd::LookupResult found =
-        client->client.Lookup(ns->value, packed,
-                              {.timeout = Microseconds(given.timeout_us),
-                               .lease = Microseconds(given.lease_us),
-                               .parent = ReadParent(*ns, given.parent)});
-    told->hit_blocks = found.hit_blocks;
-    told->lease_id = found.lease_id;
-    told->load_time_us = static_cast<uint64_t>(absl::ToInt64Microseconds(found.load_time));
-    return found.status;
+    kvd::LookupOptions known;
+    absl::Status status = ReadLookup(client, ns, keys, blocks, options, packed, known);
+    if (!status.ok()) return status;
+    return TellLookup(client->client.Lookup(ns->value, packed, known), told);
   });
+}
+
+kvd_status kvd_lookup_start(kvd_client* client, const kvd_namespace* ns, const void* keys,
+                            size_t blocks, const kvd_lookup_options* options,
+                            kvd_pending** pending) {
+  return Guarded([&]() -> absl::Status {
+    if (pending == nullptr) return InvalidArgumentError("pending: null");
+    *pending = nullptr;
+    std::string_view packed;
+    kvd::LookupOptions known;
+    absl::Status status = ReadLookup(client, ns, keys, blocks, options, packed, known);
+    if (!status.ok()) return status;
+    auto made = std::make_unique<kvd_pending>();
+    absl::StatusOr<kvd::AsyncLookups::Ticket> ticket =
+        client->lookups->Start(ns->value, packed, known);
+    if (!ticket.ok()) return ticket.status();
+    made->lookups = client->lookups;
+    made->ticket = *std::move(ticket);
+    made->forks = client->forks;
+    *pending = made.release();
+    return absl::OkStatus();
+  });
+}
+
+kvd_status kvd_lookup_poll(kvd_pending* pending, int32_t* done, kvd_lookup_result* result) {
+  return Guarded([&] {
+    if (done == nullptr) return InvalidArgumentError("done: null");
+    *done = 0;
+    ResultOf told(result);
+    if (absl::Status status = told.Open("result"); !status.ok()) return status;
+    if (absl::Status status = CheckPending(pending); !status.ok()) return status;
+    const std::optional<kvd::LookupResult> found = pending->lookups->Poll(pending->ticket);
+    if (!found.has_value()) return absl::OkStatus();
+    *done = 1;
+    return TellLookup(*found, told);
+  });
+}
+
+void kvd_pending_destroy(kvd_pending* pending) {
+  if (!CheckPending(pending).ok()) return;  // In a child its locks may be held by nobody.
+  pending->lookups->Leave(pending->ticket);
+  delete pending;
 }
 
 void kvd_release_lease(kvd_client* client, uint64_t lease_id) {
@@ -434,7 +508,8 @@ kvd_status kvd_get(kvd_client* client, const kvd_namespace* ns, const void* keys
     }
     kvd::GetOptions known{.timeout = Microseconds(given.timeout_us),
                           .lease = Microseconds(given.lease_us),
-                          .parent = ReadParent(*ns, given.parent)};
+                          .parent = ReadParent(*ns, given.parent),
+                          .max_blocks = given.max_blocks};
     if (absl::Status status = ReadParts(given.parts, given.part_count, known.parts); !status.ok()) {
       return status;
     }

@@ -20,6 +20,7 @@
 
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -76,6 +77,8 @@ struct LookupResult {
   uint32_t hit_blocks = 0;   // Longest prefix that every group can serve.
   uint64_t lease_id = 0;     // 0: none. End it by ReleaseLease(), or let it run out.
   absl::Duration load_time;  // The daemon's estimate.
+  // Blocks of the prefix by the coldest tier of their parts, at the numbers of the wire's Tier.
+  std::array<uint32_t, 8> tier_blocks{};
 };
 
 // Extents of a prefix, held until this object goes. Move-only. Reading them in place is as safe as
@@ -128,6 +131,9 @@ struct GetOptions {
   std::vector<PartId> parts;                    // Empty: all of the namespace.
   absl::Duration lease = absl::ZeroDuration();  // Zero: none.
   std::string_view parent;                      // Hash before the first key, or empty.
+  // Copied of the list, from its start; 0: all. The rest of it still says how deep the caller means
+  // to read: what only a shorter prefix would need, of a window or a state, may be missing.
+  uint32_t max_blocks = 0;
 };
 
 struct GetResult {
@@ -201,8 +207,8 @@ class Client {
   LoadResult Load(const Namespace& ns, std::string_view keys, const LoadOptions& options = {});
 
   // Lookup, copy and verify in one round trip. `targets` are block by block, in the order of the
-  // parts. Of a longer list, the first 2,048 blocks are copied (or as many as make 16,384 parts),
-  // and only they need targets. Blocks after result.blocks hold garbage.
+  // parts. Of a longer list, the first 2,048 blocks are copied (or as many as make 16,384 parts, or
+  // max_blocks), and only they need targets. Blocks after result.blocks hold garbage.
   GetResult Get(const Namespace& ns, std::string_view keys,
                 absl::Span<const absl::Span<std::byte>> targets, const GetOptions& options = {});
 

@@ -132,6 +132,10 @@ LookupResult Client::Impl::Lookup(const Namespace& ns, std::string_view keys,
   result.hit_blocks = std::min(reply.hit_blocks(), *count);
   if (reply.lease() == v1::LEASE_GRANTED) result.lease_id = reply.lease_id();
   result.load_time = absl::Microseconds(reply.load_time_us());
+  for (const v1::TierShare& share : reply.tiers()) {  // A newer daemon may have more tiers.
+    const auto tier = static_cast<size_t>(share.tier());
+    if (tier < result.tier_blocks.size()) result.tier_blocks[tier] = share.blocks();
+  }
   return result;
 }
 
@@ -156,7 +160,8 @@ GetResult Client::Impl::Get(const Namespace& ns, std::string_view keys,
   if (!lease_ms.ok()) return {lease_ms.status()};
   const absl::StatusOr<Selection> parts = Select(**known, options.parts);
   if (!parts.ok()) return {parts.status()};
-  const uint32_t wanted = std::min(*count, PageBlocks(parts->size()));
+  uint32_t wanted = std::min(*count, PageBlocks(parts->size()));
+  if (options.max_blocks > 0) wanted = std::min(wanted, options.max_blocks);
   if (targets.size() < wanted * parts->size()) {
     return {absl::InvalidArgumentError("targets: fewer than blocks times parts")};
   }
@@ -211,7 +216,9 @@ GetResult Client::Impl::Get(const Namespace& ns, std::string_view keys,
   ExtentReader extents(*(*link)->session, reply.extents(), deadline);
   std::vector<bool> usable(blocks * parts->size(), false);
   std::vector<uint32_t> damaged;
-  bool as_promised = blocks == result.hit_blocks;
+  // So far; also of a get that was asked to stop earlier.
+  bool as_promised =
+      blocks == (options.max_blocks > 0 ? std::min(result.hit_blocks, wanted) : result.hit_blocks);
   uint32_t copied = 0;
   for (bool whole = true; whole && copied < blocks; copied += whole) {
     if (absl::Now() > deadline) {

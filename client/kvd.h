@@ -240,9 +240,23 @@ typedef struct kvd_lookup_result {
   uint32_t reserved;     /* 0. */
   uint64_t lease_id;     /* 0: none. End it by kvd_release_lease(), or let it run out. */
   uint64_t load_time_us; /* The daemon's estimate of what a get of them takes. */
+  /* Since 0.2: blocks of the prefix by the coldest tier of their parts, at KVD_TIER_ numbers. All 0
+   * where the daemon does not say. */
+  uint32_t tier_blocks[8];
 } kvd_lookup_result;
-#define KVD_LOOKUP_RESULT_INIT \
-  { sizeof(kvd_lookup_result), 0, 0, 0, 0 }
+#define KVD_LOOKUP_RESULT_INIT                   \
+  {                                              \
+    sizeof(kvd_lookup_result), 0, 0, 0, 0, { 0 } \
+  }
+
+/* Media, from the hottest. */
+enum {
+  KVD_TIER_HBM = 1,
+  KVD_TIER_DRAM = 2,
+  KVD_TIER_FAR = 3,
+  KVD_TIER_NVME = 4,
+  KVD_TIER_POOL = 5
+};
 
 /* The longest stored prefix of up to 32,768 blocks. `options` may be null. */
 KVD_API kvd_status kvd_lookup(kvd_client* client, const kvd_namespace* ns, const void* keys,
@@ -251,6 +265,25 @@ KVD_API kvd_status kvd_lookup(kvd_client* client, const kvd_namespace* ns, const
 
 /* Ends a lease; the news rides on a later call. 0 is ignored. */
 KVD_API void kvd_release_lease(kvd_client* client, uint64_t lease_id);
+
+/* A lookup that nobody sits out, for a thread that must not wait. Since 0.2. */
+typedef struct kvd_pending kvd_pending;
+
+/* Starts a lookup and returns without waiting for the daemon; takes copies of what it is given. Its
+ * timeout counts from now. One thread of the client makes them one after another.
+ * KVD_RESOURCE_EXHAUSTED: 256 wait already. */
+KVD_API kvd_status kvd_lookup_start(kvd_client* client, const kvd_namespace* ns, const void* keys,
+                                    size_t blocks, const kvd_lookup_options* options,
+                                    kvd_pending** pending);
+
+/* Whether it has ended; never waits. *done becomes 0, beside KVD_OK and an empty result, or 1,
+ * beside what kvd_lookup() would have returned: the lease is then the caller's to release. Asked
+ * again it says the same. */
+KVD_API kvd_status kvd_lookup_poll(kvd_pending* pending, int32_t* done, kvd_lookup_result* result);
+
+/* Ends it, at any time, also after its client; the lease of an answer that was not polled, or that
+ * comes yet, is released. Null is ignored. */
+KVD_API void kvd_pending_destroy(kvd_pending* pending);
 
 /* ---- Get: into the caller's memory ------------------------------------------------------------*/
 
@@ -261,9 +294,14 @@ typedef struct kvd_get_options {
   const void* parent;
   const kvd_part* parts; /* Which parts of each block; null: all. */
   size_t part_count;
+  /* Since 0.2: copy so many blocks of the list, from its start, and no more; 0: all. The rest of
+   * the list still says how deep the caller means to read, so that what only a shorter prefix would
+   * need (of a window or a state) may be missing. */
+  uint32_t max_blocks;
+  uint32_t reserved; /* 0. */
 } kvd_get_options;
 #define KVD_GET_OPTIONS_INIT \
-  { sizeof(kvd_get_options), 0, 0, NULL, NULL, 0 }
+  { sizeof(kvd_get_options), 0, 0, NULL, NULL, 0, 0, 0 }
 
 typedef struct kvd_get_result {
   size_t struct_size;
@@ -280,7 +318,8 @@ typedef struct kvd_get_result {
 
 /* Looks up, copies and verifies in one round trip. `targets` are block by block, in the order of
  * the parts, each as large as its part. Of a longer list the first 2,048 blocks are copied (or as
- * many as make 16,384 parts), and only they need targets. Targets after `blocks` hold garbage. */
+ * many as make 16,384 parts, or max_blocks), and only they need targets. Targets after `blocks`
+ * hold garbage. */
 KVD_API kvd_status kvd_get(kvd_client* client, const kvd_namespace* ns, const void* keys,
                            size_t blocks, const kvd_buffer* targets, size_t target_count,
                            const kvd_get_options* options, kvd_get_result* result);

@@ -53,6 +53,9 @@ install(FILES deploy/man/kvd-bench.1 DESTINATION ${CMAKE_INSTALL_MANDIR}/man1 CO
 install(TARGETS kvd_shared EXPORT kvdTargets
   LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR} COMPONENT runtime NAMELINK_COMPONENT development
   FILE_SET HEADERS DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} COMPONENT development)
+# python: libkvd.so.0 inside the package `kvd`, which client/python/pyproject.toml builds.
+install(TARGETS kvd_shared LIBRARY DESTINATION . COMPONENT python NAMELINK_SKIP
+  EXCLUDE_FROM_ALL)
 install(EXPORT kvdTargets NAMESPACE kvd:: DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/kvd
   COMPONENT development)
 install(TARGETS kvd_client kvd_proto kvd_types

@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "daemon/descriptors.h"
 #include "daemon/unix_listener.h"
 #include "proto/types/status.h"
 
@@ -114,7 +115,9 @@ void Acceptor::Run() {
     if (waiting[0].revents != 0) return;
     if (waiting[1].revents == 0) continue;
     const int fd = accept4(listener_, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK);
-    if (fd >= 0) {
+    if (fd >= 0 && IsReservedDescriptor(fd)) {
+      close(fd);
+    } else if (fd >= 0) {
       adopt_(fd);
     } else if (errno != EAGAIN && errno != EINTR && errno != ECONNABORTED) {
       // Out of descriptors, most likely: what waits keeps the listener readable.

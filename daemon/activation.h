@@ -44,7 +44,8 @@ class ActivatedSockets {
 
 // Accepts on a stream socket and hands the connections over, for gRPC, which cannot listen on a
 // socket that it did not bind. Nor shall it listen on its own: gRPC 1.51 stops for good at the
-// first connection for which the process has no descriptor left.
+// first connection for which the process has no descriptor left. One that would take a reserved
+// descriptor is closed at once (descriptors.h).
 //
 // Threads: one of its own.
 class Acceptor {

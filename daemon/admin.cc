@@ -188,6 +188,14 @@ class AdminServer::Impl final : public v1::Admin::Service {
           dram.set_regions(arena.regions());
           dram.set_regions_free(arena.free_regions());
           dram.set_region_bytes(arena.region_bytes());
+          if (control.movement() == nullptr) return;
+          const NvmeTier& tier = control.movement()->tier();
+          v1::TierStatus& nvme = *out.add_tiers();
+          nvme.set_name("nvme");
+          nvme.set_state(!tier.readable() ? "offline" : tier.writable() ? "online" : "degraded");
+          nvme.set_capacity_bytes(tier.live_capacity_bytes());
+          nvme.set_reserved_bytes(tier.live_bytes());
+          nvme.set_blocks(control.store().residency().counts().cold_blocks);
         });
     return answered ? grpc::Status::OK : Busy();
   }

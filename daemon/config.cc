@@ -16,6 +16,7 @@
 #include "daemon/options.h"
 #include "daemon/tls.h"
 #include "proto/types/endpoint.h"
+#include "proto/types/kill_point.h"
 #include "proto/types/view.h"
 
 namespace kvd {
@@ -105,8 +106,9 @@ class Loader {
     CheckTls();
     CheckData();
     if (config_.max_blocks == 0) {
-      config_.max_blocks = static_cast<uint32_t>(
-          std::clamp<uint64_t>(config_.dram_bytes / (32u << 10), 65536, 1u << 29));
+      uint64_t blocks = config_.dram_bytes / (32u << 10);
+      for (const NvmeConfig& device : config_.nvme) blocks += device.capacity_bytes / (256u << 10);
+      config_.max_blocks = static_cast<uint32_t>(std::clamp<uint64_t>(blocks, 65536, 1u << 29));
     }
     if (config_.copiers == 0) {
       config_.copiers = std::clamp(std::thread::hardware_concurrency() / 8, 1u, 64u);
@@ -187,6 +189,8 @@ struct CommandLine {
   std::string file;
   bool check = false;
   bool print = false;
+  std::string kill_at;       // NAME[:N] of a kill point; empty: none.
+  bool kill_points = false;  // Name them all, and end.
 };
 
 // The nearest option, for one that is not known.
@@ -236,6 +240,9 @@ std::variant<CommandLine, int> ReadCommandLine(int argc, char** argv) {
         ->type_name(std::string(option.value))
         ->trigger_on_parse(option.kind == OptionKind::kDevices);
   }
+  // For kvd-bench crash; of no use to an operator, so no help names them.
+  app.add_option("--kill-at", line.kill_at)->group("");
+  app.add_flag("--kill-points", line.kill_points)->group("");
   app.allow_extras();
   try {
     app.parse(argc, argv);
@@ -294,6 +301,17 @@ std::variant<Config, int> ReadConfig(int argc, char** argv) {
   const std::variant<CommandLine, int> read = ReadCommandLine(argc, argv);
   if (const int* status = std::get_if<int>(&read)) return *status;
   const CommandLine& line = std::get<CommandLine>(read);
+  if (line.kill_points) {
+    for (const std::string_view point : kKillPoints)
+      std::printf("%s\n", std::string(point).c_str());
+    return 0;
+  }
+  if (!line.kill_at.empty()) {
+    if (const absl::Status armed = ArmKillPoint(line.kill_at); !armed.ok()) {
+      std::fprintf(stderr, "--kill-at: %s\n", std::string(armed.message()).c_str());
+      return 2;
+    }
+  }
   LoadedConfig loaded = LoadConfig(line.file, line.flags, FindMemoryLimit());
   for (const std::string& problem : loaded.problems) std::fprintf(stderr, "%s\n", problem.c_str());
   if (!loaded.problems.empty()) return 2;

@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "proto/types/check.h"
+#include "proto/types/kill_point.h"
 #include "proto/types/status.h"
 #include "proto/types/view.h"
 
@@ -18,6 +19,8 @@ namespace {
 constexpr int kLeasesExpiredPerPoll = 64;
 // Extents whose holds end in one turn, some hundred microseconds; a session may have a million.
 constexpr uint32_t kExtentsPerTurn = 4096;
+// That one load has on its way from NVMe beyond the block that it waits for.
+constexpr uint64_t kReadAheadBytes = 64u << 20;
 
 }  // namespace
 
@@ -35,6 +38,25 @@ Control::Control(Store& store, FillBoard& board, Mover& mover, Inbox& inbox, con
       event_ring_(options.events),
       namespaces_(1) {
   residency_.Observe(event_ring_);
+}
+
+Control::~Control() = default;
+
+void Control::AttachNvme(NvmeTier& tier, AdmissionPolicy& admission,
+                         std::function<std::string(DomainId)> domain_name) {
+  movement_ = std::make_unique<Movement>(store_, tier, admission, clock_,
+                                         static_cast<Movement::Listener&>(*this), metrics_.movement,
+                                         options_.movement);
+  domain_name_ = std::move(domain_name);
+}
+
+// Without a number of its scope a namespace stays in DRAM; the tier has said why.
+void Control::NameOnMedia(NamespaceId ns) {
+  if (movement_ == nullptr) return;
+  const NamespaceInfo& info = namespaces_[ns];
+  const absl::StatusOr<ScopeNumber> scope =
+      movement_->tier().AddScope(domain_name_(info.domain), info.descriptor.Canonical());
+  movement_->SetScope(ns, scope.value_or(0));
 }
 
 // --- who is calling, and about what
@@ -215,6 +237,8 @@ absl::StatusOr<Control::RegisteredNamespace> Control::AddNamespace(
   namespaces_.push_back(std::move(info));
   if (options_.record != nullptr) options_.record->NamespaceAdded(it->second, domain, descriptor);
   KVD_CHECK(it->second + 1 == namespaces_.size()) << it->second;
+  NameOnMedia(it->second);
+  KVD_KILL_POINT("namespace.registered");
   Record(EventKind::kNamespaceRegistered, domain, it->second, it->second);
   return RegisteredNamespace{it->second, descriptor.Fingerprint(), true};
 }
@@ -246,27 +270,59 @@ absl::StatusOr<Step> Control::Lookup(LookupCall& call) {
     ++use.lookups;
     use.lookup_blocks += chain->keys.size();
 
-    const Residency::Prefix prefix = residency_.LongestPrefix(
+    Residency::Prefix prefix = residency_.LongestPrefix(
         call.header.ns, chain->keys, chain->has_parent ? &chain->parent : nullptr);
+    if (movement_ != nullptr) prefix = Offered(call, *chain->info, prefix);
     call.found = true;
     call.hit_blocks = prefix.blocks;
     counters_.lookup_hit_blocks += prefix.blocks;
     use.hit_blocks += prefix.blocks;
-    if (options_.count_operations) CountLookup(*chain, prefix.blocks);
+    if (options_.count_operations) CountLookup(*chain, prefix.blocks, call.nvme_blocks);
     if (prefix.blocks == 0) return Step::kDone;
+    KVD_KILL_POINT("lookup.found");
     residency_.Use(prefix.deepest, ++tick_);
     if (call.lease_ms > 0) {
       call.lease_id = AddLease(*chain->session, prefix.deepest, call.lease_ms, call.lease);
     }
-    call.load_time_us = static_cast<uint64_t>(
-        static_cast<double>(prefix.blocks * chain->info->block_bytes) / options_.load_bytes_per_us);
-    call.cursor.limit = std::min(call.extent_blocks, prefix.blocks);
+    call.load_time_us = LoadUs(*chain->info, prefix.blocks, call.nvme_blocks);
+    const uint32_t warm = prefix.blocks - call.nvme_blocks;
+    call.cursor.limit = std::min(call.extent_blocks, warm);
+    // Somebody will load it.
+    if (call.nvme_blocks > 0 && (call.lease_ms > 0 || call.extent_blocks > 0)) {
+      movement_->Prefetch(prefix, warm);
+    }
   }
   return FillExtents(*chain, call.cursor, call.extents);
 }
 
+// What a client's copy takes, after the reads.
+uint64_t Control::LoadUs(const NamespaceInfo& info, uint32_t blocks, uint32_t nvme_blocks) const {
+  const double copy = static_cast<double>(blocks * info.block_bytes) / options_.load_bytes_per_us;
+  const uint64_t read =
+      nvme_blocks == 0 ? 0 : movement_->tier().EstimateReadUs(nvme_blocks * info.block_bytes);
+  return static_cast<uint64_t>(copy) + read;
+}
+
+// As much of a prefix as it pays to load: what is on NVMe alone is offered when the tier can be
+// read, and faster than its tokens are computed.
+Residency::Prefix Control::Offered(LookupCall& call, const NamespaceInfo& info,
+                                   Residency::Prefix prefix) {
+  const uint32_t warm = residency_.WarmBlocks(prefix);
+  call.nvme_blocks = prefix.blocks - warm;
+  if (call.nvme_blocks == 0) return prefix;
+  const uint64_t tokens = uint64_t{call.nvme_blocks} * info.descriptor.groups[0].block_tokens;
+  const double prefill_us = call.prefill_us_per_token * static_cast<double>(tokens);
+  const bool slower =
+      call.prefill_us_per_token > 0 &&
+      static_cast<double>(LoadUs(info, call.nvme_blocks, call.nvme_blocks)) > prefill_us;
+  if (!slower && movement_->tier().readable()) return prefix;
+  metrics_.movement.declined_hit_blocks += call.nvme_blocks;
+  call.nvme_blocks = 0;
+  return residency_.Shorten(prefix, warm);
+}
+
 // Attributes each block that was asked for, once: to the tier that has it, or to a miss.
-void Control::CountLookup(const Chain& chain, uint32_t hit_blocks) {
+void Control::CountLookup(const Chain& chain, uint32_t hit_blocks, uint32_t nvme_blocks) {
   TenantCounters& tenant = *chain.session->use->tenant;
   const uint64_t asked = chain.keys.size();
   const uint64_t missed = asked - hit_blocks;
@@ -274,9 +330,13 @@ void Control::CountLookup(const Chain& chain, uint32_t hit_blocks) {
   ++(missed == 0       ? tenant.lookups_full
      : hit_blocks == 0 ? tenant.lookups_none
                        : tenant.lookups_partial);
-  tenant.lookup_dram_blocks += hit_blocks;
+  tenant.lookup_dram_blocks += hit_blocks - nvme_blocks;
   tenant.lookup_miss_blocks += missed;
-  tenant.lookup_dram_tokens += hit_blocks * block_tokens;
+  tenant.lookup_dram_tokens += (hit_blocks - nvme_blocks) * block_tokens;
+  if (nvme_blocks > 0) {
+    tenant.lookup_nvme_blocks += nvme_blocks;
+    tenant.lookup_nvme_tokens += nvme_blocks * block_tokens;
+  }
   tenant.lookup_miss_tokens += missed * block_tokens;
   metrics_.prompt_tokens.Observe(asked * block_tokens);
   metrics_.match_share.Observe(hit_blocks * 1000 / asked);
@@ -306,13 +366,94 @@ absl::StatusOr<Step> Control::Load(LoadCall& call) {
     ++counters_.loads;
     call.started = true;
     call.cursor.limit = chain->keys.size();
+    call.wait_until = clock_.Now() + PatienceMs(call.remaining_ms) * kMillisecond;
+    call.cursor.may_wait = movement_ != nullptr && call.resumable != nullptr;
+    call.cursor.deadline = call.wait_until;
   }
-  const Step step = FillExtents(*chain, call.cursor, call.extents);
+  Step step = FillExtents(*chain, call.cursor, call.extents);
+  if (step == Step::kWait) {
+    if (AwaitPromotion(call, *chain)) return Step::kWait;
+    call.cursor.gave_up = true;  // The shorter prefix, then.
+    step = FillExtents(*chain, call.cursor, call.extents);
+  }
+  if (step == Step::kDone) KVD_KILL_POINT("load.finished");
   if (step == Step::kDone && call.cursor.outcome == LoadOutcome::kMiss) {
     counters_.load_miss_blocks += chain->keys.size() - call.cursor.next;
   }
   return step;
 }
+
+// --- waiting for NVMe
+// -----------------------------------------------------------------------------
+
+// Whether nothing that the call wants of a block is on NVMe alone.
+bool Control::PartsInDram(BlockRef ref, const ExtentCursor& cursor) const {
+  if (residency_.InDram(ref)) return true;
+  const uint16_t cold_groups = residency_.block(ref).cold_groups;
+  return std::all_of(cursor.parts.begin(), cursor.parts.end(), [&](PartId id) {
+    if ((cold_groups >> id.group & 1) == 0) return true;
+    const PartRef part = residency_.FindPart(ref, id);
+    return part != 0 && residency_.part(part).state == static_cast<uint32_t>(PartState::kCommitted);
+  });
+}
+
+// Starts what brings the first of `blocks`, and those that follow it as far as one call may go
+// ahead. False: the first does not come.
+bool Control::Fetch(ExtentCursor& cursor, absl::Span<const BlockRef> blocks, uint64_t block_bytes) {
+  const bool joins = movement_->promoting(blocks[0]);
+  uint64_t ahead = 0;
+  for (const BlockRef block : blocks) {
+    if (ahead > 0 && ahead + block_bytes > kReadAheadBytes) return true;
+    const bool first = ahead == 0;
+    ahead += block_bytes;
+    if (!first && PartsInDram(block, cursor)) continue;
+    const Movement::Fetch fetch = movement_->Promote(block, cursor.deadline);
+    if (first) {
+      if (fetch == Movement::Fetch::kNo || fetch == Movement::Fetch::kThere) return false;
+      cursor.waits_for = fetch == Movement::Fetch::kUnderWay ? block : 0;
+      metrics_.movement.joined_waits += joins;
+    }
+    if (fetch == Movement::Fetch::kNo || fetch == Movement::Fetch::kBusy) return true;
+  }
+  return true;
+}
+
+// False: its time is up, or too many wait already.
+bool Control::AwaitPromotion(LoadCall& call, const Chain& chain) {
+  if (waits_ended_ || clock_.Now() >= call.wait_until) return false;
+  uint32_t all = 0;
+  uint32_t of_block = 0;
+  uint32_t of_domain = 0;
+  for (const Waiter& waiter : waiters_) {
+    if (waiter.load == nullptr) continue;
+    ++all;
+    of_block += waiter.load->cursor.waits_for == call.cursor.waits_for;
+    of_domain += namespaces_[waiter.load->header.ns].domain == chain.session->domain;
+  }
+  if (all >= options_.max_load_waiters || of_domain >= options_.domain_load_waiters ||
+      (call.cursor.waits_for != 0 && of_block >= options_.block_waiters)) {
+    ++metrics_.movement.load_waits_refused;
+    return false;
+  }
+  ++metrics_.movement.load_waits;
+  waiters_.push_back({.load = &call, .resumable = call.resumable, .until = call.wait_until});
+  return true;
+}
+
+void Control::Landed(BlockRef block, bool arrived) {
+  for (size_t i = 0; i < waiters_.size();) {
+    LoadCall* load = waiters_[i].load;
+    if (load == nullptr || (load->cursor.waits_for != block && load->cursor.waits_for != 0)) {
+      ++i;
+      continue;
+    }
+    if (!arrived && load->cursor.waits_for == block) load->cursor.gave_up = true;
+    ready_.push_back(waiters_[i].resumable);
+    waiters_.erase(waiters_.begin() + static_cast<ptrdiff_t>(i));
+  }
+}
+
+void Control::RecordDamaged(const Block&, const ColdPart&, NvmeOutcome) {}
 
 // Blocks of one slice. A block of many parts is searched for each of them.
 uint32_t Control::SliceBlocks(size_t parts) const {
@@ -370,6 +511,13 @@ Step Control::FillSlice(const Chain& chain, ExtentCursor& cursor, std::string& e
                       check_above ? &above : nullptr, absl::MakeSpan(found, end - cursor.next));
 
   for (uint32_t i = 0; i < n; ++i) {
+    if (movement_ != nullptr && !PartsInDram(found[i], cursor)) {
+      if (cursor.may_wait && !cursor.gave_up &&
+          Fetch(cursor, absl::MakeConstSpan(found + i, n - i), chain.info->block_bytes)) {
+        return Step::kWait;
+      }
+      break;
+    }
     const size_t before = extents.size();
     for (const PartId id : cursor.parts) {
       PackedExtent extent;
@@ -393,6 +541,7 @@ Step Control::FillSlice(const Chain& chain, ExtentCursor& cursor, std::string& e
         DropEmptyHold(chain, cursor);
         return Step::kDone;
       }
+      KVD_KILL_POINT("load.held");
       ++chain.session->use->extents;
       ++chain.session->use->tenant->held_extents;
       if (there) {
@@ -442,6 +591,7 @@ LeaseId Control::AddLease(Session& session, BlockRef block, uint32_t lease_ms,
   ++session.use->leases;
   ++session.use->tenant->leases;
   ++counters_.leases_granted;
+  KVD_KILL_POINT("lookup.leased");
   outcome = LeaseOutcome::kGranted;
   return id;
 }
@@ -504,6 +654,7 @@ uint32_t Control::ApplyReleases(Session& session, const ReleaseList& releases) {
     const NamespaceId ns = residency_.block(lease->block).ns;
     if (namespaces_[ns].domain == session.domain) released += EndLease(id);
   }
+  if (released > 0) KVD_KILL_POINT("release.applied");
   return released;
 }
 
@@ -616,6 +767,7 @@ void Control::Poll() {
   }
   events_.clear();
   polled_at_ = now;
+  if (movement_ != nullptr) movement_->Turn(now);
   ExpireLeases(kLeasesExpiredPerPoll);
   DrainHolds();
   if (options_.record != nullptr) options_.record->Poll();
@@ -667,6 +819,7 @@ Resumable* Control::NextReady() {
 Nanos Control::NextDeadline() const {
   if (options_.record != nullptr && options_.record->busy()) return 0;
   Nanos next = std::min(next_expiry_, drain_look_);
+  if (movement_ != nullptr) next = std::min(next, movement_->NextDeadline());
   for (const Waiter& waiter : waiters_) next = std::min(next, waiter.until);
   return orphans_.empty() && holds_.drained() ? next : 0;
 }
@@ -720,6 +873,7 @@ void Control::OnEvent(SessionOpened& event) {
   by_token_[std::string(event.token.begin(), event.token.end())] = session.get();
   by_serial_[event.serial] = std::move(session);
   ++counters_.sessions_opened;
+  KVD_KILL_POINT("session.opened");
   Record(EventKind::kSessionOpened, event.domain, event.serial);
 }
 
@@ -727,6 +881,7 @@ void Control::OnEvent(StagingOpened& event) {
   const auto it = by_serial_.find(event.serial);
   if (it == by_serial_.end() || it->second->ended) return;
   it->second->staging = std::move(event.staging);
+  KVD_KILL_POINT("session.staging_opened");
 }
 
 void Control::OnEvent(SessionEnded& event) {
@@ -752,6 +907,7 @@ void Control::OnEvent(SessionEnded& event) {
     ++counters_.reservations_aborted;
     CloseReservation(id);
   }
+  KVD_KILL_POINT("session.ended");
   if (session.exited) DropHoldsOf(session);  // Taken by calls that were still under way.
   ForgetSessionIfOver(event.serial);
 }
@@ -760,6 +916,7 @@ void Control::OnEvent(ProcessExited& event) {
   const auto it = by_serial_.find(event.serial);
   if (it == by_serial_.end()) return;
   it->second->exited = true;
+  KVD_KILL_POINT("session.process_exited");
   DropHoldsOf(*it->second);
   ForgetSessionIfOver(event.serial);
 }

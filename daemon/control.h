@@ -34,6 +34,7 @@
 #include "daemon/inbox.h"
 #include "daemon/lease_table.h"
 #include "daemon/metrics.h"
+#include "daemon/movement.h"
 #include "daemon/mover.h"
 #include "daemon/operator.h"
 #include "daemon/requests.h"
@@ -64,7 +65,7 @@ struct DomainUse {
   uint32_t calls = 0;            // Under way; the front end's.
 };
 
-class Control {
+class Control : private Movement::Listener {
  public:
   struct Options {
     uint32_t max_leases = 1u << 16;
@@ -73,7 +74,11 @@ class Control {
     uint64_t session_hold_bytes = 0;  // 0: a quarter of the arena.
     uint32_t max_reservations = 1024;
     uint32_t session_reservations = 64;
-    uint32_t max_waiters = 256;
+    uint32_t max_waiters = 256;       // Of reservations, ...
+    uint32_t max_load_waiters = 256;  // ... and of loads,
+    uint32_t block_waiters = 64;      // of those, for one block.
+    uint32_t domain_load_waiters = 128;
+    Movement::Options movement;
     uint32_t max_namespaces = 1024;
     uint32_t max_pins = 4096;
     // Of one domain, so that a tenant who uses up what it may leaves something to the others.
@@ -102,6 +107,17 @@ class Control {
   // Collaborators must outlive this.
   Control(Store& store, FillBoard& board, Mover& mover, Inbox& inbox, const Clock& clock,
           const Options& options);
+
+  ~Control() override;
+
+  // From now on blocks leave DRAM for `tier`, as `admission` wants it, and come back. Before the
+  // first call; collaborators must outlive this, and the tier must have ended its jobs before this
+  // goes. `domain_name` is what media know a domain by.
+  void AttachNvme(NvmeTier& tier, AdmissionPolicy& admission,
+                  std::function<std::string(DomainId)> domain_name);
+  // Null: there is no NVMe.
+  Movement* movement() { return movement_.get(); }
+  const Movement* movement() const { return movement_.get(); }
 
   // --- calls (kvd.proto says what they mean) -----------------------------------------------------
 
@@ -282,19 +298,29 @@ class Control {
   void CloseHold(Session& session, HoldId hold);
   void DrainHolds();
   uint32_t WaitersOf(DomainId domain) const;
+  uint32_t LoadWaiters() const;
   uint32_t SliceBlocks(size_t parts) const;
   bool EndLease(LeaseId id, EventReason why = EventReason::kGivenBack);
   absl::StatusOr<LeaseId> AddPin(const PinOrder& order, uint32_t& blocks, uint64_t& bytes);
   absl::Status CheckDraining();
   void EndDrainIfOver(Nanos now);
   LeaseId AddLease(Session& session, BlockRef block, uint32_t lease_ms, LeaseOutcome& outcome);
-  void CountLookup(const Chain& chain, uint32_t hit_blocks);
+  void CountLookup(const Chain& chain, uint32_t hit_blocks, uint32_t nvme_blocks);
+  uint64_t LoadUs(const NamespaceInfo& info, uint32_t blocks, uint32_t nvme_blocks) const;
+  Residency::Prefix Offered(LookupCall& call, const NamespaceInfo& info, Residency::Prefix prefix);
+  bool PartsInDram(BlockRef block, const ExtentCursor& cursor) const;
+  bool Fetch(ExtentCursor& cursor, absl::Span<const BlockRef> blocks, uint64_t block_bytes);
+  bool AwaitPromotion(LoadCall& call, const Chain& chain);
+  void Landed(BlockRef block, bool arrived) override;
+  void RecordDamaged(const Block& block, const ColdPart& cold, NvmeOutcome why) override;
+  void NameOnMedia(NamespaceId ns);
   Step FillExtents(const Chain& chain, ExtentCursor& cursor, std::string& extents);
   Step FillSlice(const Chain& chain, ExtentCursor& cursor, std::string& extents);
   void DropEmptyHold(const Chain& chain, ExtentCursor& cursor);
 
   absl::Status StartReservation(ReserveCall& call, const Chain& chain);
   Step ReserveBlocks(ReserveCall& call, const Chain& chain);
+  bool Lacks(BlockRef block, PartId id) const;
   bool GrantParts(Reservation& reservation, const NamespaceInfo& info, BlockRef block,
                   size_t first_part);
   ReserveState ReserveBlock(Reservation& reservation, const Chain& chain, uint32_t position);
@@ -369,8 +395,13 @@ class Control {
   std::vector<std::unique_ptr<Reservation>> spare_reservations_;  // Keep their memory.
   Nanos next_expiry_ = INT64_MAX;  // Of the reservations; may be early, never late.
 
+  std::unique_ptr<Movement> movement_;  // Null: there is no NVMe.
+  std::function<std::string(DomainId)> domain_name_;
+
   struct Waiter {
-    ReserveCall* call = nullptr;  // Waits for producers; null: a commit waits for copiers.
+    // Waits for producers, or for a block to come from NVMe; both null: a commit waits for copiers.
+    ReserveCall* call = nullptr;
+    LoadCall* load = nullptr;
     uint64_t reservation_id = 0;  // That the commit waits for.
     Resumable* resumable = nullptr;
     Nanos until = INT64_MAX;

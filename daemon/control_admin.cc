@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "daemon/control.h"
 #include "proto/types/check.h"
+#include "proto/types/kill_point.h"
 #include "proto/types/status.h"
 
 namespace kvd {
@@ -326,7 +327,7 @@ bool Control::ContinueSlots(Sweep& sweep) {
     const BlockRef at = std::exchange(sweep.climb, 0);
     const Block& block = residency_.block(at);
     // Another block may be there by now: it may go as well, if it is one of those.
-    if (!residency_.evictable(at) || (sweep.ns != 0 && block.ns != sweep.ns)) continue;
+    if (!residency_.removable(at) || (sweep.ns != 0 && block.ns != sweep.ns)) continue;
     BlockRef above = block.parent;
     while (above != 0 && residency_.block(above).state == BlockState::kStub) {
       above = residency_.block(above).parent;  // It goes with what it was kept for.
@@ -366,7 +367,7 @@ bool Control::ContinueChain(Sweep& sweep) {
     }
     const BlockRef sibling = block.next_sibling;
     const BlockRef parent = block.parent;
-    if (residency_.evictable(at)) {
+    if (residency_.removable(at)) {
       residency_.Evict(at, sweep.reason);
       Spend(work, kWorkOfEviction);
       ++sweep.evicted;
@@ -406,6 +407,8 @@ void Control::DropNamespace(NamespaceId ns) {
   rest.descriptor.hash_bytes = info.descriptor.hash_bytes;
   rest.dropped = true;
   info = std::move(rest);
+  if (movement_ != nullptr) movement_->PurgeScope(ns);
+  KVD_KILL_POINT("namespace.dropped");
   Record(EventKind::kNamespaceDropped, info.domain, ns, ns);
 }
 

@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "daemon/control.h"
 #include "proto/types/check.h"
+#include "proto/types/kill_point.h"
 #include "proto/types/packed.h"
 #include "proto/types/status.h"
 
@@ -13,7 +14,6 @@ namespace kvd {
 namespace {
 
 constexpr int kLeasesExpiredForRoom = 4096;
-constexpr uint32_t kAnswerMs = 5;  // What an answer may take on its way back.
 
 }  // namespace
 
@@ -91,8 +91,8 @@ absl::Status Control::StartReservation(ReserveCall& call, const Chain& chain) {
   reservations_[call.reservation_id] = std::move(reservation);
   call.started = true;
   // An answer after the caller's deadline would grant room to somebody who has gone.
-  const uint32_t patience_ms = call.remaining_ms - std::min(call.remaining_ms, kAnswerMs);
-  call.wait_until = clock_.Now() + std::min(call.wait_ms, patience_ms) * kMillisecond;
+  call.wait_until =
+      clock_.Now() + std::min(call.wait_ms, PatienceMs(call.remaining_ms)) * kMillisecond;
   return absl::OkStatus();
 }
 
@@ -109,7 +109,7 @@ Step Control::ReserveBlocks(ReserveCall& call, const Chain& chain) {
     const BlockRef above = reservation.last;
     const ReserveState state = ReserveBlock(reservation, chain, call.next);
     if (state == ReserveState::kInProduction && !waits_ended_ && clock_.Now() < call.wait_until &&
-        waiters_.size() < options_.max_waiters &&
+        waiters_.size() - LoadWaiters() < options_.max_waiters &&
         WaitersOf(chain.session->domain) < options_.domain_waiters) {
       ++counters_.reserve_waits;
       reservation.last = above;  // The same block again, when there is news of it.
@@ -182,9 +182,10 @@ ReserveState Control::ReserveBlock(Reservation& reservation, const Chain& chain,
   bool reserved = false;
   for (const PartId id : reservation.parts) {
     const PartRef part = residency_.FindPart(block, id);
-    missing |= part == 0;
-    reserved |=
-        part != 0 && residency_.part(part).state == static_cast<uint32_t>(PartState::kReserved);
+    missing |= Lacks(block, id);
+    // What is on its way from NVMe is in nobody's production.
+    reserved |= part != 0 && (residency_.block(block).cold_groups >> id.group & 1) == 0 &&
+                residency_.part(part).state == static_cast<uint32_t>(PartState::kReserved);
   }
   if (missing) {
     const size_t first_part = reservation.part_refs.size();
@@ -196,10 +197,17 @@ ReserveState Control::ReserveBlock(Reservation& reservation, const Chain& chain,
     }
     reservation.blocks.push_back(block);
     reservation.last = block;
+    KVD_KILL_POINT("reserve.granted_block");
     return ReserveState::kGranted;
   }
   reservation.last = block;
   return reserved ? ReserveState::kInProduction : ReserveState::kPresent;
+}
+
+// Neither DRAM has the part, or will, nor NVMe.
+bool Control::Lacks(BlockRef block, PartId id) const {
+  return (residency_.block(block).cold_groups >> id.group & 1) == 0 &&
+         residency_.FindPart(block, id) == 0;
 }
 
 // Reserves the parts that a block lacks. False: no room for one of them, and none is reserved.
@@ -209,7 +217,7 @@ bool Control::GrantParts(Reservation& reservation, const NamespaceInfo& info, Bl
   for (const PartId id : reservation.parts) {
     PartRef part = 0;
     FillBoard::Room room;
-    if (residency_.FindPart(block, id) == 0) {
+    if (Lacks(block, id)) {
       part = store_.TakePart(block, id, info.group_part_bytes[id.group]);
       if (part == 0) {
         for (size_t i = first_part; i < reservation.part_refs.size(); ++i) {
@@ -242,6 +250,7 @@ void Control::FinishReserve(ReserveCall& call) {
     call.granted = 0;
     return;
   }
+  KVD_KILL_POINT("reserve.finished");
   call.states = it->second->states;
   Anchor(*it->second, 0);
   call.expires_ms =
@@ -346,6 +355,7 @@ Step Control::CommitBlocks(CommitCall& call, uint64_t id, Reservation& reservati
   reservation.use->committed_blocks += call.stored - stored_before;
   reservation.use->tenant->committed_blocks += call.stored - stored_before;
   ProductionChanged();
+  if (call.next == call.blocks) KVD_KILL_POINT("commit.finished");
   return call.next < call.blocks ? Step::kMore : Step::kDone;
 }
 
@@ -384,15 +394,19 @@ CommitResult Control::CommitBlock(CommitCall& call, uint64_t id, Reservation& re
     if (part == 0) continue;
     const uint32_t sum = board_.Get(id, static_cast<uint32_t>(i)).sum;
     counters_.committed_bytes += residency_.part(part).length;
+    KVD_KILL_POINT("commit.before_part");
     call.stored += residency_.CommitPart(part, sum, tick_);
+    KVD_KILL_POINT("commit.part_visible");
   }
   reservation.blocks[position] = 0;
+  if (movement_ != nullptr) movement_->Stored(block);
   if (residency_.block(block).state != BlockState::kParked) return CommitResult::kCommitted;
   if (residency_.block(residency_.block(block).parent).state == BlockState::kStub) {
     residency_.DropParked(block);  // Its parent's producer gave up meanwhile.
     return CommitResult::kNoParent;
   }
   ++counters_.parked_blocks;
+  KVD_KILL_POINT("commit.block_parked");
   return CommitResult::kParked;
 }
 
@@ -480,6 +494,7 @@ absl::StatusOr<Step> Control::StartInlineFills(CommitCall& call, Session& sessio
     ++counters_.puts_refused;
     return absl::ResourceExhaustedError("copiers: too many puts wait already");
   }
+  KVD_KILL_POINT("commit.inline_filling");
   call.phase = CommitCall::Phase::kFill;
   waiters_.push_back({.reservation_id = id, .resumable = call.resumable});
   return Step::kWait;
@@ -505,6 +520,7 @@ absl::Status Control::Abort(std::string_view token, uint64_t reservation_id) {
 void Control::CloseReservation(uint64_t id) {
   Reservation& reservation = *reservations_.find(id)->second;
   reservation.closing = true;
+  KVD_KILL_POINT("reservation.closing");
   Anchor(reservation, 0);
   for (size_t i = 0; i < waiters_.size(); ++i) {  // An inline put that waited for copiers.
     if (waiters_[i].call != nullptr || waiters_[i].reservation_id != id) continue;
@@ -538,6 +554,7 @@ void Control::FinishClosing(uint64_t id, Reservation& reservation) {
   const auto it = reservations_.find(id);
   if (spare_reservations_.size() < 64) spare_reservations_.push_back(std::move(it->second));
   reservations_.erase(it);
+  KVD_KILL_POINT("reservation.freed");
   ProductionChanged();
 }
 
@@ -546,6 +563,12 @@ uint32_t Control::WaitersOf(DomainId domain) const {
       std::count_if(waiters_.begin(), waiters_.end(), [this, domain](const Waiter& waiter) {
         return waiter.call != nullptr && namespaces_[waiter.call->header.ns].domain == domain;
       }));
+}
+
+uint32_t Control::LoadWaiters() const {
+  return static_cast<uint32_t>(
+      std::count_if(waiters_.begin(), waiters_.end(),
+                    [](const Waiter& waiter) { return waiter.load != nullptr; }));
 }
 
 // Those who wait for blocks that others produce look again.

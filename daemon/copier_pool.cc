@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "proto/types/check.h"
+#include "proto/types/kill_point.h"
 
 namespace kvd {
 namespace {
@@ -183,14 +184,17 @@ FillReply CopierPool::FillOne(uint32_t session, const StagedBytes& staging,
                                                    .whole = request.whole != 0});
     reply.status = ticket.status;
     if (ticket.status == FillStatus::kOk) {
+      KVD_KILL_POINT("fill.before_copy");
       // The sum is that of the bytes stored, whatever the client does to its staging meanwhile.
       reply.sum =
           copier_.CopySum({ticket.address, request.length},
                           bytes.subspan(request.staging_offset, request.length), CopyUse::kMemory);
+      KVD_KILL_POINT("fill.copied");
       if (board_.End(request.reservation_id, request.index, reply.sum)) {
         inbox_.Post(FillsDone{request.reservation_id});
       }
       filled_bytes_.fetch_add(request.length, std::memory_order_relaxed);
+      KVD_KILL_POINT("fill.told");
     }
   }
   if (reply.status != FillStatus::kOk) refused_fills_.fetch_add(1, std::memory_order_relaxed);

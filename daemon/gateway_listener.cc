@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "daemon/descriptors.h"
 #include "daemon/peer_groups.h"
 #include "daemon/unix_listener.h"
 #include "proto/types/status.h"
@@ -174,6 +175,10 @@ void GatewayListener::AcceptTcp() {
 // Notes the connection, before gRPC can see a call of it. False: there are too many, and it was
 // closed.
 bool GatewayListener::Register(int fd, Connection connection) {
+  if (IsReservedDescriptor(fd)) {
+    close(fd);
+    return false;
+  }
   absl::MutexLock lock(&mu_);
   uint32_t alike = 0;
   uint32_t of_user = 0;

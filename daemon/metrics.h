@@ -100,6 +100,8 @@ struct alignas(64) TenantCounters {
   SharedCount saved_tokens;     // Of blocks that loads named: nobody computes them again.
   SharedCount committed_blocks;
   SharedCount rejected_blocks;  // Reserve found no room; of a list, the first.
+  SharedCount lookup_nvme_blocks;
+  SharedCount lookup_nvme_tokens;
 };
 
 // Counters since start. Names on the wire are these, see Control::Counters().
@@ -147,6 +149,30 @@ struct ControlCounters {
   SharedCount drain_refusals;    // Calls that wanted something new while the daemon drains.
 };
 
+// What moved between DRAM and NVMe, since start but for `moves`. All zero without NVMe.
+struct MovementCounters {
+  SharedCount moves;                // Now: under way or due.
+  SharedCount demoted_blocks;       // Left DRAM when their record was there.
+  SharedCount clean_blocks;         // Left DRAM ahead, and were on NVMe already.
+  SharedCount declined_blocks;      // Left DRAM ahead: admission did not want them.
+  SharedCount lost_blocks;          // Were not on NVMe when somebody needed the room: behind.
+  SharedCount failed_blocks;        // Victims whose chain could not be written.
+  SharedCount written_blocks;       // With ancestors.
+  SharedCount written_bytes;        // With headers.
+  SharedCount failed_writes;        // Records.
+  SharedCount nvme_evicted_blocks;  // Left NVMe to make room for others.
+  SharedCount promoted_blocks;
+  SharedCount promoted_bytes;
+  SharedCount prefetched_blocks;  // Of those, before anybody waited.
+  SharedCount joined_waits;       // Calls that waited for a block that was on its way already.
+  SharedCount promotions_without_room;
+  SharedCount failed_reads;  // Records, damaged ones among them.
+  SharedCount damaged_records;
+  SharedCount load_waits;           // Calls that waited for a promotion, ...
+  SharedCount load_waits_refused;   // ... and that did not: too many wait already.
+  SharedCount declined_hit_blocks;  // Slower to load than to compute, or the tier is out.
+};
+
 // Of the control thread's decisions.
 class ControlMetrics {
  public:
@@ -155,6 +181,7 @@ class ControlMetrics {
   static constexpr uint32_t kMaxTenants = 32;
 
   ControlCounters counters;
+  MovementCounters movement;
   Histogram<TokenBuckets> prompt_tokens;
   Histogram<ShareBuckets> match_share;
   SharedCount waiting_calls;  // Now: for producers, or for copiers.

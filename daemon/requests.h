@@ -7,6 +7,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <string_view>
@@ -49,6 +50,13 @@ struct ReleaseList {
   }
 };
 
+// How long a call may wait whose caller's deadline is so far away, less what an answer takes on its
+// way back.
+inline constexpr uint32_t kAnswerMs = 5;
+inline uint32_t PatienceMs(uint32_t remaining_ms) {
+  return remaining_ms - std::min(remaining_ms, kAnswerMs);
+}
+
 enum class LeaseOutcome : uint8_t { kNone, kGranted, kRefused };
 enum class LoadOutcome : uint8_t { kComplete, kMiss, kHoldBudget };
 
@@ -69,14 +77,21 @@ struct ExtentCursor {
   uint32_t limit = 0;  // Blocks.
   HoldId hold = 0;
   LoadOutcome outcome = LoadOutcome::kComplete;
+  // Of a call that waits for blocks to come from NVMe.
+  bool may_wait = false;
+  Nanos deadline = 0;
+  bool gave_up = false;    // What it waited for did not come.
+  BlockRef waits_for = 0;  // 0: for any.
 };
 
 struct LookupCall {
   CallHeader header;
   uint32_t lease_ms = 0;
   uint32_t extent_blocks = 0;
+  double prefill_us_per_token = 0;  // What the caller needs to compute one; 0: not told.
   // Answer.
   uint32_t hit_blocks = 0;
+  uint32_t nvme_blocks = 0;  // Of those, from the end of the prefix: not in DRAM.
   LeaseOutcome lease = LeaseOutcome::kNone;
   LeaseId lease_id = 0;
   uint64_t load_time_us = 0;
@@ -90,10 +105,13 @@ struct LoadCall {
   CallHeader header;
   uint32_t range_offset = 0;
   uint32_t range_bytes = 0;
+  uint32_t remaining_ms = UINT32_MAX;  // Until the caller's own deadline: no wait is longer.
+  Resumable* resumable = nullptr;      // Null: it waits for nothing.
   // Answer: cursor.next blocks.
   std::string extents;
   // Progress.
   bool started = false;
+  Nanos wait_until = 0;
   ExtentCursor cursor;
 };
 

@@ -9,14 +9,18 @@
 #include <utility>
 
 #include "proto/types/check.h"
+#include "proto/types/kill_point.h"
 
 namespace kvd {
 namespace {
 
 // How many keys are under way at once in Scan(): enough to hide the latency of memory.
 constexpr uint32_t kScanBatch = 16;
-constexpr uint32_t kStretch = 1024;  // Of a list longer than kExactBlocks.
-constexpr uint32_t kScanPage = 512;  // Blocks that ExactPrefix() names at a time.
+constexpr uint32_t kStretch = 1024;          // Of a list longer than kExactBlocks.
+constexpr uint32_t kScanPage = 512;          // Blocks that ExactPrefix() names at a time.
+constexpr uint32_t kChildrenAudited = 4096;  // Of one block; a root may have as many as there are.
+// Steps of a search for an ancestor in a tier: enough for any depth where the tiers nest.
+constexpr uint32_t kNearestSteps = 128;
 
 // Two halves of a 128-bit product, folded: what wyhash and its kin call mum.
 uint64_t FoldedProduct(uint64_t a, uint64_t b) {
@@ -45,17 +49,23 @@ EventReason EventReasonOf(EvictReason reason) {
   return EventReason::kNone;
 }
 
+// Groups as bits, one of them.
+constexpr uint16_t Bit(uint32_t group) { return static_cast<uint16_t>(1u << group); }
+
 uint32_t BucketCount(uint32_t max_blocks) { return std::bit_ceil(2 * max_blocks + 2); }
 
 }  // namespace
 
-Residency::Residency(EvictionPolicy& policy, RoomOwner& room, const Options& options)
+Residency::Residency(EvictionPolicy& policy, RoomOwner& room, const Options& options,
+                     EvictionPolicy* cold_policy)
     : policy_(policy),
+      cold_policy_(cold_policy),
       room_(room),
       secret_(options.secret),
       bucket_mask_(BucketCount(options.max_blocks) - 1),
       blocks_(size_t{options.max_blocks} + 1, Touch::kNow),
-      parts_(options.max_parts + 1, Touch::kOnUse),
+      parts_(options.max_parts + 1, Touch::kOnUseSmall),
+      colds_(options.max_cold_parts + 1, Touch::kOnUseSmall),
       buckets_(BucketCount(options.max_blocks), Touch::kNow),
       shapes_(1),
       gaps_(1),
@@ -63,6 +73,7 @@ Residency::Residency(EvictionPolicy& policy, RoomOwner& room, const Options& opt
       path_bits_(options.secret * 0x9e3779b97f4a7c15u + 1) {
   uint64_t state = options.secret;
   for (uint64_t& word : digest_secret_) word = SplitMix(state);
+  KVD_CHECK(options.max_cold_parts == 0 || cold_policy != nullptr);
   KVD_CHECK(options.max_blocks > 0 && options.max_blocks < (1u << 30)) << options.max_blocks;
   for (BlockRef block = options.max_blocks; block > 0; --block) {
     blocks_[block].next_sibling = std::exchange(free_block_, block);
@@ -111,6 +122,43 @@ PartRef Residency::FindPart(BlockRef block, PartId id) const {
   PartRef part = blocks_[block].first_part;
   while (part != 0 && parts_[part].id != id) part = parts_[part].next;
   return part;
+}
+
+ColdRef Residency::FindCold(BlockRef block, PartId id) const {
+  ColdRef cold = blocks_[block].first_cold;
+  while (cold != 0 && colds_[cold].id != id) cold = colds_[cold].next;
+  return cold;
+}
+
+// `block` or its nearest ancestor that is wanted, by jumps: right when all ancestors of a wanted
+// block are wanted, and some ancestor or none (0) when they are not.
+template <typename Wanted>
+BlockRef Residency::Nearest(BlockRef ref, Wanted wanted) const {
+  for (uint32_t steps = 0; ref != 0 && steps < kNearestSteps; ++steps) {
+    const Block& block = blocks_[ref];
+    if (wanted(block)) return ref;
+    ref = block.jump != 0 && !wanted(blocks_[block.jump]) ? block.jump : block.parent;
+  }
+  return 0;
+}
+
+BlockRef Residency::NearestCold(BlockRef ref) const {
+  return Nearest(ref, [](const Block& block) { return block.first_cold != 0; });
+}
+
+uint32_t Residency::WarmBlocks(const Prefix& prefix) const {
+  if (cold_policy_ == nullptr || prefix.blocks == 0) return prefix.blocks;
+  const BlockRef warm =
+      Nearest(prefix.deepest, [this](const Block& block) { return InDram(block); });
+  const uint32_t base = blocks_[prefix.deepest].depth + 1 - prefix.blocks;
+  return warm == 0 || blocks_[warm].depth < base ? 0 : blocks_[warm].depth - base + 1;
+}
+
+Residency::Prefix Residency::Shorten(const Prefix& prefix, uint32_t blocks) const {
+  if (blocks >= prefix.blocks) return prefix;
+  if (blocks == 0) return {};
+  const uint32_t base = blocks_[prefix.deepest].depth + 1 - prefix.blocks;
+  return WalkBackToServable({blocks, AncestorAt(prefix.deepest, base + blocks - 1)});
 }
 
 BlockRef Residency::AncestorAt(BlockRef ref, uint32_t depth) const {
@@ -270,9 +318,10 @@ Residency::Prefix Residency::WalkBackToServable(Prefix prefix) const {
   BlockRef at = prefix.deepest;
   for (uint32_t back = 0; at != 0 && back < widest;) {
     const Block& block = blocks_[at];
-    bool serves = back > 0 || (block.complete_groups & shape.state_groups) == shape.state_groups;
+    const uint16_t served = block.served_groups();
+    bool serves = back > 0 || (served & shape.state_groups) == shape.state_groups;
     for (const NamespaceShape::Window& window : shape.windows) {
-      serves &= back >= window.blocks || (block.complete_groups >> window.group & 1) != 0;
+      serves &= back >= window.blocks || (served >> window.group & 1) != 0;
     }
     at = block.parent;
     if (serves) {
@@ -328,12 +377,12 @@ BlockRef Residency::Add(NamespaceId ns, const ChainHash& key, BlockRef parent, u
     block.next_sibling = above.first_child;
     if (above.first_child != 0) blocks_[above.first_child].prev_sibling = ref;
     above.first_child = ref;
-    UpdateOffer(parent);
+    UpdateOffers(parent);
   }
   block.digest = Digest(block.digest, key);
   InsertBucket(Tag(ns, key), ref);
-  policy_.Insert(ref, shapes_[ns].pool);
-  policy_.Use(ref, tick);
+  tick_ = tick;
+  Order(ref);
   ++counts_.used;
   ++uses_[ns].used;
   return ref;
@@ -360,8 +409,37 @@ PartRef Residency::AddPart(BlockRef block, PartId id, uint32_t region, uint32_t 
     blocks_[block].state = BlockState::kProducing;
     --counts_.stubs;
   }
-  UpdateOffer(block);
+  if (part.next == 0) WarmthChanged(block, true);
+  UpdateOffers(block);
   return ref;
+}
+
+// A block has got its first part in DRAM, or lost its last.
+void Residency::WarmthChanged(BlockRef ref, bool warm) {
+  if (warm && !blocks_[ref].ordered) Order(ref);
+  const BlockRef parent = blocks_[ref].parent;
+  if (parent == 0) return;
+  blocks_[parent].warm_children += warm ? 1 : -1;
+  UpdateOffer(parent);
+}
+
+// From now on DRAM's policy knows the block, as one that is used now.
+void Residency::Order(BlockRef ref) {
+  blocks_[ref].ordered = true;
+  policy_.Insert(ref, shapes_[blocks_[ref].ns].pool);
+  policy_.Use(ref, tick_);
+}
+
+// DRAM's policy forgets the block: what is known of its uses goes to its parent.
+void Residency::Disorder(BlockRef ref) {
+  Block& block = blocks_[ref];
+  if (!std::exchange(block.ordered, false)) return;
+  const bool handed_up = block.parent != 0 && blocks_[block.parent].ordered;
+  policy_.Erase(ref, handed_up ? block.parent : 0);
+  const uint8_t uses = std::exchange(block.uses, 0);
+  if (!handed_up) return;
+  Block& above = blocks_[block.parent];
+  above.uses = static_cast<uint8_t>(std::min<uint32_t>(UINT8_MAX, above.uses + uses));
 }
 
 uint32_t Residency::CommitPart(PartRef ref, uint32_t sum, uint64_t tick) {
@@ -382,28 +460,108 @@ uint32_t Residency::CommitPart(PartRef ref, uint32_t sum, uint64_t tick) {
                  parts_[other].state == static_cast<uint32_t>(PartState::kCommitted);
   }
   if (committed == shape.shards[part.id.group]) {
-    block.complete_groups = static_cast<uint16_t>(block.complete_groups | 1u << part.id.group);
+    block.complete_groups |= Bit(part.id.group);
   }
-  if (block.state != BlockState::kProducing ||
-      (block.complete_groups & shape.full_groups) != shape.full_groups) {
-    UpdateOffer(part.block);
+  return ShowIfServed(part.block, tick);
+}
+
+// What becomes of a block that has got a part or a record.
+uint32_t Residency::ShowIfServed(BlockRef ref, uint64_t tick) {
+  Block& block = blocks_[ref];
+  tick_ = tick;
+  if (block.state != BlockState::kProducing || !Served(block)) {
+    UpdateOffers(ref);
     return 0;
   }
   if (block.parent != 0 && blocks_[block.parent].state != BlockState::kVisible) {
     block.state = BlockState::kParked;
-    UpdateOffer(part.block);
+    UpdateOffers(ref);
     return 0;
   }
-  return ShowWithParked(part.block, tick);
+  return ShowWithParked(ref, tick);
+}
+
+ColdRef Residency::AddCold(BlockRef block, PartId id, uint32_t length, uint32_t sum,
+                           uint32_t generation) {
+  KVD_CHECK(!colds_full());
+  ColdRef ref = free_cold_;
+  if (ref != 0) {
+    free_cold_ = colds_[ref].next;
+  } else {
+    ref = static_cast<ColdRef>(++colds_used_);
+  }
+  ColdPart& cold = colds_[ref];
+  cold = ColdPart{.block = block,
+                  .next = std::exchange(blocks_[block].first_cold, ref),
+                  .length = length,
+                  .sum = sum,
+                  .generation = generation,
+                  .id = id};
+  ++counts_.cold_parts;
+  if (cold.next == 0) ColdnessChanged(block, true);
+  UpdateColdOffer(block);
+  return ref;
+}
+
+// A block has got its first cold part, or lost its last.
+void Residency::ColdnessChanged(BlockRef ref, bool cold) {
+  const BlockRef parent = blocks_[ref].parent;
+  if (cold) {
+    cold_policy_->Insert(ref, 0);
+    cold_policy_->Use(ref, tick_);
+    ++counts_.cold_blocks;
+  } else {
+    if (std::exchange(blocks_[ref].cold_offered, false)) cold_policy_->Withdraw(ref);
+    cold_policy_->Erase(ref, parent != 0 && blocks_[parent].first_cold != 0 ? parent : 0);
+    --counts_.cold_blocks;
+  }
+  if (parent == 0) return;
+  blocks_[parent].cold_children += cold ? 1 : -1;
+  UpdateColdOffer(parent);
+}
+
+uint32_t Residency::CommitCold(ColdRef ref, uint64_t tick) {
+  ColdPart& cold = colds_[ref];
+  KVD_CHECK(cold.state == ColdState::kWriting) << ref;
+  cold.state = ColdState::kCommitted;
+  if (cold.block == 0) {
+    ReleaseCold(ref);
+    return 0;
+  }
+  const BlockRef block_ref = cold.block;
+  Block& block = blocks_[block_ref];
+  counts_.cold_bytes += cold.length;
+  uses_[block.ns].cold_bytes += cold.length;
+  uint32_t committed = 0;
+  for (ColdRef other = block.first_cold; other != 0; other = colds_[other].next) {
+    committed +=
+        colds_[other].id.group == cold.id.group && colds_[other].state == ColdState::kCommitted;
+  }
+  if (committed == shapes_[block.ns].shards[cold.id.group]) {
+    block.cold_groups |= Bit(cold.id.group);
+  }
+  return ShowIfServed(block_ref, tick);
+}
+
+void Residency::DropCold(ColdRef ref) {
+  ColdPart& cold = colds_[ref];
+  KVD_CHECK(cold.state == ColdState::kWriting) << ref;
+  const BlockRef block = cold.block;
+  if (block != 0) UnlinkCold(ref);
+  // It has no record: nobody is told.
+  cold = ColdPart{};
+  cold.next = std::exchange(free_cold_, ref);
+  --counts_.cold_parts;
+  if (block != 0) UpdateOffers(block);
 }
 
 void Residency::Show(BlockRef ref, uint64_t tick) {
   blocks_[ref].state = BlockState::kVisible;
   SetGap(blocks_[ref], false);
-  policy_.Use(ref, tick);
+  if (blocks_[ref].ordered) policy_.Use(ref, tick);
   ++counts_.visible;
   ++uses_[blocks_[ref].ns].visible;
-  UpdateOffer(ref);
+  UpdateOffers(ref);
   if (events_ != nullptr) Record(EventKind::kStored, ref);
 }
 
@@ -438,6 +596,7 @@ void Residency::UnlinkPart(Part& part, PartRef ref) {
   PartRef* link = &blocks_[part.block].first_part;
   while (*link != ref) link = &parts_[*link].next;
   *link = part.next;
+  if (blocks_[part.block].first_part == 0) WarmthChanged(part.block, false);
 }
 
 // The end of a part that no block names any more.
@@ -457,9 +616,42 @@ void Residency::ReleasePart(PartRef ref) {
   --counts_.parts;
 }
 
+void Residency::UnlinkCold(ColdRef ref) {
+  const ColdPart& cold = colds_[ref];
+  Block& block = blocks_[cold.block];
+  ColdRef* link = &block.first_cold;
+  while (*link != ref) link = &colds_[*link].next;
+  *link = cold.next;
+  if (cold.state == ColdState::kCommitted) {
+    counts_.cold_bytes -= cold.length;
+    uses_[block.ns].cold_bytes -= cold.length;
+    block.cold_groups = static_cast<uint16_t>(block.cold_groups & ~Bit(cold.id.group));
+  }
+  if (block.first_cold == 0) ColdnessChanged(cold.block, false);
+}
+
+// The end of a cold part that no block names any more, now or when nobody is at it.
+void Residency::ReleaseCold(ColdRef ref) {
+  ColdPart& cold = colds_[ref];
+  cold.block = 0;
+  if (cold.state == ColdState::kWriting || cold.readers > 0) return;
+  room_.FreeRecord(cold);
+  cold = ColdPart{};
+  cold.next = std::exchange(free_cold_, ref);
+  --counts_.cold_parts;
+}
+
+void Residency::DropColds(BlockRef block) {
+  while (const ColdRef ref = blocks_[block].first_cold) {
+    UnlinkCold(ref);
+    ReleaseCold(ref);
+  }
+}
+
 // Drops what is committed. What is reserved is its producer's, who writes there and gives it back.
 void Residency::DropParts(BlockRef ref) {
   Block& block = blocks_[ref];
+  if (block.first_part == 0) return;
   PartRef* link = &block.first_part;
   while (*link != 0) {
     const PartRef part = *link;
@@ -473,16 +665,17 @@ void Residency::DropParts(BlockRef ref) {
     ReleasePart(part);
   }
   block.complete_groups = 0;
+  if (block.first_part == 0) WarmthChanged(ref, false);
 }
 
 // Takes a block without children out of the index, and stubs above it that nothing needs any more.
 void Residency::Remove(BlockRef ref) {
   while (ref != 0) {
-    DropParts(ref);
     Block& block = blocks_[ref];
-    KVD_CHECK(block.first_child == 0 && block.leases == 0 && block.reserved_parts == 0 &&
-              !block.offered)
-        << ref;
+    KVD_CHECK(block.first_child == 0 && block.leases == 0 && block.reserved_parts == 0) << ref;
+    WithdrawBoth(block, ref);
+    DropParts(ref);
+    DropColds(ref);
     const BlockRef parent = block.parent;
     if (block.state == BlockState::kStub) --counts_.stubs;
     if (block.state == BlockState::kVisible) {
@@ -491,7 +684,7 @@ void Residency::Remove(BlockRef ref) {
     }
     --uses_[block.ns].used;
     SetGap(block, false);
-    policy_.Erase(ref, parent);
+    Disorder(ref);
     EraseBucket(Tag(block.ns, block.key), ref);
     if (block.next_sibling != 0) blocks_[block.next_sibling].prev_sibling = block.prev_sibling;
     if (block.prev_sibling != 0) {
@@ -503,7 +696,7 @@ void Residency::Remove(BlockRef ref) {
     block.next_sibling = std::exchange(free_block_, ref);
     --counts_.used;
     if (parent == 0) return;
-    UpdateOffer(parent);
+    UpdateOffers(parent);
     const Block& above = blocks_[parent];
     const bool idle_stub =
         above.state == BlockState::kStub && above.first_child == 0 && above.leases == 0;
@@ -515,7 +708,6 @@ void Residency::Remove(BlockRef ref) {
 // who still produces parts of it.
 void Residency::BecomeStubOrGo(BlockRef ref) {
   Block& block = blocks_[ref];
-  if (std::exchange(block.offered, false)) policy_.Withdraw(ref);
   if (block.first_child == 0 && block.leases == 0 && block.reserved_parts == 0) {
     Remove(ref);
     return;
@@ -528,6 +720,7 @@ void Residency::BecomeStubOrGo(BlockRef ref) {
   block.state = block.reserved_parts > 0 ? BlockState::kProducing : BlockState::kStub;
   if (block.state == BlockState::kStub) ++counts_.stubs;
   SetGap(block, true);
+  UpdateOffers(ref);
 }
 
 void Residency::SetGap(Block& block, bool gap) {
@@ -544,7 +737,7 @@ void Residency::DropReserved(PartRef ref) {
   UnlinkPart(part, ref);
   --blocks_[block].reserved_parts;
   ReleasePart(ref);
-  UpdateOffer(block);
+  UpdateOffers(block);
 }
 
 void Residency::Abandon(BlockRef ref) {
@@ -557,6 +750,7 @@ void Residency::DropParked(BlockRef ref) {
   KVD_CHECK(blocks_[ref].state == BlockState::kParked) << ref;
   DropParkedBelow(ref);
   DropParts(ref);
+  DropColds(ref);
   ++counts_.parked_dropped;
   BecomeStubOrGo(ref);
 }
@@ -580,6 +774,7 @@ void Residency::DropParkedBelow(BlockRef top) {
     next = blocks_[done].next_sibling;
     at = blocks_[done].parent;
     DropParts(done);
+    DropColds(done);
     ++counts_.parked_dropped;
     BecomeStubOrGo(done);
   }
@@ -587,12 +782,59 @@ void Residency::DropParkedBelow(BlockRef top) {
 
 // --- using ---------------------------------------------------------------------------------------
 
+void Residency::UseInTiers(BlockRef ref, uint64_t tick) {
+  const BlockRef warm = Nearest(ref, [](const Block& block) { return block.ordered; });
+  if (warm != 0) {
+    policy_.Use(warm, tick);
+    if (blocks_[warm].uses < UINT8_MAX) ++blocks_[warm].uses;
+  }
+  const BlockRef cold = NearestCold(ref);
+  if (cold != 0) cold_policy_->Use(cold, tick);
+}
+
+bool Residency::OnNvme(const Block& block) const {
+  const uint16_t full = shapes_[block.ns].full_groups;
+  if (block.first_cold == 0 || (block.cold_groups & full) != full) return false;
+  for (PartRef part = block.first_part; part != 0; part = parts_[part].next) {
+    if ((block.cold_groups >> parts_[part].id.group & 1) == 0) return false;
+  }
+  return true;
+}
+
+// Nothing of it is held or in production, and nothing in DRAM hangs below it; and then either NVMe
+// has it all, or nobody misses it when it is gone.
+bool Residency::MayLeaveDram(const Block& block) const {
+  // What waits for other shards or for its parent may leave too: they may never come.
+  if (block.first_part == 0 || block.state == BlockState::kStub || block.holds != 0 ||
+      block.reserved_parts != 0 || block.warm_children != 0) {
+    return false;
+  }
+  return (block.first_child == 0 && block.leases == 0) || OnNvme(block);
+}
+
+// The same of NVMe. What serves nobody, because DRAM has it or because it is what is left of a
+// damaged block, may always go.
+bool Residency::MayLeaveNvme(const Block& block) const {
+  if (block.first_cold == 0 || block.cold_children != 0) return false;
+  for (ColdRef cold = block.first_cold; cold != 0; cold = colds_[cold].next) {
+    if (colds_[cold].state == ColdState::kWriting || colds_[cold].readers > 0) return false;
+  }
+  return block.state == BlockState::kStub || (block.cold_groups & ~block.complete_groups) == 0 ||
+         Removable(block);
+}
+
+void Residency::UpdateOffers(BlockRef ref) {
+  UpdateOffer(ref);
+  UpdateColdOffer(ref);
+  // A block that can be found and is not in DRAM stands in no order there: its uses are those of
+  // what hangs above it.
+  const Block& block = blocks_[ref];
+  if (block.state == BlockState::kVisible && block.first_part == 0) Disorder(ref);
+}
+
 void Residency::UpdateOffer(BlockRef ref) {
   Block& block = blocks_[ref];
-  // What waits for other shards or for its parent may leave too: they may never come.
-  const bool stored = block.state != BlockState::kStub && block.first_part != 0;
-  const bool may_leave = stored && block.first_child == 0 && block.leases == 0 &&
-                         block.holds == 0 && block.reserved_parts == 0;
+  const bool may_leave = MayLeaveDram(block);
   if (may_leave == block.offered) return;
   block.offered = may_leave;
   if (may_leave) {
@@ -602,9 +844,27 @@ void Residency::UpdateOffer(BlockRef ref) {
   }
 }
 
+void Residency::UpdateColdOffer(BlockRef ref) {
+  Block& block = blocks_[ref];
+  if (block.first_cold == 0) return;  // Withdrawn with the last of them.
+  const bool may_leave = MayLeaveNvme(block);
+  if (may_leave == block.cold_offered) return;
+  block.cold_offered = may_leave;
+  if (may_leave) {
+    cold_policy_->Offer(ref);
+  } else {
+    cold_policy_->Withdraw(ref);
+  }
+}
+
+void Residency::WithdrawBoth(Block& block, BlockRef ref) {
+  if (std::exchange(block.offered, false)) policy_.Withdraw(ref);
+  if (std::exchange(block.cold_offered, false)) cold_policy_->Withdraw(ref);
+}
+
 void Residency::Lease(BlockRef ref) {
   ++blocks_[ref].leases;
-  UpdateOffer(ref);
+  UpdateOffers(ref);
 }
 
 void Residency::Unlease(BlockRef ref) {
@@ -614,7 +874,27 @@ void Residency::Unlease(BlockRef ref) {
   if (block.state == BlockState::kStub && block.first_child == 0) {
     Remove(ref);
   } else {
-    UpdateOffer(ref);
+    UpdateOffers(ref);
+  }
+}
+
+bool Residency::BeginRead(ColdRef ref) {
+  ColdPart& cold = colds_[ref];
+  KVD_CHECK(cold.block != 0 && cold.state == ColdState::kCommitted) << ref;
+  if (cold.readers == UINT8_MAX) return false;
+  ++cold.readers;
+  UpdateColdOffer(cold.block);
+  return true;
+}
+
+void Residency::EndRead(ColdRef ref) {
+  ColdPart& cold = colds_[ref];
+  KVD_CHECK(cold.readers > 0) << ref;
+  --cold.readers;
+  if (cold.block != 0) {
+    UpdateColdOffer(cold.block);
+  } else {
+    ReleaseCold(ref);
   }
 }
 
@@ -623,7 +903,7 @@ bool Residency::Hold(PartRef ref) {
   if (part.holds == UINT16_MAX) return false;
   ++part.holds;
   ++blocks_[part.block].holds;
-  UpdateOffer(part.block);
+  UpdateOffers(part.block);
   return true;
 }
 
@@ -633,7 +913,7 @@ void Residency::Unhold(PartRef ref) {
   --part.holds;
   if (part.block != 0) {
     --blocks_[part.block].holds;
-    UpdateOffer(part.block);
+    UpdateOffers(part.block);
     return;
   }
   if (part.holds > 0) return;
@@ -657,26 +937,57 @@ void Residency::Record(EventKind kind, BlockRef ref, EventReason why) const {
   events_->Add(event);
 }
 
-void Residency::Evict(BlockRef ref, EvictReason reason) {
-  KVD_CHECK(evictable(ref)) << ref;
-  if (events_ != nullptr && blocks_[ref].state == BlockState::kVisible) {
-    Record(EventKind::kEvicted, ref, EventReasonOf(reason));
-  }
+void Residency::CountEvicted(BlockRef ref, EvictReason reason) {
   uint64_t bytes = 0;
   for (PartRef part = blocks_[ref].first_part; part != 0; part = parts_[part].next) {
     bytes += parts_[part].length;
   }
   ++counts_.evicted_for[static_cast<size_t>(reason)];
   counts_.evicted_bytes_for[static_cast<size_t>(reason)] += bytes;
+  ++counts_.evicted;
+}
+
+void Residency::Evict(BlockRef ref, EvictReason reason) {
+  KVD_CHECK(removable(ref)) << ref;
+  if (events_ != nullptr && blocks_[ref].state == BlockState::kVisible) {
+    Record(EventKind::kEvicted, ref, EventReasonOf(reason));
+  }
+  CountEvicted(ref, reason);
+  KVD_KILL_POINT("evict.before");
+  Remove(ref);
+  KVD_KILL_POINT("evict.after");
+}
+
+void Residency::LeaveDram(BlockRef ref) {
+  KVD_CHECK(evictable(ref)) << ref;
+  if (!OnNvme(ref)) {
+    if (blocks_[ref].state == BlockState::kVisible) room_.Lost(blocks_[ref]);
+    Evict(ref);
+    return;
+  }
   blocks_[ref].offered = false;
   policy_.Withdraw(ref);
-  ++counts_.evicted;
-  Remove(ref);
+  DropParts(ref);
+  Disorder(ref);
+  ++counts_.left_dram;
+  UpdateColdOffer(ref);
+}
+
+void Residency::LeaveNvme(BlockRef ref) {
+  KVD_CHECK(cold_evictable(ref)) << ref;
+  const Block& block = blocks_[ref];
+  if (block.state != BlockState::kStub && (block.cold_groups & ~block.complete_groups) != 0) {
+    Evict(ref);
+    return;
+  }
+  DropColds(ref);
+  ++counts_.left_nvme;
+  UpdateOffer(ref);
 }
 
 bool Residency::EvictNext(EvictionPolicy::Pool pool) {
   const std::optional<EvictionPolicy::Victim> victim = policy_.Next(pool);
-  if (victim.has_value()) Evict(victim->block);
+  if (victim.has_value()) LeaveDram(victim->block);
   return victim.has_value();
 }
 
@@ -691,7 +1002,14 @@ std::optional<EvictionPolicy::Victim> Residency::NextVictim() const {
 
 bool Residency::EvictNext() {
   const std::optional<EvictionPolicy::Victim> victim = NextVictim();
-  if (victim.has_value()) Evict(victim->block);
+  if (victim.has_value()) LeaveDram(victim->block);
+  return victim.has_value();
+}
+
+bool Residency::EvictNextCold() {
+  if (cold_policy_ == nullptr) return false;
+  const std::optional<EvictionPolicy::Victim> victim = cold_policy_->Next(0);
+  if (victim.has_value()) LeaveNvme(victim->block);
   return victim.has_value();
 }
 
@@ -705,22 +1023,42 @@ void Residency::MarkDamaged(PartRef ref) {
   UnlinkPart(part, ref);
   block.holds -= part.holds;
   uses_[block.ns].bytes -= part.length;
-  block.complete_groups = static_cast<uint16_t>(block.complete_groups & ~(1u << group));
+  block.complete_groups = static_cast<uint16_t>(block.complete_groups & ~Bit(group));
   ReleasePart(ref);
+  LoseGroup(block_ref, group, length);
+}
 
-  const bool needed = (shapes_[block.ns].full_groups >> group & 1) != 0;
+void Residency::MarkColdDamaged(ColdRef ref) {
+  ColdPart& cold = colds_[ref];
+  KVD_CHECK(cold.block != 0 && cold.state == ColdState::kCommitted) << ref;
+  const BlockRef block = cold.block;
+  const uint32_t group = cold.id.group;
+  const uint32_t length = cold.length;
+  UnlinkCold(ref);
+  ReleaseCold(ref);
+  LoseGroup(block, group, length);
+}
+
+// What becomes of a block that has lost a damaged part or record of `group`.
+void Residency::LoseGroup(BlockRef ref, uint32_t group, uint32_t length) {
+  Block& block = blocks_[ref];
+  if ((block.served_groups() & Bit(group)) != 0) {  // The other tier has it.
+    UpdateOffers(ref);
+    return;
+  }
+  const bool needed = (shapes_[block.ns].full_groups & Bit(group)) != 0;
   if (events_ != nullptr && block.state == BlockState::kVisible) {
-    Record(needed ? EventKind::kDamaged : EventKind::kPartDamaged, block_ref);
+    Record(needed ? EventKind::kDamaged : EventKind::kPartDamaged, ref);
   }
   if (needed && block.state == BlockState::kParked) block.state = BlockState::kProducing;
   if (needed && block.state == BlockState::kVisible) {
     ++counts_.evicted_for[static_cast<size_t>(EvictReason::kCorrupt)];
     counts_.evicted_bytes_for[static_cast<size_t>(EvictReason::kCorrupt)] += length;
-    BecomeStubOrGo(block_ref);
+    BecomeStubOrGo(ref);
   } else if (block.state == BlockState::kProducing && block.first_part == 0) {
-    Abandon(block_ref);
+    Abandon(ref);
   } else {
-    UpdateOffer(block_ref);
+    UpdateOffers(ref);
   }
 }
 
@@ -757,16 +1095,31 @@ Residency::AuditResult Residency::Audit(uint32_t from, uint32_t n) const {
     }
     if (holds != block.holds) error("holds do not add up");
     if (reserved != block.reserved_parts) error("reserved parts do not add up");
+    for (ColdRef cold = block.first_cold; cold != 0; cold = colds_[cold].next) {
+      if (colds_[cold].block != ref) error("a cold part belongs to another block");
+    }
+    uint32_t warm_children = 0;
+    uint32_t cold_children = 0;
+    BlockRef child = block.first_child;
+    for (uint32_t seen = 0; child != 0 && seen < kChildrenAudited; ++seen) {
+      warm_children += blocks_[child].first_part != 0;
+      cold_children += blocks_[child].first_cold != 0;
+      child = blocks_[child].next_sibling;
+    }
+    if (child == 0 &&
+        (warm_children != block.warm_children || cold_children != block.cold_children)) {
+      error("children with parts do not add up");
+    }
     if (block.state == BlockState::kVisible) {
       ++result.blocks;
-      const uint16_t full = shapes_[block.ns].full_groups;
-      if ((block.complete_groups & full) != full) error("a visible block lacks a full part");
+      if (!Served(block)) error("a visible block lacks a full part in both tiers");
+      if (block.ordered != (block.first_part != 0)) error("a block is in the wrong order");
     }
-    const bool pinned_down = block.first_child != 0 || block.leases != 0 || block.holds != 0 ||
-                             block.reserved_parts != 0;
-    if (block.offered && pinned_down) error("a block that must stay is offered to the policy");
-    if (!block.offered && !pinned_down && block.state == BlockState::kVisible) {
-      error("a block that may leave is not offered to the policy");
+    if (block.offered != MayLeaveDram(block)) {
+      error("a block that must stay in DRAM is offered, or one that may leave is not");
+    }
+    if (block.cold_offered != MayLeaveNvme(block)) {
+      error("a block that must stay on NVMe is offered, or one that may leave is not");
     }
   }
   return result;

@@ -6,6 +6,11 @@
 // leave. So the longest stored prefix of n keys takes about log2 n probes, and a lease on the
 // deepest block keeps its whole chain at the cost of one count.
 //
+// A block may be in two tiers: its parts in DRAM, its cold parts on NVMe. It serves a group when
+// either tier has all shards of it, and leaves one tier for itself when the other has it all; the
+// closure is that of the union. In each tier alone, leaves leave first. Without NVMe there are no
+// cold parts, and nothing else is different.
+//
 // It decides nothing and moves no byte: daemon/store.h finds room, daemon/control.h answers calls.
 // All memory is set aside by the constructor; no call allocates.
 //
@@ -25,11 +30,13 @@
 #include "proto/types/block.h"
 #include "proto/types/host_memory.h"
 #include "proto/types/shared_count.h"
+#include "tiers/nvme_tier.h"
 
 namespace kvd {
 
 using BlockRef = uint32_t;  // Number of a block; 0: none. Reused after the block has gone.
 using PartRef = uint32_t;   // Number of a part; 0: none.
+using ColdRef = uint32_t;   // Number of a cold part; 0: none.
 
 enum class BlockState : uint8_t {
   kFree = 0,
@@ -77,17 +84,27 @@ struct Block {
   BlockRef next_sibling = 0;
   BlockRef prev_sibling = 0;
   PartRef first_part = 0;
-  uint32_t depth = 0;            // 0 at the root.
-  uint64_t digest = 0;           // Of the keys from the root to here, under a secret.
-  uint32_t leases = 0;           // Leases, pins and reservations that end exactly here.
-  uint32_t holds = 0;            // On its parts.
-  uint16_t complete_groups = 0;  // Bit g: every shard of group g is committed.
+  uint32_t depth = 0;   // 0 at the root.
+  uint64_t digest = 0;  // Of the keys from the root to here, under a secret.
+  uint32_t leases = 0;  // Leases, pins and reservations that end exactly here.
+  uint32_t holds = 0;   // On its parts.
+  ColdRef first_cold = 0;
+  uint32_t warm_children = 0;    // That have parts, in any state.
+  uint32_t cold_children = 0;    // That have cold parts, in any state.
+  uint16_t complete_groups = 0;  // Bit g: every shard of group g is committed in DRAM.
+  uint16_t cold_groups = 0;      // Bit g: every shard of group g is on NVMe.
   uint16_t reserved_parts = 0;   // Not committed yet.
   BlockState state = BlockState::kFree;
-  bool offered = false;  // To the policy.
-  bool gap = false;      // Was seen and is not now: visible blocks may hang below.
+  bool offered = false;       // To the policy of DRAM.
+  bool cold_offered = false;  // To the policy of NVMe.
+  bool ordered = false;       // Known to the policy of DRAM.
+  bool gap = false;           // Was seen and is not now: visible blocks may hang below.
+  uint8_t uses = 0;           // Lookups that found it since it entered DRAM, saturating.
+
+  // Groups that one tier or the other can serve.
+  uint16_t served_groups() const { return complete_groups | cold_groups; }
 };
-static_assert(sizeof(Block) == 88);
+static_assert(sizeof(Block) == 104);
 
 struct Part {
   BlockRef block = 0;  // 0 when quarantined.
@@ -103,11 +120,35 @@ struct Part {
 };
 static_assert(sizeof(Part) == 32);
 
-// Takes back the room of parts that have gone, and is told what lies in it meanwhile.
+enum class ColdState : uint8_t {
+  kWriting = 0,    // The record is on its way.
+  kCommitted = 1,  // The record is there.
+};
+
+// A part on NVMe: a record.
+struct ColdPart {
+  BlockRef block = 0;  // 0: given up while it was written or read; it goes when that has ended.
+  ColdRef next = 0;    // Of the same block.
+  RecordPlace place;
+  uint32_t length = 0;  // Bytes of payload.
+  uint32_t sum = 0;     // CRC32C of the payload.
+  uint32_t generation = 0;
+  PartId id;
+  ColdState state = ColdState::kWriting;
+  uint8_t readers = 0;
+};
+static_assert(sizeof(ColdPart) == 32);
+
+// Takes back the room of parts that have gone, is told what lies in it meanwhile, and hears what
+// was lost.
 class RoomOwner {
  public:
   virtual ~RoomOwner() = default;
   virtual void FreeRoom(const Part& part) = 0;
+  // A record that was written, or whose write has ended, is dead.
+  virtual void FreeRecord(const ColdPart& /*cold*/) {}
+  // A block that could be found leaves DRAM for want of room and is not on NVMe.
+  virtual void Lost(const Block& /*block*/) {}
   // The bytes of `part`, which is one of `block`, are all there from now on.
   virtual void PartCommitted(const Block& /*block*/, const Part& /*part*/) {}
   // `part` belongs to no block any more; its room is freed when its holds end.
@@ -119,11 +160,14 @@ class Residency {
   struct Options {
     uint32_t max_blocks = 1u << 16;
     uint64_t max_parts = 1u << 16;
-    uint64_t secret = 0;  // Of the process: nobody can choose keys that collide.
+    uint64_t max_cold_parts = 0;  // 0: there is no NVMe.
+    uint64_t secret = 0;          // Of the process: nobody can choose keys that collide.
   };
 
-  // Collaborators must outlive this.
-  Residency(EvictionPolicy& policy, RoomOwner& room, const Options& options);
+  // Collaborators must outlive this. `cold_policy` orders NVMe, all in pool 0; required when there
+  // may be cold parts.
+  Residency(EvictionPolicy& policy, RoomOwner& room, const Options& options,
+            EvictionPolicy* cold_policy = nullptr);
 
   // From now on tells `events` which blocks become findable, and which stop being so.
   void Observe(EventRing& events) { events_ = &events; }
@@ -137,6 +181,7 @@ class Residency {
 
   const Block& block(BlockRef block) const { return blocks_[block]; }
   const Part& part(PartRef part) const { return parts_[part]; }
+  const ColdPart& cold(ColdRef cold) const { return colds_[cold]; }
 
   // In any state; 0: unknown.
   BlockRef Find(NamespaceId ns, const ChainHash& key) const;
@@ -163,6 +208,18 @@ class Residency {
 
   // The part `id` of a block; 0: it has none.
   PartRef FindPart(BlockRef block, PartId id) const;
+  ColdRef FindCold(BlockRef block, PartId id) const;
+
+  // How many blocks of the prefix, from its start, DRAM alone can serve, if the tiers nest: cold
+  // blocks above warm ones are not looked for. O(log depth).
+  uint32_t WarmBlocks(const Prefix& prefix) const;
+  // The first `blocks` of a prefix, or fewer: as many as every group can serve.
+  Prefix Shorten(const Prefix& prefix, uint32_t blocks) const;
+  // Whether DRAM alone, or NVMe alone, has all that the block has.
+  bool InDram(BlockRef block) const { return InDram(blocks_[block]); }
+  bool OnNvme(BlockRef block) const { return OnNvme(blocks_[block]); }
+  // `block` or its nearest ancestor with cold parts, if the tiers nest; 0: none. O(log depth).
+  BlockRef NearestCold(BlockRef block) const;
 
   // The ancestor of `block` at `depth`, or itself. Requires: it is at least that deep.
   BlockRef AncestorAt(BlockRef block, uint32_t depth) const;
@@ -184,6 +241,18 @@ class Residency {
   // The bytes are there. Returns how many blocks became visible (with it, what was parked below).
   uint32_t CommitPart(PartRef part, uint32_t sum, uint64_t tick);
 
+  // A new cold part, being written. Requires: the block has no such cold part; !colds_full().
+  ColdRef AddCold(BlockRef block, PartId id, uint32_t length, uint32_t sum, uint32_t generation);
+  bool colds_full() const { return free_cold_ == 0 && colds_used_ + 1 >= colds_.size(); }
+  uint64_t colds_left() const { return colds_.size() - 1 - counts_.cold_parts; }
+  // Where its record is, or was copied to.
+  void MoveCold(ColdRef cold, RecordPlace place) { colds_[cold].place = place; }
+  // The record is there. Returns how many blocks became visible, as CommitPart() does. One that was
+  // given up meanwhile goes.
+  uint32_t CommitCold(ColdRef cold, uint64_t tick);
+  // The record is not there: its write failed, or did not begin. Requires: it is being written.
+  void DropCold(ColdRef cold);
+
   // Gives a reserved part up. A block without any part stays in production: Abandon() it, unless
   // somebody else will produce it.
   void DropReserved(PartRef part);
@@ -197,21 +266,42 @@ class Residency {
 
   // --- using -------------------------------------------------------------------------------------
 
-  void Use(BlockRef block, uint64_t tick) { policy_.Use(block, tick); }
+  // The chain that ends at `block` was found.
+  void Use(BlockRef block, uint64_t tick) {
+    tick_ = tick;
+    if (cold_policy_ == nullptr) {
+      policy_.Use(block, tick);
+    } else {
+      UseInTiers(block, tick);
+    }
+  }
+  uint64_t tick() const { return tick_; }  // Of the last use.
   void Lease(BlockRef block);
   void Unlease(BlockRef block);
   // False when the part has as many holds as can be counted.
   bool Hold(PartRef part);
   // A quarantined part goes with its last hold.
   void Unhold(PartRef part);
+  // While a record is read it stays. False: as many read it as can be counted.
+  bool BeginRead(ColdRef cold);
+  void EndRead(ColdRef cold);
 
   // --- leaving -----------------------------------------------------------------------------------
 
-  // Drops a block and its room. Requires: it may leave (it is offered to the policy).
+  // Drops a block, its room and its records. Requires: removable().
   void Evict(BlockRef block, EvictReason reason = EvictReason::kPressure);
-  bool evictable(BlockRef block) const { return blocks_[block].offered; }
+  // Nothing hangs below the block, and nobody leases, holds or produces it.
+  bool removable(BlockRef block) const { return Removable(blocks_[block]); }
 
-  // Evicts the block of `pool`, or of any pool, that the policy names. False: none may leave.
+  // Drops the parts of a block from DRAM; one that is not on NVMe leaves altogether.
+  // Requires: evictable(), which the policy of DRAM knows as well.
+  void LeaveDram(BlockRef block);
+  bool evictable(BlockRef block) const { return blocks_[block].offered; }
+  // The same of NVMe. Requires: it is offered to the policy of NVMe.
+  void LeaveNvme(BlockRef block);
+  bool cold_evictable(BlockRef block) const { return blocks_[block].cold_offered; }
+
+  // Lets the block of `pool`, or of any pool, leave DRAM that the policy names. False: none may.
   bool EvictNext(EvictionPolicy::Pool pool);
   bool EvictNext();
   // The policy's next of one pool, or of all pools; empty: none may leave.
@@ -219,10 +309,15 @@ class Residency {
     return policy_.Next(pool);
   }
   std::optional<EvictionPolicy::Victim> NextVictim() const;
+  // Lets the block leave NVMe that its policy names. False: none may.
+  bool EvictNextCold();
 
-  // The bytes of a part are damaged: its block becomes a stub (or goes, if a leaf without leases);
-  // held room is quarantined. A damaged part of a window or state only goes. Requires: committed.
+  // The bytes of a part are damaged: where the other tier does not have the block, it becomes a
+  // stub (or goes, if a leaf without leases); held room is quarantined. A damaged part of a window
+  // or state only goes. Requires: committed.
   void MarkDamaged(PartRef part);
+  // The same of a record. Requires: its block has not given it up.
+  void MarkColdDamaged(ColdRef cold);
 
   // --- counting ----------------------------------------------------------------------------------
 
@@ -236,15 +331,21 @@ class Residency {
     SharedCount quarantined_parts;
     SharedCount quarantined_bytes;
     SharedCount parked_dropped;  // Since start.
-    SharedCount evicted;         // Blocks, since start.
+    SharedCount evicted;         // Blocks that left altogether, since start.
+    SharedCount left_dram;       // Blocks that stayed on NVMe, since start.
+    SharedCount left_nvme;       // Blocks that stayed in DRAM, since start.
+    SharedCount cold_blocks;     // With cold parts.
+    SharedCount cold_parts;      // In any state.
+    SharedCount cold_bytes;      // Payload of committed cold parts.
     std::array<SharedCount, kEvictReasons> evicted_for;
     std::array<SharedCount, kEvictReasons> evicted_bytes_for;
   };
   const Counts& counts() const { return counts_; }
   struct NamespaceUse {
     uint64_t visible = 0;
-    uint64_t used = 0;   // In any state.
-    uint64_t bytes = 0;  // Payload of committed parts.
+    uint64_t used = 0;        // In any state.
+    uint64_t bytes = 0;       // Payload of committed parts, in DRAM ...
+    uint64_t cold_bytes = 0;  // ... and on NVMe.
   };
   const NamespaceUse& use(NamespaceId ns) const { return uses_[ns]; }
   uint32_t max_blocks() const { return static_cast<uint32_t>(blocks_.size() - 1); }
@@ -281,11 +382,46 @@ class Residency {
   Prefix ExactPrefix(NamespaceId ns, const KeyList& keys, const ChainHash* parent) const;
   Prefix WalkBackToServable(Prefix prefix) const;
 
+  void UseInTiers(BlockRef block, uint64_t tick);
+  template <typename Wanted>
+  BlockRef Nearest(BlockRef block, Wanted wanted) const;
+
+  bool InDram(const Block& block) const {
+    const uint16_t full = shapes_[block.ns].full_groups;
+    return (block.complete_groups & full) == full &&
+           (block.cold_groups & ~block.complete_groups) == 0;
+  }
+  bool OnNvme(const Block& block) const;
+  bool MayLeaveDram(const Block& block) const;
+  bool MayLeaveNvme(const Block& block) const;
+  static bool Removable(const Block& block) {
+    return block.state != BlockState::kFree && block.state != BlockState::kStub &&
+           (block.first_part != 0 || block.first_cold != 0) && block.first_child == 0 &&
+           block.leases == 0 && block.holds == 0 && block.reserved_parts == 0;
+  }
+  // Both tiers, or one of them.
+  void UpdateOffers(BlockRef block);
   void UpdateOffer(BlockRef block);
+  void UpdateColdOffer(BlockRef block);
+  void WithdrawBoth(Block& block, BlockRef ref);
+  void Order(BlockRef block);
+  void Disorder(BlockRef block);
+  bool Served(const Block& block) const {
+    const uint16_t full = shapes_[block.ns].full_groups;
+    return (block.served_groups() & full) == full;
+  }
+  uint32_t ShowIfServed(BlockRef block, uint64_t tick);
+  void CountEvicted(BlockRef block, EvictReason reason);
   void Show(BlockRef block, uint64_t tick);
   uint32_t ShowWithParked(BlockRef block, uint64_t tick);
   void UnlinkPart(Part& part, PartRef ref);
   void ReleasePart(PartRef ref);
+  void WarmthChanged(BlockRef block, bool warm);
+  void ColdnessChanged(BlockRef block, bool cold);
+  void UnlinkCold(ColdRef ref);
+  void ReleaseCold(ColdRef ref);
+  void DropColds(BlockRef block);
+  void LoseGroup(BlockRef block, uint32_t group, uint32_t length);
   void DropParts(BlockRef block);
   void DropParkedBelow(BlockRef block);
   void Remove(BlockRef block);
@@ -294,14 +430,16 @@ class Residency {
   void Record(EventKind kind, BlockRef block, EventReason why = EventReason::kNone) const;
 
   EvictionPolicy& policy_;
+  EvictionPolicy* const cold_policy_;  // Null: there is no NVMe.
   RoomOwner& room_;
   EventRing* events_ = nullptr;
   const uint64_t secret_;
   std::array<uint64_t, 4> digest_secret_;
   const uint32_t bucket_mask_;
 
-  MappedArray<Block> blocks_;  // [0] is unused.
-  MappedArray<Part> parts_;    // [0] is unused; pages are touched by use.
+  MappedArray<Block> blocks_;    // [0] is unused.
+  MappedArray<Part> parts_;      // [0] is unused; pages are touched by use.
+  MappedArray<ColdPart> colds_;  // [0] is unused.
   MappedArray<Bucket>
       buckets_;  // Linear probing; at most half full, so no tombstones and no growth.
   std::vector<NamespaceShape> shapes_;
@@ -313,7 +451,10 @@ class Residency {
   BlockRef free_block_ = 0;         // Chained by next_sibling.
   PartRef free_part_ = 0;           // Chained by next.
   uint64_t parts_used_ = 0;         // Numbers handed out at least once.
-  mutable uint64_t path_bits_;      // Where the stretch of Confirm() lies.
+  ColdRef free_cold_ = 0;           // Chained by next.
+  uint64_t colds_used_ = 0;
+  uint64_t tick_ = 0;           // Of the last use.
+  mutable uint64_t path_bits_;  // Where the stretch of Confirm() lies.
   Counts counts_;
 };
 

@@ -296,6 +296,10 @@ absl::Status Service::Impl::Start() {
   builder.SetMaxSendMessageSize(kMaxMessageBytes);
   builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, options_.streams_per_connection);
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  // Pings that measure a network's delay, and counts of each call that nobody asks for: together
+  // they cost a small call 3 of its 45 us.
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_BDP_PROBE, 0);
+  builder.AddChannelArgument(GRPC_ARG_ENABLE_CHANNELZ, 0);
   builder.SetResourceQuota(grpc::ResourceQuota("engine").Resize(options_.max_message_memory));
   queue_ = builder.AddCompletionQueue();
   server_ = builder.BuildAndStart();

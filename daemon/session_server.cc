@@ -21,6 +21,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "daemon/descriptors.h"
 #include "daemon/peer_groups.h"
 #include "daemon/process_identity.h"
 #include "daemon/unix_listener.h"
@@ -263,7 +264,8 @@ void SessionServer::Accept() {
     if (options_.strangers != nullptr) options_.strangers->Count(Stranger::kUser);
   } else if (pidfd < 0) {
     status = SessionStatus::kInvalid;
-  } else if (peers_.size() >= options_.max_sessions ||
+  } else if (IsReservedDescriptor(std::max(socket, pidfd)) ||
+             peers_.size() >= options_.max_sessions ||
              UseOf(*domain).sessions >= options_.max_domain_sessions ||
              !Watch(socket, Tag(Watched::kSocket, next_serial_)) ||
              !Watch(pidfd, Tag(Watched::kProcess, next_serial_))) {
@@ -396,6 +398,10 @@ bool SessionServer::GiveStaging(Peer& peer, const StagingRequest& request, int o
     sent = refuse(SessionStatus::kFull);
   } else if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, channel) != 0) {
     munmap(data, size);
+    sent = refuse(SessionStatus::kFull);
+  } else if (IsReservedDescriptor(channel[0])) {
+    munmap(data, size);
+    for (const int end : channel) close(end);
     sent = refuse(SessionStatus::kFull);
   } else {
     const int buffer = 1 << 20;  // Room for the replies of all fills in flight.

@@ -4,19 +4,32 @@
 #include <utility>
 #include <vector>
 
+#include "proto/types/kill_point.h"
+
 namespace kvd {
 namespace {
 
 // Regions tried before a reservation is refused: each try walks the region's slots.
 constexpr size_t kRegionsTried = 4;
+// Children of one block among which one with parts is looked for.
+constexpr uint32_t kChildrenTried = 4096;
 
 }  // namespace
 
-Store::Store(EvictionPolicy& policy, Arena& arena, const Residency::Options& options, Renew renew)
+Store::Store(EvictionPolicy& policy, Arena& arena, const Residency::Options& options, Renew renew,
+             EvictionPolicy* cold_policy)
     : arena_(arena),
-      residency_(policy, *this, options),
+      residency_(policy, *this, options, cold_policy),
       renew_(std::move(renew)),
       in_the_way_(arena.regions()) {}
+
+// A block may have to leave both tiers, so one that leaves is not always enough.
+bool Store::MakeIndexRoom() {
+  while (residency_.full()) {
+    if (!residency_.EvictNextCold() && !residency_.EvictNext()) return false;
+  }
+  return true;
+}
 
 void Store::FreeRoom(const Part& part) {
   if (observer_ != nullptr) observer_->RoomFreed(part);
@@ -32,9 +45,6 @@ void Store::PartCommitted(const Block& block, const Part& part) {
 void Store::PartQuarantined(const Part& part) {
   if (observer_ != nullptr) observer_->PartQuarantined(part);
 }
-
-bool Store::MakeIndexRoom() { return !residency_.full() || residency_.EvictNext(); }
-
 PartRef Store::TakePart(BlockRef block, PartId id, uint32_t part_bytes) {
   while (residency_.parts_full()) {
     if (!residency_.EvictNext()) return 0;
@@ -56,8 +66,9 @@ std::optional<Arena::Room> Store::FindRoom(const NamespaceShape& shape, uint32_t
 
     const std::optional<EvictionPolicy::Victim> oldest = residency_.NextVictim();
     if (!oldest.has_value()) return std::nullopt;
+    pressure_[shape.pool] = {.domain = shape.domain, .slot_bytes = slot_bytes};
     if (Helps(oldest->block, shape.domain, slot_bytes)) {
-      residency_.Evict(oldest->block);
+      residency_.LeaveDram(oldest->block);
       continue;
     }
     // Blocks of another layout leave no slot of our size. Ours leave first, but once we have thrown
@@ -90,7 +101,7 @@ bool Store::EvictNeighbour(DomainId domain, uint32_t slot_bytes) {
     if (!victim.has_value() || !Helps(victim->block, domain, slot_bytes)) continue;
     if (!next.has_value() || victim->score < next->score) next = victim;
   }
-  if (next.has_value()) residency_.Evict(next->block);
+  if (next.has_value()) residency_.LeaveDram(next->block);
   return next.has_value();
 }
 
@@ -115,6 +126,7 @@ bool Store::EmptyARegion(DomainId domain, uint32_t slot_bytes) {
   for (const uint32_t region : candidates) {
     if (!EmptyRegion(region)) continue;
     ++regions_emptied_;
+    KVD_KILL_POINT("region.emptied");
     if (arena_.domain(region) == domain) return true;
     RenewARegion(domain);
     return false;
@@ -135,6 +147,31 @@ void Store::RenewInherited() {
   }
 }
 
+// A child that has parts in DRAM; 0: none, or none that is found soon.
+BlockRef Store::WarmChild(BlockRef block) const {
+  if (residency_.block(block).warm_children == 0) return 0;
+  BlockRef child = residency_.block(block).first_child;
+  for (uint32_t tried = 0; child != 0 && tried < kChildrenTried; ++tried) {
+    if (residency_.block(child).first_part != 0) return child;
+    child = residency_.block(child).next_sibling;
+  }
+  return 0;
+}
+
+uint64_t Store::RoomFor(const Pressure& pressure) const {
+  uint64_t bytes = 0;
+  for (uint32_t region = 0; region < arena_.regions(); ++region) {
+    const uint32_t slot_bytes = arena_.slot_bytes(region);
+    if (slot_bytes == 0) {
+      bytes += arena_.region_bytes();
+    } else if (arena_.domain(region) == pressure.domain && slot_bytes == pressure.slot_bytes) {
+      const uint64_t slots = arena_.region_bytes() / slot_bytes - arena_.used_slots(region);
+      bytes += slots * slot_bytes;
+    }
+  }
+  return bytes;
+}
+
 // Evicts what lies in a region, and what hangs below that. False when something must stay: then
 // mostly nothing has left, as only what hangs below from elsewhere is not looked at first.
 bool Store::EmptyRegion(uint32_t region) {
@@ -148,7 +185,9 @@ bool Store::EmptyRegion(uint32_t region) {
     const BlockRef ref = residency_.part(part).block;
     const Block& block = residency_.block(ref);
     const bool quarantined = ref == 0;
-    if (quarantined || block.leases > 0 || block.holds > 0 || block.reserved_parts > 0) {
+    const bool stays = quarantined || block.holds > 0 || block.reserved_parts > 0 ||
+                       (block.leases > 0 && !residency_.OnNvme(ref));
+    if (stays) {
       in_the_way_[region] = slot;
       return false;
     }
@@ -162,13 +201,13 @@ bool Store::EmptyRegion(uint32_t region) {
     // of a long chain.
     BlockRef at = top;
     while (arena_.Occupant(region, slot) == part) {
-      while (residency_.block(at).first_child != 0) at = residency_.block(at).first_child;
+      while (const BlockRef child = WarmChild(at)) at = child;
       if (!residency_.evictable(at)) return false;
       const BlockRef above = residency_.block(at).parent;
-      residency_.Evict(at);
+      residency_.LeaveDram(at);
       if (arena_.slot_bytes(region) == 0) return true;
       // A stub that nothing needs any more goes with the last that hung below it.
-      at = residency_.block(above).state != BlockState::kFree ? above : top;
+      at = residency_.block(above).first_part != 0 ? above : top;
     }
   }
   return true;

@@ -4,6 +4,9 @@
 // index entry or no slot evicts what the policy names, until it has room or nothing may leave. A
 // slot size without room of its own takes the region that eviction empties cheapest.
 //
+// With NVMe (daemon/movement.h) what leaves DRAM may stay there; a reservation that finds no room
+// does not wait for it.
+//
 // Threads: one, the control thread.
 
 #pragma once
@@ -35,7 +38,20 @@ class Store final : private RoomOwner {
   // arena().FinishRenewal() or CancelRenewal() later.
   using Renew = std::function<void(uint32_t region, uint64_t bytes)>;
 
-  Store(EvictionPolicy& policy, Arena& arena, const Residency::Options& options, Renew renew);
+  // Hears what goes, where there is NVMe.
+  class Listener {
+   public:
+    virtual ~Listener() = default;
+    // A record is dead.
+    virtual void FreeRecord(const ColdPart& cold) = 0;
+    // A block that could be found leaves for want of room in DRAM, and is not on NVMe.
+    virtual void Lost(const Block& block) = 0;
+  };
+
+  // `cold_policy` orders NVMe; null: there is none.
+  Store(EvictionPolicy& policy, Arena& arena, const Residency::Options& options, Renew renew,
+        EvictionPolicy* cold_policy = nullptr);
+  void Listen(Listener* listener) { listener_ = listener; }
 
   // From now on tells `observer`, which must outlive this.
   void Observe(RoomObserver& observer) { observer_ = &observer; }
@@ -59,7 +75,24 @@ class Store final : private RoomOwner {
 
   uint64_t regions_emptied() const { return regions_emptied_; }  // Any thread.
 
+  // A pool that a reservation had to make room in, since it was asked for last, and what for.
+  struct Pressure {
+    DomainId domain = 0;
+    uint32_t slot_bytes = 0;  // 0: there was none.
+  };
+  const Pressure& pressure(EvictionPolicy::Pool pool) const { return pressure_[pool]; }
+  void ClearPressure(EvictionPolicy::Pool pool) { pressure_[pool] = {}; }
+  // Bytes of slots that such a reservation could have now. O(regions).
+  uint64_t RoomFor(const Pressure& pressure) const;
+
  private:
+  void FreeRecord(const ColdPart& cold) override {
+    if (listener_ != nullptr) listener_->FreeRecord(cold);
+  }
+  void Lost(const Block& block) override {
+    if (listener_ != nullptr) listener_->Lost(block);
+  }
+  BlockRef WarmChild(BlockRef block) const;
   void FreeRoom(const Part& part) override;
   void PartCommitted(const Block& block, const Part& part) override;
   void PartQuarantined(const Part& part) override;
@@ -73,6 +106,8 @@ class Store final : private RoomOwner {
   Arena& arena_;
   Residency residency_;
   Renew renew_;
+  Listener* listener_ = nullptr;
+  std::array<Pressure, EvictionPolicy::kMaxPools> pressure_{};
   RoomObserver* observer_ = nullptr;
   SharedCount regions_emptied_;
   std::vector<uint32_t> in_the_way_;  // By region: a slot that kept it from being emptied.

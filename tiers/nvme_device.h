@@ -13,8 +13,8 @@
 #include <cstdint>
 #include <functional>
 #include <string_view>
+#include <vector>
 
-#include "absl/container/inlined_vector.h"
 #include "absl/status/status.h"
 #include "absl/types/span.h"
 #include "proto/types/clock.h"
@@ -34,10 +34,10 @@ struct NvmeJob {
   uint64_t offset = 0;  // Bytes into the device.
   // Where the bytes come from or go to, back to back on the device. They stay the job's until its
   // completion, however long that takes: the kernel may write there as long.
-  absl::InlinedVector<absl::Span<std::byte>, 2> pieces;
+  std::vector<absl::Span<std::byte>> pieces;
   // Of a read: the CRC32C that pieces[i] is to have, summed after the read by the device's thread,
   // so that nobody else looks at the bytes again; empty: not summed.
-  absl::InlinedVector<uint32_t, 2> sums;
+  std::vector<uint32_t> sums;
   Nanos deadline =
       INT64_MAX;     // When nobody wants it any more: a job that has not begun is dropped.
   uint64_t tag = 0;  // Told back.

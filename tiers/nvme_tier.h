@@ -73,7 +73,8 @@ class NvmeTier {
     int error = 0;
     Nanos took = 0;
   };
-  // What the tier asks of who uses it, on the control thread, during calls of Poll().
+  // What the tier tells who uses it, on the control thread, at the end of Poll(): moves first, then
+  // losses, then what has ended.
   class Owner {
    public:
     virtual ~Owner() = default;
@@ -103,19 +104,30 @@ class NvmeTier {
     return (pages + 1) * kNvmePageBytes;
   }
 
-  // Appends a record. `payload` has room for whole pages (the arena's slots have) and stays as it
-  // is until the completion with `tag`, which comes when the record is as durable as it was asked
-  // for. `occupant` (not 0) names it in Owner calls and until Drop(). Empty: no room now, too much
-  // in flight, or the tier is not taking writes; nothing happened.
+  // The largest payload that a record may have: what segments have room for.
+  virtual uint32_t max_payload_bytes() const = 0;
+
+  // A recovered record is wanted: it lives from now on, as if `occupant` had appended it. All that
+  // are wanted are adopted before the first Poll(); the others are dead. False: it is not there.
+  virtual bool Adopt(RecordPlace place, uint32_t occupant) = 0;
+
+  // Appends a record. `payload` stays as it is until the completion with `tag`, which comes when
+  // the record is as durable as it was asked for; after any outcome but kOk there is no record at
+  // the place. A payload above a page has whole pages, aligned (the arena's slots have), and what
+  // lies behind info.length is zeroed. `occupant` (not 0) names the record in Owner calls and until
+  // Drop(). Empty: no room now, too much in flight, or the tier is not taking writes; nothing
+  // happened. Requires: the scope was added.
   virtual std::optional<RecordPlace> Append(const RecordInfo& info, absl::Span<std::byte> payload,
                                             uint32_t occupant, uint64_t tag) = 0;
 
-  // Reads the payload of a record into `target` (whole pages) and verifies header and sum against
-  // `info`. Ends with kCorrupt if either differs. False: too much in flight, or the tier is out.
+  // Reads the payload of a record into `target` (whole pages, aligned, where it is above a page)
+  // and verifies header and sum against `info`. Ends with kCorrupt if either differs. False: too
+  // much in flight, or the tier is out.
   virtual bool Read(RecordPlace place, const RecordInfo& info, absl::Span<std::byte> target,
                     Nanos deadline, uint64_t tag) = 0;
 
-  // The record is dead: its room comes back when its segment is reclaimed. Not while it is read.
+  // The record is dead: its room comes back when its segment is reclaimed, not while it is read.
+  // One that is dead already is left alone.
   virtual void Drop(RecordPlace place, uint32_t length) = 0;
 
   // Ends what has ended, writes what waits, reclaims what is due. Cheap; call it each turn.

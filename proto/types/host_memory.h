@@ -1,5 +1,6 @@
 // An array of plain records in memory of its own, zeroed, set aside at start. Pages may be touched
-// at once (no fault in a request) or left to the first use (a bound that is rarely met).
+// at once (no fault in a request) or left to the first use: in large pages what will be filled, in
+// small ones what is a bound that is rarely met, and of which no more is to be resident than used.
 
 #pragma once
 
@@ -13,7 +14,7 @@
 
 namespace kvd {
 
-enum class Touch : uint8_t { kNow, kOnUse };
+enum class Touch : uint8_t { kNow, kOnUse, kOnUseSmall };
 
 template <typename T>
 class MappedArray {
@@ -25,7 +26,8 @@ class MappedArray {
     const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
     void* memory = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, flags, -1, 0);
     if (memory == MAP_FAILED) throw std::bad_alloc();
-    madvise(memory, bytes_, MADV_HUGEPAGE);  // Fewer TLB misses; a refusal is harmless.
+    // Fewer TLB misses; a refusal is harmless.
+    madvise(memory, bytes_, touch == Touch::kOnUseSmall ? MADV_NOHUGEPAGE : MADV_HUGEPAGE);
     if (touch == Touch::kNow && madvise(memory, bytes_, MADV_POPULATE_WRITE) != 0) {
       munmap(memory, bytes_);
       throw std::bad_alloc();

@@ -62,6 +62,35 @@ TEST(DaemonProcessTest, ADaemonThatWasKilledIsAnErrorOfStop) {
   EXPECT_THAT(std::string(stopped.message()), HasSubstr("signal 9"));
 }
 
+TEST(DaemonProcessTest, AFolderThatWasGivenOutlivesAKill) {
+  const std::string folder = testing::TempDir() + "/kvd." + std::to_string(getpid());
+  std::filesystem::create_directory(folder);
+  DaemonProcess::Options options = SmallDaemon();
+  options.folder = folder;
+  for (int life = 0; life < 2; ++life) {
+    absl::StatusOr<std::unique_ptr<DaemonProcess>> daemon = DaemonProcess::Start(options);
+    ASSERT_TRUE(daemon.ok()) << daemon.status();
+    EXPECT_EQ((*daemon)->endpoint(), "unix:" + folder + "/kvd.sock");
+    EXPECT_FALSE((*daemon)->WaitForExit(absl::ZeroDuration()));
+    EXPECT_FALSE((*daemon)->was_killed());
+
+    (*daemon)->Kill();
+
+    EXPECT_TRUE((*daemon)->WaitForExit(absl::ZeroDuration()));
+    EXPECT_TRUE((*daemon)->was_killed());
+    EXPECT_TRUE((*daemon)->Stop().ok());
+  }
+  EXPECT_TRUE(std::filesystem::exists(folder + "/kvd.log"));
+  std::filesystem::remove_all(folder);
+}
+
+TEST(DaemonProcessTest, ADaemonThatKillsItselfAtTheStartIsAborted) {
+  const absl::StatusOr<std::unique_ptr<DaemonProcess>> daemon = DaemonProcess::Start(
+      {.program = KVD_DAEMON, .arguments = {"--dram", "16MiB", "--kill-at", "start.arena_opened"}});
+
+  EXPECT_EQ(daemon.status().code(), absl::StatusCode::kAborted);
+}
+
 TEST(DaemonProcessTest, ADaemonThatDoesNotStartTellsWhatItLogged) {
   const absl::StatusOr<std::unique_ptr<DaemonProcess>> daemon =
       DaemonProcess::Start({.program = KVD_DAEMON, .arguments = {"--no-such-flag"}});

@@ -11,9 +11,11 @@
 #include <cstring>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "client/kvd.h"
 #include "proto/types/check.h"
 #include "tests/e2e/daemon_process.h"
@@ -169,6 +171,46 @@ TEST_F(CApiTest, PartsOfSeveralGroupsGoWhereTheNamespaceSays) {
   EXPECT_EQ(std::memcmp(copy.bytes.data(), chain.bytes.data(), kPartBytes), 0);
 }
 
+// A window of two blocks: of a chain of four, what the first two have of it is not needed.
+TEST_F(CApiTest, APieceOfAPrefixIsGotAsWhatItIsThePrefixFor) {
+  Chain chain(4);
+  const kvd_part full[] = {{0, 0}};
+  kvd_put_options only_full = KVD_PUT_OPTIONS_INIT;
+  only_full.parts = full;
+  only_full.part_count = 1;
+  kvd_put_result put = KVD_PUT_RESULT_INIT;
+  const kvd_const_buffer heads[] = {chain.sources[0], chain.sources[3]};
+  ASSERT_EQ(kvd_put(client_, ns_, chain.keys.data(), 2, heads, 2, &only_full, &put), KVD_OK);
+  kvd_put_options below = KVD_PUT_OPTIONS_INIT;
+  below.parent = chain.keys.data() + 32;
+  ASSERT_EQ(kvd_put(client_, ns_, chain.keys.data() + 64, 2, &chain.sources[6], 6, &below, &put),
+            KVD_OK);
+  ASSERT_EQ(put.stored, 2u);
+  const std::string stored = std::exchange(chain.bytes, std::string(chain.bytes.size(), 'x'));
+  for (size_t i = 0; i < chain.targets.size(); ++i) {  // Where the bytes are now.
+    chain.targets[i].data =
+        chain.bytes.data() + (static_cast<const char*>(chain.sources[i].data) - stored.data());
+  }
+  kvd_get_options options = KVD_GET_OPTIONS_INIT;
+  options.parts = full;
+  options.part_count = 1;
+  kvd_get_result got = KVD_GET_RESULT_INIT;
+  const kvd_buffer targets[] = {chain.targets[0], chain.targets[3]};
+
+  ASSERT_EQ(kvd_get(client_, ns_, chain.keys.data(), 2, targets, 2, &options, &got), KVD_OK);
+  EXPECT_EQ(got.blocks, 0u);  // A prefix of two has no window.
+  options.max_blocks = 2;
+  ASSERT_EQ(kvd_get(client_, ns_, chain.keys.data(), 4, targets, 2, &options, &got), KVD_OK)
+      << kvd_error_message();
+
+  EXPECT_EQ(got.hit_blocks, 4u);
+  EXPECT_EQ(got.blocks, 2u);
+  for (const size_t block : {0, 1}) {
+    const size_t from = block * 2 * kPartBytes;
+    EXPECT_EQ(chain.bytes.substr(from, kPartBytes), stored.substr(from, kPartBytes));
+  }
+}
+
 TEST_F(CApiTest, SomePartsAndARangeOfThemCanBeReadInPlace) {
   const Chain chain(2);
   Put(chain);
@@ -231,6 +273,79 @@ TEST_F(CApiTest, AMissIsNoErrorAndADaemonAwayIsOne) {
   EXPECT_EQ(found.hit_blocks, 0u);
   EXPECT_NE(std::string(kvd_error_message()), "");
   EXPECT_EQ(kvd_client_connect(client_, 0), KVD_UNAVAILABLE);
+}
+
+TEST_F(CApiTest, ALookupSaysFromWhichTiersItWouldBeServed) {
+  const Chain chain(3);
+  Put(chain);
+  kvd_lookup_result found = KVD_LOOKUP_RESULT_INIT;
+
+  ASSERT_EQ(kvd_lookup(client_, ns_, chain.keys.data(), 3, nullptr, &found), KVD_OK);
+
+  EXPECT_EQ(found.hit_blocks, 3u);
+  EXPECT_EQ(found.tier_blocks[KVD_TIER_DRAM], 3u);
+  EXPECT_EQ(found.tier_blocks[KVD_TIER_NVME], 0u);
+}
+
+TEST_F(CApiTest, ALookupThatNobodySitsOutEndsAsOneThatIs) {
+  const Chain chain(3);
+  Put(chain);
+  kvd_lookup_options options = KVD_LOOKUP_OPTIONS_INIT;
+  options.lease_us = 60'000'000;
+  kvd_pending* pending = nullptr;
+  kvd_lookup_result found = KVD_LOOKUP_RESULT_INIT;
+  int32_t done = 0;
+
+  ASSERT_EQ(kvd_lookup_start(client_, ns_, chain.keys.data(), 3, &options, &pending), KVD_OK)
+      << kvd_error_message();
+  for (const absl::Time end = absl::Now() + absl::Seconds(20); !done && absl::Now() < end;) {
+    ASSERT_EQ(kvd_lookup_poll(pending, &done, &found), KVD_OK) << kvd_error_message();
+  }
+
+  EXPECT_EQ(done, 1);
+  EXPECT_EQ(found.hit_blocks, 3u);
+  EXPECT_EQ(found.tier_blocks[KVD_TIER_DRAM], 3u);
+  EXPECT_NE(found.lease_id, 0u);
+  kvd_release_lease(client_, found.lease_id);
+  kvd_pending_destroy(pending);
+}
+
+TEST_F(CApiTest, ALookupThatNobodySitsOutSaysWhyItFailed) {
+  const Chain chain(1);
+  kvd_pending* pending = nullptr;
+  kvd_lookup_result found = KVD_LOOKUP_RESULT_INIT;
+  int32_t done = 0;
+  daemon_->Kill();
+
+  ASSERT_EQ(kvd_lookup_start(client_, ns_, chain.keys.data(), 1, nullptr, &pending), KVD_OK);
+  kvd_status status = KVD_OK;
+  for (const absl::Time end = absl::Now() + absl::Seconds(20); !done && absl::Now() < end;) {
+    status = kvd_lookup_poll(pending, &done, &found);
+  }
+  EXPECT_EQ(status, KVD_UNAVAILABLE);
+  EXPECT_EQ(done, 1);
+
+  kvd_client* const other = MakeClient();
+  kvd_pending_destroy(pending);
+  pending = nullptr;
+  EXPECT_EQ(kvd_lookup_start(other, ns_, chain.keys.data(), 1, nullptr, &pending),
+            KVD_INVALID_ARGUMENT);
+  EXPECT_EQ(pending, nullptr);
+  kvd_client_destroy(other);
+}
+
+TEST_F(CApiTest, ALookupOutlivesItsClient) {
+  const Chain chain(1);
+  kvd_pending* pending = nullptr;
+  ASSERT_EQ(kvd_lookup_start(client_, ns_, chain.keys.data(), 1, nullptr, &pending), KVD_OK);
+  kvd_client_destroy(std::exchange(client_, nullptr));
+  kvd_lookup_result found = KVD_LOOKUP_RESULT_INIT;
+  int32_t done = 0;
+
+  kvd_lookup_poll(pending, &done, &found);
+
+  EXPECT_EQ(done, 1);
+  kvd_pending_destroy(pending);
 }
 
 TEST_F(CApiTest, PutSaysWhatBecameOfEachBlock) {
@@ -325,6 +440,12 @@ TEST_F(CApiTest, WhatIsNullIsNamed) {
   expect(kvd_get(client_, ns_, chain.keys.data(), 1, nowhere, 3, nullptr, &got),
          "targets[0].data: null");
   expect(kvd_load(client_, ns_, chain.keys.data(), 1, nullptr, nullptr), "chain: null");
+  int32_t done = 1;
+  expect(kvd_lookup_start(client_, ns_, chain.keys.data(), 1, nullptr, nullptr), "pending: null");
+  expect(kvd_lookup_poll(nullptr, nullptr, &found), "done: null");
+  expect(kvd_lookup_poll(nullptr, &done, &found), "pending: null");
+  EXPECT_EQ(done, 0);
+  kvd_pending_destroy(nullptr);
   expect(kvd_chain_views(nullptr, 0, 0, nullptr, 0), "chain: null");
   expect(kvd_adopt_memory(nullptr, 0, nowhere, 1, 0), "client: null");
   expect(kvd_adopt_memory(client_, 0, nullptr, 1, 0), "data: null");
@@ -436,13 +557,19 @@ TEST_F(CApiTest, AClientAndItsChainsAreRefusedInAChildOfFork) {
   Put(chain);
   kvd_chain* loaded = nullptr;
   ASSERT_EQ(kvd_load(client_, ns_, chain.keys.data(), 1, nullptr, &loaded), KVD_OK);
+  kvd_pending* pending = nullptr;
+  ASSERT_EQ(kvd_lookup_start(client_, ns_, chain.keys.data(), 1, nullptr, &pending), KVD_OK);
 
   const pid_t child = fork();
   if (child == 0) {
     uint8_t good[3];
+    int32_t done = 0;
+    kvd_lookup_result found = KVD_LOOKUP_RESULT_INIT;
     const bool refused = kvd_flush(client_, 0) == KVD_FAILED_PRECONDITION &&
                          std::strstr(kvd_error_message(), "fork") != nullptr &&
-                         kvd_chain_verify(loaded, 0, 1, good, 3) == KVD_FAILED_PRECONDITION;
+                         kvd_chain_verify(loaded, 0, 1, good, 3) == KVD_FAILED_PRECONDITION &&
+                         kvd_lookup_poll(pending, &done, &found) == KVD_FAILED_PRECONDITION;
+    kvd_pending_destroy(pending);
     kvd_chain_release(loaded);
     kvd_client_destroy(client_);
     _exit(refused ? 0 : 1);
@@ -454,6 +581,7 @@ TEST_F(CApiTest, AClientAndItsChainsAreRefusedInAChildOfFork) {
   uint8_t good[3] = {};
   EXPECT_EQ(kvd_chain_verify(loaded, 0, 1, good, 3), KVD_OK);  // Nothing was taken from us.
   EXPECT_THAT(good, Each(1));
+  kvd_pending_destroy(pending);
   kvd_chain_release(loaded);
 }
 

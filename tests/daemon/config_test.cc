@@ -550,6 +550,18 @@ TEST(ConfigTest, CheckAndPrintEndAtOnce) {
   EXPECT_EQ(MustRead({"--config", good.path(), "--dram", "4MiB"}).dram_bytes, 4u << 20);
 }
 
+TEST(ConfigTest, KillPointsAreListedAndAMistakeInOneIsNamed) {
+  testing::internal::CaptureStdout();
+  EXPECT_EQ(Refused({"--kill-points"}), 0);
+  EXPECT_THAT(testing::internal::GetCapturedStdout(), HasSubstr("commit.part_visible\n"));
+  testing::internal::CaptureStderr();
+  EXPECT_EQ(Refused({"--kill-at", "nowhere"}), 2);
+  EXPECT_EQ(testing::internal::GetCapturedStderr(), "--kill-at: no kill point nowhere\n");
+  testing::internal::CaptureStdout();
+  EXPECT_EQ(Refused({"--help"}), 0);
+  EXPECT_THAT(testing::internal::GetCapturedStdout(), testing::Not(HasSubstr("kill")));
+}
+
 TEST(ConfigTest, AnUnknownFlagIsAnsweredWithTheNearest) {
   testing::internal::CaptureStderr();
   EXPECT_EQ(Refused({"--dramm=3", "--metrix", "x", "--frobnicate"}), 2);

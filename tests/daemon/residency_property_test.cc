@@ -1,6 +1,7 @@
 // The index against a naive model, by random operations: forests with branches, several groups and
 // shards, equal keys in several namespaces, holes made by damage, producers that give up, leases,
-// holds and evictions. KVD_PROPERTY_OPS says how many, KVD_SEED replays a failure.
+// holds and evictions; in two of three runs with a second tier: records that are written, read,
+// lost and recovered. KVD_PROPERTY_OPS says how many, KVD_SEED replays a failure.
 
 #include <gtest/gtest.h>
 
@@ -54,9 +55,23 @@ class CountingRoom final : public RoomOwner {
   }
   size_t out() const { return out_.size(); }
 
+  // Records have places of their own; each dies once, and not while somebody is at it.
+  RecordPlace TakeRecord() {
+    records_.insert(++next_);
+    return {.segment = next_};
+  }
+  void FreeRecord(const ColdPart& cold) override {
+    ASSERT_EQ(records_.erase(cold.place.segment), 1u) << cold.place.segment;
+    ASSERT_EQ(cold.readers, 0u);
+    ASSERT_EQ(cold.state, ColdState::kCommitted);
+  }
+  void NoRecord(RecordPlace place) { records_.erase(place.segment); }  // Its write failed.
+  size_t records() const { return records_.size(); }
+
  private:
   uint32_t next_ = 0;
   std::set<uint32_t> out_;
+  std::set<uint32_t> records_;
 };
 
 constexpr int kNone = -1;
@@ -69,10 +84,20 @@ struct ModelPart {
   bool committed = false;
 };
 
+struct ModelCold {
+  PartId id;
+  ColdRef ref = 0;
+  uint32_t readers = 0;
+  bool committed = false;
+
+  bool busy() const { return !committed || readers > 0; }
+};
+
 struct Node {
   BlockState state = BlockState::kFree;
   std::vector<int> children;
   std::vector<ModelPart> parts;
+  std::vector<ModelCold> colds;
   uint32_t leases = 0;
 };
 
@@ -113,17 +138,66 @@ class Model {
     for (const ModelPart& part : node.parts) holds += part.holds;
     return holds;
   }
-  bool GroupComplete(At at, uint32_t group) {
+  bool GroupWarm(At at, uint32_t group) {
     uint32_t committed = 0;
     for (const ModelPart& part : node(at).parts) {
       committed += part.committed && part.id.group == group;
     }
     return committed == shape(at).shards[group];
   }
-  bool MayLeave(At at) {
+  bool GroupCold(At at, uint32_t group) {
+    uint32_t committed = 0;
+    for (const ModelCold& cold : node(at).colds) {
+      committed += cold.committed && cold.id.group == group;
+    }
+    return committed == shape(at).shards[group];
+  }
+  bool GroupComplete(At at, uint32_t group) { return GroupWarm(at, group) || GroupCold(at, group); }
+  // DRAM lacks nothing that NVMe has, or the other way round.
+  bool ColdIsSpare(At at) {
+    for (uint32_t group = 0; group < shape(at).shards.size(); ++group) {
+      if (GroupCold(at, group) && !GroupWarm(at, group)) return false;
+    }
+    return true;
+  }
+  bool OnNvme(At at) {
+    for (uint32_t group = 0; group < shape(at).shards.size(); ++group) {
+      if ((shape(at).full_groups >> group & 1) != 0 && !GroupCold(at, group)) return false;
+    }
+    for (const ModelPart& part : node(at).parts) {
+      if (!GroupCold(at, part.id.group)) return false;
+    }
+    return true;
+  }
+  bool InDram(At at) {
+    for (uint32_t group = 0; group < shape(at).shards.size(); ++group) {
+      if ((shape(at).full_groups >> group & 1) != 0 && !GroupWarm(at, group)) return false;
+    }
+    return ColdIsSpare(at);
+  }
+  bool Removable(At at) {
     const Node& n = node(at);
+    return n.state != BlockState::kFree && n.state != BlockState::kStub &&
+           !(n.parts.empty() && n.colds.empty()) && n.children.empty() && n.leases == 0 &&
+           Holds(n) == 0 && Reserved(n) == 0;
+  }
+  bool MayLeaveDram(At at) {
+    const Node& n = node(at);
+    for (const int child : n.children) {
+      if (!node({at.ns, child}).parts.empty()) return false;
+    }
     return n.state != BlockState::kFree && n.state != BlockState::kStub && !n.parts.empty() &&
-           n.children.empty() && n.leases == 0 && Holds(n) == 0 && Reserved(n) == 0;
+           Holds(n) == 0 && Reserved(n) == 0 && (Removable(at) || OnNvme(at));
+  }
+  bool MayLeaveNvme(At at) {
+    const Node& n = node(at);
+    for (const int child : n.children) {
+      if (!node({at.ns, child}).colds.empty()) return false;
+    }
+    for (const ModelCold& cold : n.colds) {
+      if (cold.busy()) return false;
+    }
+    return !n.colds.empty() && (n.state == BlockState::kStub || ColdIsSpare(at) || Removable(at));
   }
 
   void Add(At at) {
@@ -138,8 +212,27 @@ class Model {
     if (n.state == BlockState::kStub) SetState(n, BlockState::kProducing);
   }
   void Commit(At at, PartRef ref) {
+    for (ModelPart& part : node(at).parts) part.committed |= part.ref == ref;
+    ShowIfServed(at);
+  }
+  void AddCold(At at, PartId id, ColdRef ref) {
+    node(at).colds.push_back({.id = id, .ref = ref});
+    ++colds;
+  }
+  // False: its block had given it up.
+  bool CommitCold(At at, ColdRef ref) {
+    if (orphans.erase(ref) > 0) return false;
+    for (ModelCold& cold : node(at).colds) cold.committed |= cold.ref == ref;
+    ShowIfServed(at);
+    return true;
+  }
+  void DropCold(At at, ColdRef ref) {
+    if (orphans.erase(ref) > 0) return;
+    std::erase_if(node(at).colds, [ref](const ModelCold& cold) { return cold.ref == ref; });
+    --colds;
+  }
+  void ShowIfServed(At at) {
     Node& n = node(at);
-    for (ModelPart& part : n.parts) part.committed |= part.ref == ref;
     if (n.state != BlockState::kProducing) return;
     for (uint32_t group = 0; group < shape(at).shards.size(); ++group) {
       if ((shape(at).full_groups >> group & 1) != 0 && !GroupComplete(at, group)) return;
@@ -159,6 +252,7 @@ class Model {
   void DropParked(At at) {
     DropParkedBelow(at);
     DropCommitted(node(at));
+    DropColds(node(at));
     ++parked_dropped;
     StubOrGo(at);
   }
@@ -169,6 +263,20 @@ class Model {
       if (part.ref == ref) group = part.id.group;
     }
     TakeOutPart(n, ref);
+    LoseGroup(at, group);
+  }
+  void MarkColdDamaged(At at, ColdRef ref) {
+    Node& n = node(at);
+    const auto it = std::find_if(n.colds.begin(), n.colds.end(),
+                                 [ref](const ModelCold& cold) { return cold.ref == ref; });
+    const uint32_t group = it->id.group;
+    GiveUp(*it);
+    n.colds.erase(it);
+    LoseGroup(at, group);
+  }
+  void LoseGroup(At at, uint32_t group) {
+    Node& n = node(at);
+    if (GroupComplete(at, group)) return;
     const bool needed = (shape(at).full_groups >> group & 1) != 0;
     if (needed && n.state == BlockState::kParked) SetState(n, BlockState::kProducing);
     if (needed && n.state == BlockState::kVisible) {
@@ -181,9 +289,23 @@ class Model {
     Node& n = node(at);
     if (--n.leases == 0 && n.state == BlockState::kStub && n.children.empty()) Remove(at);
   }
-  void Evict(At at) {
-    Remove(at);
-    ++evicted;
+  void LeaveDram(At at) {
+    if (OnNvme(at)) {
+      DropCommitted(node(at));
+      ++left_dram;
+    } else {
+      Remove(at);
+      ++evicted;
+    }
+  }
+  void LeaveNvme(At at) {
+    if (node(at).state == BlockState::kStub || ColdIsSpare(at)) {
+      DropColds(node(at));
+      ++left_nvme;
+    } else {
+      Remove(at);
+      ++evicted;
+    }
   }
 
   // What LongestPrefix() should say: the longest chain, then the longest that every group serves.
@@ -228,6 +350,10 @@ class Model {
   uint64_t parts = 0;
   uint64_t parked_dropped = 0;
   uint64_t evicted = 0;
+  uint64_t left_dram = 0;
+  uint64_t left_nvme = 0;
+  uint64_t colds = 0;                                     // Without the orphans.
+  std::set<ColdRef> orphans;                              // Given up while somebody is at them.
   std::vector<std::pair<PartRef, uint32_t>> quarantined;  // And how often each is held.
 
  private:
@@ -244,6 +370,14 @@ class Model {
     } else {
       --parts;
     }
+  }
+  void GiveUp(const ModelCold& cold) {
+    --colds;
+    if (cold.busy()) orphans.insert(cold.ref);
+  }
+  void DropColds(Node& n) {
+    for (const ModelCold& cold : n.colds) GiveUp(cold);
+    n.colds.clear();
   }
   void TakeOutPart(Node& n, PartRef ref) {
     const auto it = std::find_if(n.parts.begin(), n.parts.end(),
@@ -288,6 +422,7 @@ class Model {
     Node& n = node(at);
     for (const ModelPart& part : n.parts) Release(part);
     n.parts.clear();
+    DropColds(n);
     SetState(n, BlockState::kFree);
     --used;
     Node* parent = Parent(at);
@@ -344,7 +479,15 @@ class PropertyRun {
         model_(Shapes(), RandomForest(random_, kKeys)),
         lru_(kMaxBlocks),
         policy_(lru_, kMaxBlocks),
-        index_(policy_, room_, {.max_blocks = kMaxBlocks, .max_parts = 4096, .secret = random_()}) {
+        cold_lru_(kMaxBlocks),
+        cold_policy_(cold_lru_, kMaxBlocks),
+        two_tiers_(seed % 3 != 0),
+        index_(policy_, room_,
+               {.max_blocks = kMaxBlocks,
+                .max_parts = 4096,
+                .max_cold_parts = two_tiers_ ? kMaxColds : 0,
+                .secret = random_()},
+               two_tiers_ ? &cold_policy_ : nullptr) {
     for (const NamespaceShape& shape : Shapes()) index_.AddNamespace(shape);
   }
 
@@ -376,9 +519,34 @@ class PropertyRun {
     } else {
       Look(at.ns);
     }
+    if (two_tiers_) StepOfNvme();
     CheckCounts();
     CheckNear(at);
   }
+
+  void StepOfNvme() {
+    const Model::At at{static_cast<uint32_t>(random_() % 4), static_cast<int>(random_() % kKeys)};
+    const uint64_t dice = random_() % 100;
+    if (dice < 20) {
+      WriteChain(at);
+    } else if (dice < 24) {
+      Recover(at);
+    } else if (dice < 60) {
+      FinishWrite(/*commit=*/random_() % 8 != 0);
+    } else if (dice < 64) {
+      BeginRead(at);
+    } else if (dice < 68) {
+      EndRead();
+    } else if (dice < 69) {
+      DamageRecord(at);
+    } else if (dice < 73) {
+      EvictOne();
+    } else if (dice < 76) {
+      EvictOneCold();
+    }
+    CheckNear(at);
+  }
+  bool two_tiers() const { return two_tiers_; }
 
   // Every block, and every count of the index.
   void CheckAll() {
@@ -394,30 +562,41 @@ class PropertyRun {
   // So that a run that did nothing does not pass.
   const Residency::Counts& counts() const { return index_.counts(); }
   uint64_t blocks_found() const { return blocks_found_; }
+  uint64_t cold_blocks_found() const { return cold_blocks_found_; }
 
   // Everybody gives everything back; then the index must be empty.
   void Drain() {
     while (!leases_.empty()) Unlease();
     while (!holds_.empty()) Unhold();
+    while (!reading_.empty()) EndRead();
     while (!reserved_.empty()) FinishPart(/*commit=*/false);
+    while (!writing_.empty()) FinishWrite(/*commit=*/false);
     for (uint32_t ns = 0; ns < 4; ++ns) {
       for (int key = 0; key < kKeys; ++key) Abandon({ns, key});
     }
     CheckAll();
-    while (index_.NextVictim().has_value()) EvictOne();
+    while (index_.NextVictim().has_value() || cold_policy_.Next(0).has_value()) {
+      EvictOne();
+      EvictOneCold();
+    }
     CheckCounts();
     ASSERT_EQ(index_.counts().used, 0u);
     ASSERT_EQ(index_.counts().parts, 0u);
     ASSERT_EQ(index_.counts().stubs, 0u);
     ASSERT_EQ(index_.counts().quarantined_bytes, 0u);
+    ASSERT_EQ(index_.counts().cold_parts, 0u);
+    ASSERT_EQ(index_.counts().cold_bytes, 0u);
     ASSERT_EQ(room_.out(), 0u);
+    ASSERT_EQ(room_.records(), 0u);
     ASSERT_EQ(policy_.offered(), 0u);
+    ASSERT_EQ(cold_policy_.offered(), 0u);
   }
 
  private:
   static constexpr int kKeys = 120;
   static constexpr uint32_t kMaxBlocks = 300;
   static constexpr uint32_t kPartBytes = 100;
+  static constexpr uint32_t kMaxColds = 400;
 
   BlockRef Ref(Model::At at) const {
     return index_.Find(at.ns + 1, HashOf(static_cast<uint64_t>(at.key)));
@@ -569,10 +748,110 @@ class PropertyRun {
     const std::optional<EvictionPolicy::Victim> victim = index_.NextVictim();
     if (!victim.has_value()) return;
     const Model::At at = AtOf(victim->block);
-    ASSERT_TRUE(model_.MayLeave(at)) << "a block was offered that must stay";
+    ASSERT_TRUE(model_.MayLeaveDram(at)) << "a block was offered that must stay";
     ASSERT_TRUE(index_.EvictNext());
-    model_.Evict(at);
-    ASSERT_EQ(Ref(at), 0u);
+    model_.LeaveDram(at);
+    ASSERT_EQ(Ref(at) == 0, model_.node(at).state == BlockState::kFree);
+  }
+  void EvictOneCold() {
+    const std::optional<EvictionPolicy::Victim> victim = cold_policy_.Next(0);
+    if (!victim.has_value()) return;
+    const Model::At at = AtOf(victim->block);
+    ASSERT_TRUE(model_.MayLeaveNvme(at)) << "a block was offered that must stay on NVMe";
+    ASSERT_TRUE(index_.EvictNextCold());
+    model_.LeaveNvme(at);
+    ASSERT_EQ(Ref(at) == 0, model_.node(at).state == BlockState::kFree);
+  }
+
+  // --- records -----------------------------------------------------------------------------------
+
+  void AddCold(Model::At at, BlockRef block, PartId id) {
+    if (index_.colds_full()) return;
+    const ColdRef ref = index_.AddCold(block, id, kPartBytes, 7, 1);
+    index_.MoveCold(ref, room_.TakeRecord());
+    model_.AddCold(at, id, ref);
+    writing_.emplace_back(at, ref);
+  }
+  // What DRAM has of some of a chain and NVMe has not, root first.
+  void WriteChain(Model::At at) {
+    int written = 0;
+    for (const uint64_t key : ChainTo(at.key)) {
+      const Model::At above{at.ns, static_cast<int>(key)};
+      if (model_.node(above).state != BlockState::kVisible || written == 6) return;
+      for (const ModelPart& part : model_.node(above).parts) {
+        if (!part.committed || index_.FindCold(Ref(above), part.id) != 0) continue;
+        AddCold(above, Ref(above), part.id);
+        ++written;
+      }
+    }
+  }
+  // A block that a start finds on NVMe, below one that is there.
+  void Recover(Model::At at) {
+    const int above = model_.ParentKey(at.key);
+    if (Ref(at) != 0 || index_.full()) return;
+    if (above != kNone && model_.node({at.ns, above}).state != BlockState::kVisible) return;
+    const BlockRef parent = above == kNone ? 0 : Ref({at.ns, above});
+    const BlockRef block =
+        index_.Add(at.ns + 1, HashOf(static_cast<uint64_t>(at.key)), parent, ++tick_);
+    model_.Add(at);
+    const NamespaceShape& shape = model_.shape(at);
+    for (uint8_t group = 0; group < shape.shards.size(); ++group) {
+      for (uint8_t shard = 0; shard < shape.shards[group]; ++shard) {
+        AddCold(at, block, {group, shard});
+      }
+    }
+    if (model_.node(at).colds.empty()) Abandon(at);
+  }
+  void FinishWrite(bool commit) {
+    if (writing_.empty()) return;
+    const size_t i = writing_.size() - 1 - random_() % std::min<size_t>(writing_.size(), 40);
+    const auto [at, ref] = writing_[i];
+    writing_[i] = writing_.back();
+    writing_.pop_back();
+    if (commit) {
+      const uint64_t visible = model_.visible;
+      model_.CommitCold(at, ref);
+      ASSERT_EQ(index_.CommitCold(ref, ++tick_), model_.visible - visible);
+      return;
+    }
+    model_.DropCold(at, ref);
+    room_.NoRecord(index_.cold(ref).place);
+    index_.DropCold(ref);
+    if (model_.node(at).colds.empty()) Abandon(at);
+  }
+  const ModelCold* AnyCold(Model::At at) {
+    const Node& node = model_.node(at);
+    if (node.colds.empty()) return nullptr;
+    const ModelCold& cold = node.colds[random_() % node.colds.size()];
+    return cold.committed ? &cold : nullptr;
+  }
+  void BeginRead(Model::At at) {
+    const ModelCold* cold = AnyCold(at);
+    if (cold == nullptr || reading_.size() > 60) return;
+    ASSERT_TRUE(index_.BeginRead(cold->ref));
+    reading_.emplace_back(at, cold->ref);
+    ++const_cast<ModelCold*>(cold)->readers;
+  }
+  void EndRead() {
+    if (reading_.empty()) return;
+    std::swap(reading_[random_() % reading_.size()], reading_.back());
+    const auto [at, ref] = reading_.back();
+    reading_.pop_back();
+    index_.EndRead(ref);
+    if (model_.orphans.contains(ref)) {
+      const bool last = std::none_of(reading_.begin(), reading_.end(),
+                                     [ref = ref](const auto& read) { return read.second == ref; });
+      if (last) model_.orphans.erase(ref);
+      return;
+    }
+    for (ModelCold& cold : model_.node(at).colds) cold.readers -= cold.ref == ref;
+  }
+  void DamageRecord(Model::At at) {
+    const ModelCold* cold = AnyCold(at);
+    if (cold == nullptr) return;
+    const ColdRef ref = cold->ref;
+    index_.MarkColdDamaged(ref);
+    model_.MarkColdDamaged(at, ref);
   }
 
   Model::At AtOf(BlockRef block) {
@@ -634,6 +913,7 @@ class PropertyRun {
     blocks_found_ += expected;
     ASSERT_EQ(prefix.blocks, expected);
     ASSERT_EQ(prefix.deepest, expected == 0 ? 0 : Ref({ns, static_cast<int>(keys[expected - 1])}));
+    LookAtTiers(ns, keys, prefix);
 
     std::vector<BlockRef> found(1 + random_() % keys.size());
     const uint32_t chain = model_.Chain(ns, keys, has_parent ? &parent : nullptr);
@@ -643,6 +923,28 @@ class PropertyRun {
     for (uint32_t i = 0; i < scanned; ++i) {
       ASSERT_EQ(found[i], Ref({ns, static_cast<int>(keys[i])}));
     }
+  }
+
+  // Where the tiers nest along the chain, its warm blocks are counted exactly.
+  void LookAtTiers(uint32_t ns, const std::vector<uint64_t>& keys,
+                   const Residency::Prefix& prefix) {
+    uint32_t warm = 0;
+    while (warm < prefix.blocks && model_.InDram({ns, static_cast<int>(keys[warm])})) ++warm;
+    bool nested = true;
+    if (prefix.blocks > 0) {
+      bool below = true;
+      for (int key = static_cast<int>(keys[prefix.blocks - 1]); key != kNone;
+           key = model_.ParentKey(key)) {
+        const bool in_dram = model_.InDram({ns, key});
+        nested &= below || in_dram;
+        below = !in_dram;
+      }
+    }
+    if (nested) {
+      ASSERT_EQ(index_.WarmBlocks(prefix), warm);
+    }
+    ASSERT_LE(index_.WarmBlocks(prefix), prefix.blocks);
+    cold_blocks_found_ += prefix.blocks - index_.WarmBlocks(prefix);
   }
 
   std::vector<uint64_t> ChainTo(int key) const {
@@ -663,6 +965,10 @@ class PropertyRun {
     ASSERT_EQ(counts.quarantined_bytes, model_.quarantined.size() * kPartBytes);
     ASSERT_EQ(counts.parked_dropped, model_.parked_dropped);
     ASSERT_EQ(counts.evicted, model_.evicted);
+    ASSERT_EQ(counts.left_dram, model_.left_dram);
+    ASSERT_EQ(counts.left_nvme, model_.left_nvme);
+    ASSERT_EQ(counts.cold_parts, model_.colds + model_.orphans.size());
+    ASSERT_EQ(counts.cold_parts, room_.records());
   }
 
   // What an operation on `at` can have changed: it, its parent and its children.
@@ -685,8 +991,12 @@ class PropertyRun {
     ASSERT_EQ(block.leases, node.leases);
     ASSERT_EQ(block.holds, Model::Holds(node));
     ASSERT_EQ(block.reserved_parts, Model::Reserved(node));
-    ASSERT_EQ(index_.evictable(ref), model_.MayLeave(at));
-    ASSERT_EQ(policy_.offered(ref), model_.MayLeave(at));
+    ASSERT_EQ(index_.evictable(ref), model_.MayLeaveDram(at));
+    ASSERT_EQ(policy_.offered(ref), model_.MayLeaveDram(at));
+    ASSERT_EQ(index_.cold_evictable(ref), model_.MayLeaveNvme(at));
+    ASSERT_EQ(cold_policy_.offered(ref), model_.MayLeaveNvme(at));
+    ASSERT_EQ(index_.removable(ref), model_.Removable(at));
+    for (const ModelCold& cold : node.colds) ASSERT_EQ(index_.FindCold(ref, cold.id), cold.ref);
     ASSERT_EQ(block.depth, model_.Depth(at.key));
     for (const ModelPart& part : node.parts) ASSERT_EQ(index_.FindPart(ref, part.id), part.ref);
     // Prefix closure: no visible block hangs below one that cannot be found, except for a hole that
@@ -705,12 +1015,18 @@ class PropertyRun {
   CountingRoom room_;
   LruPolicy lru_;
   CheckingPolicy policy_;
+  LruPolicy cold_lru_;
+  CheckingPolicy cold_policy_;
+  const bool two_tiers_;
   Residency index_;
   uint64_t tick_ = 0;
   uint64_t blocks_found_ = 0;
+  uint64_t cold_blocks_found_ = 0;
   std::vector<std::pair<Model::At, PartRef>> reserved_;
   std::vector<Model::At> leases_;
   std::vector<std::pair<Model::At, PartRef>> holds_;
+  std::vector<std::pair<Model::At, ColdRef>> writing_;
+  std::vector<std::pair<Model::At, ColdRef>> reading_;
 };
 
 TEST(ResidencyPropertyTest, EqualsTheNaiveModel) {
@@ -734,6 +1050,11 @@ TEST(ResidencyPropertyTest, EqualsTheNaiveModel) {
       EXPECT_GT(run.counts().evicted, 1000u);
       EXPECT_GT(run.counts().parked_dropped, 50u);
       EXPECT_GT(run.blocks_found(), 10'000u);
+      if (run.two_tiers()) {
+        EXPECT_GT(run.counts().left_dram, 1000u);
+        EXPECT_GT(run.counts().left_nvme, 1000u);
+        EXPECT_GT(run.cold_blocks_found(), 1000u);
+      }
     }
     run.Drain();
     if (testing::Test::HasFatalFailure()) FAIL() << "draining KVD_SEED=" << seed;

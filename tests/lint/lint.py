@@ -46,7 +46,7 @@ _WIRE_ENDS = r"daemon/(service|admin|gateway|control_call|grpc_status|reflection
 PLACES = [
     ("gRPC", r"(grpcpp|grpc)/.*|.*\.grpc\.pb\.h", _WIRE_ENDS),
     ("protobuf", r"google/protobuf/.*|(?!.*\.grpc\.).*\.pb\.h", _WIRE_ENDS + r"|proto/[^/]*|daemon/methods.*"),
-    ("io_uring", r"liburing(/.*|\.h)|linux/io_uring\.h", r"tiers/uring_device\.(h|cc)"),
+    ("io_uring", r"liburing(/.*|\.h)|linux/io_uring\.h", r"tiers/uring_device\.(h|cc)|bench/uring_floor\.cc"),
     ("RocksDB", r"rocksdb/.*", r"tiers/rocks_index\.(h|cc)"),
     ("CUDA", r"cuda\.h|cuda_[a-z0-9_]*\.h|cuda_runtime.*|driver_types\.h|nvml\.h|cub/.*|thrust/.*",
      r"cuda/cuda_[^/]*|cuda/[^/]*\.cu"),

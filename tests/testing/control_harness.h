@@ -19,9 +19,11 @@
 #include <vector>
 
 #include "daemon/control.h"
+#include "policy/admissions.h"
 #include "policy/lru.h"
 #include "proto/types/packed.h"
 #include "tests/testing/fake_mover.h"
+#include "tests/testing/fake_nvme_tier.h"
 #include "tiers/arena.h"
 
 namespace kvd {
@@ -79,6 +81,8 @@ class ControlHarness {
     uint64_t region_bytes = 64u << 10;
     uint32_t max_blocks = 4096;
     uint64_t max_parts = 8192;
+    uint64_t nvme_bytes = 0;  // Of live records; 0: there is no NVMe.
+    std::string admission = "all";
     Control::Options control;
   };
   struct Session {
@@ -95,12 +99,25 @@ class ControlHarness {
                                        .region_bytes = options.region_bytes,
                                        .pages = PageKind::kSmall})),
         policy(options.max_blocks),
+        cold_policy(options.max_blocks),
+        nvme(options.nvme_bytes),
+        admission(MakeAdmission(options.admission, options.max_blocks)),
         board(options.control.max_reservations),
         mover(board, inbox),
-        store(policy, *arena,
-              {.max_blocks = options.max_blocks, .max_parts = options.max_parts, .secret = 7},
-              [this](uint32_t region, uint64_t bytes) { mover.MakeRegion(region, bytes); }),
-        control(store, board, mover, inbox, clock, options.control) {}
+        store(
+            policy, *arena,
+            {.max_blocks = options.max_blocks,
+             .max_parts = options.max_parts,
+             .max_cold_parts = options.nvme_bytes / kNvmePageBytes,
+             .secret = 7},
+            [this](uint32_t region, uint64_t bytes) { mover.MakeRegion(region, bytes); },
+            options.nvme_bytes > 0 ? &cold_policy : nullptr),
+        control(store, board, mover, inbox, clock, options.control) {
+    if (options.nvme_bytes == 0) return;
+    control.AttachNvme(nvme, *admission,
+                       [](DomainId domain) { return "domain" + std::to_string(domain); });
+    nvme.SetOwner(&control.movement()->owner());
+  }
   ControlHarness() : ControlHarness(Options{}) {}
 
   // --- sessions ----------------------------------------------------------------------------------
@@ -331,6 +348,9 @@ class ControlHarness {
   RegionDirectory directory;
   std::unique_ptr<Arena> arena;
   LruPolicy policy;
+  LruPolicy cold_policy;
+  FakeNvmeTier nvme;
+  std::unique_ptr<AdmissionPolicy> admission;
   FillBoard board;
   Inbox inbox;
   FakeMover mover;

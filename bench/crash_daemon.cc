@@ -1,0 +1,160 @@
+#include "bench/crash_daemon.h"
+
+#include <grpcpp/create_channel.h>
+
+#include <filesystem>
+#include <fstream>
+#include <system_error>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "proto/admin.grpc.pb.h"
+
+namespace kvd {
+namespace {
+
+constexpr absl::Duration kStartTimeout = absl::Seconds(60);
+constexpr absl::Duration kCallTimeout = absl::Seconds(5);
+
+absl::Status Told(const char* call, const grpc::Status& status) {
+  if (status.ok()) return absl::OkStatus();
+  return absl::Status(static_cast<absl::StatusCode>(status.error_code()),
+                      absl::StrCat(call, ": ", status.error_message()));
+}
+
+}  // namespace
+
+struct CrashDaemon::Operator {
+  explicit Operator(const std::string& endpoint)
+      : stub(v1::Admin::NewStub(
+            grpc::CreateChannel(endpoint + ".admin", grpc::InsecureChannelCredentials()))) {}
+
+  template <typename Request, typename Reply>
+  absl::Status Ask(const char* name,
+                   grpc::Status (v1::Admin::Stub::*method)(grpc::ClientContext*, const Request&,
+                                                           Reply*),
+                   const Request& request, Reply& reply) {
+    grpc::ClientContext context;
+    context.set_deadline(absl::ToChronoTime(absl::Now() + kCallTimeout));
+    return Told(name, (stub.get()->*method)(&context, request, &reply));
+  }
+
+  const std::unique_ptr<v1::Admin::Stub> stub;
+};
+
+CrashDaemon::CrashDaemon(Options options) : options_(std::move(options)) {}
+
+CrashDaemon::~CrashDaemon() {
+  if (process_ != nullptr) process_->Kill();
+}
+
+absl::Status CrashDaemon::Start(const std::string& kill_at) {
+  DaemonProcess::Options options{
+      .program = options_.program, .start_timeout = kStartTimeout, .folder = options_.folder};
+  // No calibration, which takes longer than all the rest of a start.
+  options.arguments = {"--dram",          absl::StrCat(options_.dram_bytes),
+                       "--copy-loop",     "plain",
+                       "--copiers",       "1",
+                       "--log-level",     "info",
+                       "--drain-timeout", "2s",
+                       "--data",          data_folder()};
+  if (options_.nvme_bytes > 0) {
+    options.arguments.insert(
+        options.arguments.end(),
+        {"--nvme", absl::StrCat(nvme_path(), ":", options_.nvme_bytes), "--admission", "all"});
+  }
+  options.arguments.insert(options.arguments.end(), options_.more_arguments.begin(),
+                           options_.more_arguments.end());
+  if (!kill_at.empty()) options.arguments.insert(options.arguments.end(), {"--kill-at", kill_at});
+  const absl::Time begin = absl::Now();
+  absl::StatusOr<std::unique_ptr<DaemonProcess>> process = DaemonProcess::Start(options);
+  if (!process.ok()) return process.status();
+  start_ms_ = absl::ToDoubleMilliseconds(absl::Now() - begin);
+  process_ = *std::move(process);
+  endpoint_ = process_->endpoint();
+  operator_ = std::make_unique<Operator>(endpoint_);
+  return absl::OkStatus();
+}
+
+void CrashDaemon::Kill() {
+  process_->Kill();
+  process_.reset();
+  operator_.reset();
+}
+
+absl::Status CrashDaemon::Stop() {
+  const absl::Status status = process_->Stop();
+  process_.reset();
+  operator_.reset();
+  return status;
+}
+
+std::string CrashDaemon::arena_folder() const {
+  std::ifstream file(data_folder() + "/arena");
+  std::string folder;
+  std::getline(file, folder);
+  return folder;
+}
+
+void CrashDaemon::RemoveArena() {
+  std::error_code error;
+  if (const std::string folder = arena_folder(); !folder.empty()) {
+    std::filesystem::remove_all(folder, error);
+  }
+}
+
+void CrashDaemon::RemoveAll() {
+  RemoveArena();
+  std::error_code error;
+  std::filesystem::remove_all(data_folder(), error);
+  std::filesystem::remove(nvme_path(), error);
+}
+
+absl::StatusOr<uint32_t> CrashDaemon::NumberOf(CrashNamespace ns) {
+  v1::NamespacesReply reply;
+  absl::Status status =
+      operator_->Ask("namespaces", &v1::Admin::Stub::Namespaces, v1::NamespacesRequest(), reply);
+  if (!status.ok()) return status;
+  const std::string model = CrashDescriptor(ns).model;
+  for (const v1::NamespaceStatus& known : reply.namespaces()) {
+    if (known.describes().model() == model) return known.namespace_id();
+  }
+  return absl::NotFoundError(absl::StrCat("no namespace of ", model));
+}
+
+absl::Status CrashDaemon::Evict(const CrashChain& chain) {
+  const absl::StatusOr<uint32_t> ns = NumberOf(chain.ns);
+  if (!ns.ok()) return ns.status();
+  v1::EvictRequest request;
+  request.set_namespace_id(*ns);
+  request.set_key(std::string(chain.key(0)));
+  v1::EvictReply reply;
+  return operator_->Ask("evict", &v1::Admin::Stub::Evict, request, reply);
+}
+
+absl::Status CrashDaemon::Drop(CrashNamespace ns) {
+  const absl::StatusOr<uint32_t> number = NumberOf(ns);
+  if (!number.ok()) return number.status();
+  v1::DropNamespaceRequest request;
+  request.set_namespace_id(*number);
+  v1::DropNamespaceReply reply;
+  return operator_->Ask("drop", &v1::Admin::Stub::DropNamespace, request, reply);
+}
+
+absl::Status CrashDaemon::Audit() {
+  v1::AuditReply reply;
+  if (absl::Status status =
+          operator_->Ask("audit", &v1::Admin::Stub::Audit, v1::AuditRequest(), reply);
+      !status.ok()) {
+    return status;
+  }
+  if (reply.errors() > 0) {
+    return absl::InternalError(absl::StrCat("the index does not add up: ", reply.first_error()));
+  }
+  if (reply.stranded_blocks() > 0) {
+    return absl::InternalError(absl::StrCat(reply.stranded_blocks(), " blocks are stranded"));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace kvd

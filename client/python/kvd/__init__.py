@@ -1,0 +1,24 @@
+"""Client of kvd, the KV-cache storage daemon of this node.
+
+    client = kvd.Client("unix:/run/kvd/kvd.sock")
+    model = client.register(kvd.Descriptor("example/8b", groups=[kvd.Group(16, 2 << 20)]))
+    client.put(model, keys, pages)
+    got = client.get(model, keys, targets)
+
+`kvd.vllm` is the connector for vLLM. Importing this package connects to nothing.
+"""
+
+from .client import (Chain, Client, Descriptor, GetResult, Group, GroupKind, LookupResult, Namespace,
+                     Pending, PinResult, PutResult, PutState, Stats, Tier, version)
+from .errors import (Aborted, AlreadyExists, Cancelled, DataLoss, DeadlineExceeded,
+                     FailedPrecondition, Internal, InvalidArgument, KvdError, NotFound, OutOfRange,
+                     PermissionDenied, ResourceExhausted, Unauthenticated, Unavailable,
+                     Unimplemented)
+
+__all__ = [
+    "Aborted", "AlreadyExists", "Cancelled", "Chain", "Client", "DataLoss", "DeadlineExceeded",
+    "Descriptor", "FailedPrecondition", "GetResult", "Group", "GroupKind", "Internal",
+    "InvalidArgument", "KvdError", "LookupResult", "Namespace", "NotFound", "OutOfRange", "Pending",
+    "PermissionDenied", "PinResult", "PutResult", "PutState", "ResourceExhausted", "Stats", "Tier",
+    "Unauthenticated", "Unavailable", "Unimplemented", "version",
+]

@@ -1,0 +1,482 @@
+#include "daemon/movement.h"
+
+#include <algorithm>
+#include <optional>
+#include <utility>
+
+#include "proto/types/check.h"
+
+namespace kvd {
+namespace {
+
+// Victims let go before one record, at most: records of one layout have one size.
+constexpr uint32_t kColdVictims = 1024;
+// Chains that are being written at a time; each is a lease.
+constexpr size_t kMaxJobs = 1024;
+constexpr Nanos kPrefetchPatience = 30 * kSecond;
+
+// The memory of a part as the tier wants it: whole pages, where it is more than one.
+absl::Span<std::byte> Payload(std::byte* address, uint32_t length) {
+  const uint64_t pages = NvmeTier::RoomOf(length) - kNvmePageBytes;
+  return {address, length <= kNvmePageBytes ? length : pages};
+}
+
+}  // namespace
+
+Movement::Movement(Store& store, NvmeTier& tier, AdmissionPolicy& admission, const Clock& clock,
+                   Listener& listener, MovementCounters& counters, const Options& options)
+    : store_(store),
+      residency_(store.residency()),
+      tier_(tier),
+      admission_(admission),
+      clock_(clock),
+      listener_(listener),
+      counters_(counters),
+      options_(options) {
+  store_.Listen(this);
+}
+
+Movement::~Movement() { store_.Listen(nullptr); }
+
+void Movement::SetScope(NamespaceId ns, ScopeNumber scope) {
+  if (scopes_.size() <= ns) scopes_.resize(size_t{ns} + 1);
+  scopes_[ns] = scope;
+}
+
+void Movement::PurgeScope(NamespaceId ns) {
+  const ScopeNumber scope = this->scope(ns);
+  if (scope == 0) return;
+  scopes_[ns] = 0;
+  // What a device does not take in now, it says in its log and counts; the index has no block of
+  // it.
+  tier_.PurgeScope(scope, [](absl::Status) {}).IgnoreError();
+}
+
+void Movement::Stored(BlockRef block) {
+  admission_.Stored(residency_.block(block).key, residency_.block(block).ns);
+}
+
+// --- what the tier tells -------------------------------------------------------------------------
+
+// The tier is in the middle of its work when it tells: nothing is asked of it until it is done.
+void Movement::NvmeEnded(const NvmeTier::Completion& completion) {
+  told_.push_back({.number = static_cast<uint32_t>(completion.tag), .outcome = completion.outcome});
+}
+
+void Movement::NvmeMoved(uint32_t occupant, RecordPlace to) { residency_.MoveCold(occupant, to); }
+
+void Movement::NvmeLost(uint32_t occupant, NvmeOutcome outcome) {
+  told_.push_back({.number = occupant, .outcome = outcome, .lost = true});
+}
+
+void Movement::FreeRecord(const ColdPart& cold) { tier_.Drop(cold.place, cold.length); }
+
+void Movement::Lost(const Block& block) {
+  if (!declining_) ++counters_.lost_blocks;
+  admission_.Left(block.key, block.ns, block.uses);
+}
+
+void Movement::Turn(Nanos now) {
+  tier_.Poll(now);
+  std::swap(told_, taking_in_);
+  for (const Told& told : taking_in_) {
+    if (told.lost) {
+      if (residency_.cold(told.number).block != 0) Damaged(told.number, told.outcome);
+      continue;
+    }
+    const Op op = std::exchange(ops_[told.number], {});
+    free_ops_.push_back(told.number);
+    if (op.kind == Op::Kind::kWrite) {
+      EndWrite(op, told.outcome);
+    } else {
+      EndRead(op, told.outcome);
+    }
+  }
+  taking_in_.clear();
+  SubmitReads();
+  MakeRoomAhead(now);
+  WriteJobs(now);
+  counters_.moves = moves();
+}
+
+Nanos Movement::NextDeadline() const {
+  if (behind_ > 0 && MayBeginJob()) return 0;
+  Nanos next = tier_.NextDeadline();
+  for (const Job& job : jobs_) next = std::min(next, job.deadline);
+  return next;
+}
+
+uint32_t Movement::NewOp(Op op) {
+  uint32_t tag = 0;
+  if (free_ops_.empty()) {
+    tag = static_cast<uint32_t>(ops_.size());
+    ops_.emplace_back();
+  } else {
+    tag = free_ops_.back();
+    free_ops_.pop_back();
+  }
+  ops_[tag] = std::move(op);
+  return tag;
+}
+
+RecordInfo Movement::InfoOf(const ColdPart& cold) const {
+  const Block& block = residency_.block(cold.block);
+  RecordInfo info{.scope = scope(block.ns),
+                  .key = block.key,
+                  .has_parent = block.parent != 0,
+                  .depth = block.depth,
+                  .id = cold.id,
+                  .length = cold.length,
+                  .sum = cold.sum,
+                  .generation = cold.generation};
+  if (info.has_parent) info.parent = residency_.block(block.parent).key;
+  return info;
+}
+
+// --- demotion ------------------------------------------------------------------------------------
+
+uint64_t Movement::FreeTarget() const {
+  return std::min(options_.free_bytes_max, store_.arena().capacity_bytes() / options_.free_share);
+}
+
+bool Movement::WantsRoom() const {
+  const Arena& arena = store_.arena();
+  const uint64_t free = arena.capacity_bytes() - arena.reserved_bytes();
+  return free + leaving_bytes_ < FreeTarget();
+}
+
+bool Movement::MayBeginJob() const {
+  return jobs_.size() < kMaxJobs && writing_bytes_ < options_.demotion_bytes &&
+         leaving_bytes_ < options_.demotion_bytes;
+}
+
+void Movement::MakeRoomAhead(Nanos now) {
+  behind_ = 0;
+  if (!tier_.writable()) return;  // What must leave does so when somebody needs the room.
+  uint32_t victims = options_.victims_per_turn;
+  while (WantsRoom()) {
+    const std::optional<EvictionPolicy::Victim> victim = residency_.NextVictim();
+    if (!victim.has_value()) break;
+    if (victims == 0 || !Demote(victim->block, now)) {
+      behind_ = 1;
+      return;
+    }
+    --victims;
+  }
+  for (EvictionPolicy::Pool pool = 0; pool < EvictionPolicy::kMaxPools; ++pool) {
+    if (store_.pressure(pool).slot_bytes != 0 && !MakeRoomInPool(pool, victims, now)) behind_ = 1;
+  }
+}
+
+// A pool may lack room while others have it. False: not done yet.
+bool Movement::MakeRoomInPool(EvictionPolicy::Pool pool, uint32_t& victims, Nanos now) {
+  const uint64_t target = FreeTarget();
+  while (store_.RoomFor(store_.pressure(pool)) + leaving_bytes_ < target) {
+    const std::optional<EvictionPolicy::Victim> victim = residency_.NextVictim(pool);
+    if (!victim.has_value()) break;
+    if (victims == 0 || !Demote(victim->block, now)) return false;
+    --victims;
+  }
+  store_.ClearPressure(pool);
+  return true;
+}
+
+// Lets a victim leave, or begins to write it. False: as much is on its way as may be.
+bool Movement::Demote(BlockRef victim, Nanos now) {
+  if (residency_.OnNvme(victim)) {
+    residency_.LeaveDram(victim);
+    ++counters_.clean_blocks;
+    return true;
+  }
+  if (!MayBeginJob()) return false;
+  if (!Admitted(victim, now)) {
+    ++counters_.declined_blocks;
+    LetGo(victim);
+    return true;
+  }
+  Job job{.victim = victim, .deadline = now + options_.write_patience};
+  const Block& block = residency_.block(victim);
+  for (PartRef part = block.first_part; part != 0; part = residency_.part(part).next) {
+    if (!residency_.Hold(part)) continue;
+    job.bytes += residency_.part(part).length;
+    job.held.push_back(part);
+  }
+  residency_.Lease(victim);
+  const BlockRef above = residency_.NearestCold(block.parent);
+  job.next_depth = above == 0 ? 0 : residency_.block(above).depth + 1;
+  leaving_bytes_ += job.bytes;
+  jobs_.push_back(std::move(job));
+  return true;
+}
+
+void Movement::LetGo(BlockRef victim) {
+  declining_ = true;
+  residency_.LeaveDram(victim);
+  declining_ = false;
+}
+
+// What is not found any more cannot be found on NVMe either; and what has no scope has no name.
+bool Movement::Admitted(BlockRef victim, Nanos now) {
+  const Block& block = residency_.block(victim);
+  if (block.state != BlockState::kVisible || scope(block.ns) == 0) return false;
+  const BlockRef above = residency_.NearestCold(block.parent);
+  const uint32_t blocks =
+      above == 0 ? block.depth + 1 : block.depth - residency_.block(above).depth;
+  uint64_t bytes = 0;
+  for (PartRef part = block.first_part; part != 0; part = residency_.part(part).next) {
+    bytes += NvmeTier::RoomOf(residency_.part(part).length);
+  }
+  return admission_.Admit({.ns = block.ns,
+                           .depth = block.depth,
+                           .uses = block.uses,
+                           .blocks = blocks,
+                           .bytes = blocks * bytes,
+                           .key = block.key},
+                          now);
+}
+
+void Movement::WriteJobs(Nanos now) {
+  bool full = false;
+  for (JobPtr at = jobs_.begin(); at != jobs_.end();) {
+    const JobPtr job = at++;
+    if (now >= job->deadline && job->next_depth <= residency_.block(job->victim).depth) {
+      job->failed = true;  // The tier does not take it.
+    }
+    if (!job->failed && !full) full = !WriteChain(job);
+    const bool all = job->failed || job->next_depth > residency_.block(job->victim).depth;
+    if (all && job->writing == 0) EndJob(job);
+  }
+}
+
+// Writes what NVMe lacks of the chain, root first. False: as much is on its way as may be.
+bool Movement::WriteChain(JobPtr job) {
+  const uint32_t depth = residency_.block(job->victim).depth;
+  for (; job->next_depth <= depth; ++job->next_depth) {
+    const BlockRef block = residency_.AncestorAt(job->victim, job->next_depth);
+    const BlockRef parent = residency_.block(block).parent;
+    const bool stands = parent == 0 || residency_.block(parent).first_cold != 0;
+    if (!stands || residency_.block(block).state != BlockState::kVisible) {
+      job->failed = true;  // What is above it was damaged, or left: nobody would find it there.
+      return true;
+    }
+    if (residency_.OnNvme(block)) continue;
+    bool wrote = false;
+    if (!WriteBlock(job, block, wrote)) return false;
+    counters_.written_blocks += wrote;
+  }
+  return true;
+}
+
+bool Movement::WriteBlock(JobPtr job, BlockRef block, bool& wrote) {
+  PartRef next = 0;
+  for (PartRef part = residency_.block(block).first_part; part != 0; part = next) {
+    next = residency_.part(part).next;
+    if (residency_.part(part).state != static_cast<uint32_t>(PartState::kCommitted)) continue;
+    if (residency_.FindCold(block, residency_.part(part).id) != 0) continue;
+    if (!WritePart(job, block, part)) return false;
+    wrote = true;
+  }
+  return true;
+}
+
+bool Movement::WritePart(JobPtr job, BlockRef block, PartRef ref) {
+  const Part& part = residency_.part(ref);
+  if (writing_bytes_ >= options_.demotion_bytes) return false;
+  if (residency_.colds_full() && !residency_.EvictNextCold()) return false;
+  if (!MakeNvmeRoom(part.length) || residency_.colds_full() || !residency_.Hold(ref)) return false;
+  const ColdRef cold = residency_.AddCold(block, part.id, part.length, part.sum, part.generation);
+  const uint32_t tag = NewOp({.kind = Op::Kind::kWrite,
+                              .part = ref,
+                              .cold = cold,
+                              .block = block,
+                              .length = part.length,
+                              .job = job});
+  const std::optional<RecordPlace> place = tier_.Append(
+      InfoOf(residency_.cold(cold)), Payload(store_.Address(part), part.length), cold, tag);
+  if (!place.has_value()) {
+    ops_[tag] = {};
+    free_ops_.push_back(tag);
+    residency_.DropCold(cold);
+    residency_.Unhold(ref);
+    return false;
+  }
+  residency_.MoveCold(cold, *place);
+  ++job->writing;
+  writing_bytes_ += part.length;
+  counters_.written_bytes += NvmeTier::RoomOf(part.length);
+  return true;
+}
+
+// The owner sees to it that live records stay below what the tier can reclaim.
+bool Movement::MakeNvmeRoom(uint32_t length) {
+  for (uint32_t victims = 0;
+       tier_.live_bytes() + NvmeTier::RoomOf(length) > tier_.live_capacity_bytes(); ++victims) {
+    if (victims == kColdVictims || !residency_.EvictNextCold()) return false;
+    ++counters_.nvme_evicted_blocks;
+  }
+  return true;
+}
+
+void Movement::EndWrite(const Op& op, NvmeOutcome outcome) {
+  writing_bytes_ -= op.length;
+  if (outcome == NvmeOutcome::kOk) {
+    residency_.CommitCold(op.cold, residency_.tick());
+  } else {
+    ++counters_.failed_writes;
+    residency_.DropCold(op.cold);
+    op.job->failed = true;
+  }
+  residency_.Unhold(op.part);
+  --op.job->writing;  // WriteJobs() ends it.
+}
+
+// The victim leaves, if its room is still wanted: somebody may have used it meanwhile, or others
+// may have left more than was needed.
+void Movement::EndJob(JobPtr job) {
+  const BlockRef victim = job->victim;
+  leaving_bytes_ -= job->bytes;
+  const bool wanted =
+      WantsRoom() ||
+      store_.pressure(residency_.shape(residency_.block(victim).ns).pool).slot_bytes != 0;
+  const bool failed = job->failed;
+  for (const PartRef part : job->held) residency_.Unhold(part);
+  const ChainHash key = residency_.block(victim).key;
+  jobs_.erase(job);
+  residency_.Unlease(victim);  // A stub goes with it.
+  if (failed) ++counters_.failed_blocks;
+  if (!residency_.evictable(victim) || !(residency_.block(victim).key == key)) return;
+  if (residency_.OnNvme(victim)) {
+    if (wanted) {
+      residency_.LeaveDram(victim);
+      ++counters_.demoted_blocks;
+    }
+  } else if (failed) {
+    residency_.LeaveDram(victim);  // Lost: or it would be the next victim again.
+  }
+}
+
+// --- promotion -----------------------------------------------------------------------------------
+
+void Movement::Prefetch(const Residency::Prefix& prefix, uint32_t from) {
+  const uint32_t base = residency_.block(prefix.deepest).depth + 1 - prefix.blocks;
+  for (uint32_t i = from; i < prefix.blocks && promoting_bytes_ < options_.prefetch_bytes; ++i) {
+    const BlockRef block = residency_.AncestorAt(prefix.deepest, base + i);
+    if (promoting(block)) continue;
+    const Fetch fetch = Begin(block, clock_.Now() + kPrefetchPatience);
+    if (fetch == Fetch::kNo || fetch == Fetch::kBusy) return;
+    counters_.prefetched_blocks += fetch == Fetch::kUnderWay;
+  }
+}
+
+Movement::Fetch Movement::Begin(BlockRef ref, Nanos deadline) {
+  if (promoting(ref)) return Fetch::kUnderWay;
+  const Block& block = residency_.block(ref);
+  Promotion promotion{.deadline = deadline};
+  for (ColdRef cold = block.first_cold; cold != 0; cold = residency_.cold(cold).next) {
+    const ColdPart& record = residency_.cold(cold);
+    if (record.state != ColdState::kCommitted) continue;
+    if (residency_.FindPart(ref, record.id) == 0) promotion.bytes += record.length;
+  }
+  if (promotion.bytes == 0) return Fetch::kThere;
+  if (!tier_.readable()) return Fetch::kNo;
+  const uint64_t most = std::min(options_.promotion_bytes, store_.arena().capacity_bytes() / 4);
+  if (promoting_bytes_ > 0 && promoting_bytes_ + promotion.bytes > most) return Fetch::kBusy;
+
+  residency_.Lease(ref);  // Room is made for it now, and it is not to leave for that.
+  const size_t first_read = reads_.size();
+  for (ColdRef cold = block.first_cold; cold != 0; cold = residency_.cold(cold).next) {
+    const ColdPart& record = residency_.cold(cold);
+    if (record.state != ColdState::kCommitted || residency_.FindPart(ref, record.id) != 0) continue;
+    const bool read = residency_.BeginRead(cold);
+    const PartRef part = read ? store_.TakePart(ref, record.id, record.length) : 0;
+    if (part == 0) {
+      if (read) residency_.EndRead(cold);
+      Undo(ref, first_read);
+      ++counters_.promotions_without_room;
+      return Fetch::kNo;
+    }
+    reads_.push_back({.block = ref, .part = part, .cold = cold});
+    ++promotion.parts;
+  }
+  promoting_bytes_ += promotion.bytes;
+  promotions_[ref] = promotion;
+  SubmitReads();
+  return promotions_.contains(ref) ? Fetch::kUnderWay : Fetch::kNo;
+}
+
+void Movement::Undo(BlockRef block, size_t first_read) {
+  for (; reads_.size() > first_read; reads_.pop_back()) {
+    residency_.DropReserved(reads_.back().part);
+    residency_.EndRead(reads_.back().cold);
+  }
+  residency_.Unlease(block);
+}
+
+// Oldest first; the rest waits until the tier has taken or ended some.
+void Movement::SubmitReads() {
+  while (!reads_.empty()) {
+    const Read read = reads_.front();
+    const ColdPart& cold = residency_.cold(read.cold);
+    const Part& part = residency_.part(read.part);
+    if (cold.block == 0 || !tier_.readable()) {  // Found damaged meanwhile, or the tier is out.
+      reads_.pop_front();
+      residency_.DropReserved(read.part);
+      residency_.EndRead(read.cold);
+      EndPromotionPart(read.block, /*arrived=*/false);
+      continue;
+    }
+    const uint32_t tag = NewOp({.kind = Op::Kind::kRead,
+                                .part = read.part,
+                                .cold = read.cold,
+                                .block = read.block,
+                                .length = cold.length});
+    const absl::Span<std::byte> target = Payload(store_.Address(part), cold.length);
+    if (!tier_.Read(cold.place, InfoOf(cold), target, promotions_.at(read.block).deadline, tag)) {
+      ops_[tag] = {};
+      free_ops_.push_back(tag);
+      return;
+    }
+    reads_.pop_front();
+  }
+}
+
+void Movement::EndRead(const Op& op, NvmeOutcome outcome) {
+  const bool arrived = outcome == NvmeOutcome::kOk;
+  if (arrived) {
+    const uint32_t sum = residency_.cold(op.cold).sum;
+    residency_.CommitPart(op.part, sum, residency_.tick());
+    counters_.promoted_bytes += op.length;
+  } else {
+    ++counters_.failed_reads;
+    residency_.DropReserved(op.part);
+    if (outcome == NvmeOutcome::kCorrupt && residency_.cold(op.cold).block != 0) {
+      Damaged(op.cold, outcome);
+    }
+  }
+  residency_.EndRead(op.cold);
+  EndPromotionPart(op.block, arrived);
+}
+
+void Movement::Damaged(ColdRef cold, NvmeOutcome why) {
+  ++counters_.damaged_records;
+  const ColdPart record = residency_.cold(cold);
+  listener_.RecordDamaged(residency_.block(record.block), record, why);
+  residency_.MarkColdDamaged(cold);
+}
+
+void Movement::EndPromotionPart(BlockRef block, bool arrived) {
+  const auto it = promotions_.find(block);
+  Promotion& promotion = it->second;
+  promotion.failed |= !arrived;
+  if (--promotion.parts > 0) return;
+  const bool landed = !promotion.failed;
+  promoting_bytes_ -= promotion.bytes;
+  promotions_.erase(it);
+  if (landed) ++counters_.promoted_blocks;
+  // What was damaged meanwhile and is in production by nobody does not stay so.
+  residency_.Abandon(block);
+  residency_.Unlease(block);
+  listener_.Landed(block, landed);
+}
+
+}  // namespace kvd

@@ -1,0 +1,92 @@
+// Places at which this process can be told to kill itself, as if the power of SIGKILL had hit it
+// just there: `kvd-bench crash` visits each of them. They are in the release build, because what
+// is proved must be what runs.
+//
+//   KVD_KILL_POINT("commit.published");
+//
+// Where none is armed, a point costs one relaxed load and a branch that is never taken. This is the
+// one piece of global state of the program: a point must be reachable from everywhere, and what
+// stands behind it never returns.
+//
+// Threads: any. ArmKillPoint() before there are others.
+
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <string_view>
+
+#include "absl/status/status.h"
+
+namespace kvd {
+
+// All points. A name says which step has just been taken, or is about to be ("x.before_y").
+inline constexpr std::string_view kKillPoints[] = {
+    // A start and a stop.
+    "start.locked",
+    "start.arena_opened",
+    "start.serving",
+    "stop.draining",
+    "stop.drained",
+    // Sessions.
+    "session.opened",
+    "session.staging_opened",
+    "session.ended",
+    "session.process_exited",
+    "namespace.registered",
+    "namespace.dropped",
+    // Storing.
+    "reserve.granted_block",
+    "reserve.finished",
+    "fill.before_copy",
+    "fill.copied",
+    "fill.told",
+    "commit.inline_filling",
+    "commit.before_part",
+    "commit.part_visible",
+    "commit.block_parked",
+    "commit.finished",
+    "reservation.closing",
+    "reservation.freed",
+    // Finding and reading.
+    "lookup.found",
+    "lookup.leased",
+    "load.held",
+    "load.finished",
+    "release.applied",
+    // Making room.
+    "evict.before",
+    "evict.after",
+    "region.emptied",
+};
+inline constexpr size_t kKillPointCount = std::size(kKillPoints);
+
+// Arms the point that `order`, NAME or NAME:N, names: this process ends by SIGKILL when it passes
+// there for the Nth time (N from 1). kInvalidArgument says what is wrong with it.
+absl::Status ArmKillPoint(std::string_view order);
+
+namespace internal {
+
+inline std::atomic<size_t> armed_kill_point{kKillPointCount};  // None.
+
+consteval size_t KillPointNumber(std::string_view name) {
+  for (size_t i = 0; i < kKillPointCount; ++i) {
+    if (kKillPoints[i] == name) return i;
+  }
+  throw "not in kKillPoints";  // Ends the compilation.
+}
+
+void PassArmedKillPoint();
+
+inline void PassKillPoint(size_t number) {
+  if (__builtin_expect(armed_kill_point.load(std::memory_order_relaxed) == number, 0)) {
+    PassArmedKillPoint();
+  }
+}
+
+}  // namespace internal
+}  // namespace kvd
+
+#define KVD_KILL_POINT(name) ::kvd::internal::PassKillPoint(::kvd::internal::KillPointNumber(name))
