@@ -106,6 +106,21 @@ class Client::Impl {
     absl::Time deadline;
   };
 
+  // A get whose arguments are good, and how far it has come.
+  struct GetProgress {
+    const Selection& parts;
+    absl::Span<const absl::Span<std::byte>> targets;  // Of `blocks`.
+    uint32_t hash_bytes;
+    absl::Time deadline;
+    uint32_t blocks;           // Wanted, and there when they were looked up.
+    std::vector<bool> usable;  // Of the parts of these.
+    uint32_t copied = 0;       // Blocks.
+    bool whole = true;         // No full part of these was missing or damaged.
+    bool as_promised = true;   // Nor any other that should have been there.
+    uint32_t damaged = 0;      // Parts.
+    absl::Status status = {};
+  };
+
   absl::Time DeadlineOf(absl::Duration timeout) const;
   absl::StatusOr<LinkPtr> Connected(absl::Time deadline);
   LinkPtr CurrentLink();
@@ -149,6 +164,10 @@ class Client::Impl {
   void Leave(const LinkPtr& link, std::unique_ptr<Pending> call, TakeBack take_back);
   template <typename Request>
   Owed Address(const Link& link, Request& request);
+  void CopyExtents(Link& link, std::string_view packed, uint32_t blocks, uint64_t hold_id,
+                   GetProgress& get);
+  void LoadRest(const LinkPtr& link, uint32_t namespace_id, std::string_view keys,
+                GetProgress& get);
   void GiveBackLate(const Link& link, const v1::LookupReply& reply);
   void NoteEnd(Link& link, const absl::Status& status, Owed owed);
   // Whether the daemon may still act on a call that ended like this.

@@ -204,50 +204,97 @@ GetResult Client::Impl::Get(const Namespace& ns, std::string_view keys,
   if (!result.status.ok()) return result;
   result.hit_blocks = std::min(reply.hit_blocks(), *count);
   if (reply.lease() == v1::LEASE_GRANTED) result.lease_id = reply.lease_id();
-  const uint32_t blocks = std::min({reply.extent_blocks(), result.hit_blocks, wanted});
-  if (reply.extents().size() != reply.extent_blocks() * parts->size() * sizeof(PackedExtent)) {
-    releases_.AddHold((*link)->number, reply.hold_id(), {});
-    result.status = absl::InternalError("extents: not as many as announced");
-    return result;
-  }
+  GetProgress progress{.parts = *parts,
+                       .targets = targets.first(wanted * parts->size()),
+                       .hash_bytes = (*known)->descriptor.hash_bytes,
+                       .deadline = deadline,
+                       .blocks = std::min(result.hit_blocks, wanted)};
+  progress.usable.resize(progress.blocks * parts->size());
+  CopyExtents(**link, reply.extents(), reply.extent_blocks(), reply.hold_id(), progress);
+  const bool on_nvme =
+      std::any_of(reply.tiers().begin(), reply.tiers().end(), [](const v1::TierShare& share) {
+        return share.tier() != v1::TIER_DRAM && share.blocks() > 0;
+      });
+  if (on_nvme) LoadRest(*link, *id, keys, progress);
+  // All that was looked up, or all that was asked for of it.
+  const uint32_t promised = options.max_blocks > 0 ? progress.blocks : result.hit_blocks;
+  const bool as_promised = progress.as_promised && progress.copied == promised;
+  result.blocks =
+      as_promised ? progress.copied : ServableBlocks(*parts, progress.usable, progress.copied);
+  result.damaged = progress.damaged;
+  result.status = progress.status;
+  damaged_parts_.fetch_add(progress.damaged, std::memory_order_relaxed);
+  return result;
+}
 
-  // Copy and verify in one pass. A full part that is missing or damaged ends the prefix; one of a
-  // window or a state may only make it shorter, which is worked out afterwards.
-  ExtentReader extents(*(*link)->session, reply.extents(), deadline);
-  std::vector<bool> usable(blocks * parts->size(), false);
+// Copies the blocks of one answer, which follow those that were copied before, and gives its hold
+// back. Copy and sum are one pass. A full part that is missing or damaged ends the prefix; one of a
+// window or a state may only make it shorter, which is worked out afterwards.
+void Client::Impl::CopyExtents(Link& link, std::string_view packed, uint32_t blocks,
+                               uint64_t hold_id, GetProgress& get) {
+  const size_t parts = get.parts.size();
+  if (packed.size() != blocks * parts * sizeof(PackedExtent)) {
+    releases_.AddHold(link.number, hold_id, {});
+    get.status = absl::InternalError("extents: not as many as announced");
+    return;
+  }
+  blocks = std::min(blocks, get.blocks - get.copied);
+  ExtentReader extents(*link.session, packed, get.deadline);
   std::vector<uint32_t> damaged;
-  // So far; also of a get that was asked to stop earlier.
-  bool as_promised =
-      blocks == (options.max_blocks > 0 ? std::min(result.hit_blocks, wanted) : result.hit_blocks);
   uint32_t copied = 0;
-  for (bool whole = true; whole && copied < blocks; copied += whole) {
-    if (absl::Now() > deadline) {
-      result.status = absl::DeadlineExceededError("get: ran out of time while copying");
+  bool whole = true;
+  for (; whole && copied < blocks; copied += whole) {
+    if (absl::Now() > get.deadline) {
+      get.status = absl::DeadlineExceededError("get: ran out of time while copying");
       break;
     }
-    for (size_t part = 0; whole && part < parts->size(); ++part) {
-      const size_t i = copied * parts->size() + part;
-      const ExtentReader::Outcome outcome = extents.Read(i, parts->bytes[part]);
+    for (size_t part = 0; whole && part < parts; ++part) {
+      const size_t i = copied * parts + part;
+      const size_t target = get.copied * parts + i;
+      const ExtentReader::Outcome outcome = extents.Read(i, get.parts.bytes[part]);
       if (outcome == ExtentReader::Outcome::kBytes) {
-        usable[i] =
-            copier_->CopySum(targets[i], extents.bytes(), CopyUse::kMemory) == extents.sum();
-        if (!usable[i]) damaged.push_back(static_cast<uint32_t>(i));
+        get.usable[target] = copier_->CopySum(get.targets[target], extents.bytes(),
+                                              CopyUse::kMemory) == extents.sum();
+        if (!get.usable[target]) damaged.push_back(static_cast<uint32_t>(i));
       }
       if (outcome == ExtentReader::Outcome::kWrong) {
         bad_extents_.fetch_add(1, std::memory_order_relaxed);
       }
-      if (usable[i]) continue;
-      as_promised &= outcome == ExtentReader::Outcome::kAbsent;
-      whole = parts->groups[part]->kind != GroupKind::kFull && extents.status().ok();
+      if (get.usable[target]) continue;
+      get.as_promised &= outcome == ExtentReader::Outcome::kAbsent;
+      whole = get.parts.groups[part]->kind != GroupKind::kFull && extents.status().ok();
     }
   }
-  as_promised &= copied == blocks;
-  result.blocks = as_promised ? blocks : ServableBlocks(*parts, usable, copied);
-  result.damaged = static_cast<uint32_t>(damaged.size());
-  if (result.status.ok()) result.status = extents.status();
-  damaged_parts_.fetch_add(damaged.size(), std::memory_order_relaxed);
-  releases_.AddHold((*link)->number, reply.hold_id(), std::move(damaged));
-  return result;
+  get.copied += copied;
+  get.whole &= whole;
+  get.damaged += static_cast<uint32_t>(damaged.size());
+  if (get.status.ok()) get.status = extents.status();
+  releases_.AddHold(link.number, hold_id, std::move(damaged));
+}
+
+// What is not in DRAM comes by loads, which wait for it. Each gives back what the one before it
+// held.
+void Client::Impl::LoadRest(const LinkPtr& link, uint32_t namespace_id, std::string_view keys,
+                            GetProgress& get) {
+  const size_t hash_bytes = get.hash_bytes;
+  while (get.status.ok() && get.whole && get.copied < get.blocks) {
+    v1::LoadRequest request;
+    request.set_namespace_id(namespace_id);
+    const std::string_view rest =
+        keys.substr(get.copied * hash_bytes, (get.blocks - get.copied) * hash_bytes);
+    request.set_keys(rest.data(), rest.size());
+    request.set_parts(get.parts.packed);
+    v1::LoadReply reply;
+    get.status =
+        CallToGet<PendingLoad>(link, &Engine::Stub::AsyncLoad, request, &reply, get.deadline,
+                               [this](Link& late, const v1::LoadReply& answer) {
+                                 releases_.AddHold(late.number, answer.hold_id(), {});
+                               });
+    if (!get.status.ok()) return;
+    CopyExtents(*link, reply.extents(), reply.blocks(), reply.hold_id(), get);
+    const bool more = reply.outcome() != v1::LOAD_MISS;
+    if (reply.blocks() == 0 || !more) return;
+  }
 }
 
 // ---- load ---------------------------------------------------------------------------------------

@@ -107,6 +107,10 @@ absl::StatusOr<Step> LookupMethod::Run(Control& control, const LookupMethod::Req
     call.header.parent = request.parent();
     call.lease_ms = request.lease_ms();
     call.extent_blocks = request.extent_blocks();
+    call.prefill_us_per_token = request.prefill_us_per_token();
+    if (!(call.prefill_us_per_token >= 0)) {
+      return InvalidField("prefill_us_per_token", "must be a number from 0 on");
+    }
   }
   const absl::StatusOr<Step> step = control.Lookup(call);
   if (!step.ok() || *step != Step::kDone) return step;
@@ -114,10 +118,13 @@ absl::StatusOr<Step> LookupMethod::Run(Control& control, const LookupMethod::Req
   reply.set_lease(static_cast<v1::LeaseOutcome>(call.lease));
   reply.set_lease_id(call.lease_id);
   reply.set_load_time_us(call.load_time_us);
-  if (call.hit_blocks > 0) {
+  const std::pair<v1::Tier, uint32_t> shares[] = {
+      {v1::TIER_DRAM, call.hit_blocks - call.nvme_blocks}, {v1::TIER_NVME, call.nvme_blocks}};
+  for (const auto& [tier, blocks] : shares) {
+    if (blocks == 0) continue;
     v1::TierShare& share = *reply.add_tiers();
-    share.set_tier(v1::TIER_DRAM);
-    share.set_blocks(call.hit_blocks);
+    share.set_tier(tier);
+    share.set_blocks(blocks);
   }
   reply.set_extent_blocks(call.cursor.next);
   reply.set_extents(std::move(call.extents));

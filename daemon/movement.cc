@@ -5,6 +5,8 @@
 #include <utility>
 
 #include "proto/types/check.h"
+#include "proto/types/kill_point.h"
+#include "proto/types/safety.h"
 
 namespace kvd {
 namespace {
@@ -13,6 +15,7 @@ namespace {
 constexpr uint32_t kColdVictims = 1024;
 // Chains that are being written at a time; each is a lease.
 constexpr size_t kMaxJobs = 1024;
+constexpr uint32_t kWritingShare = 8;  // Of DRAM, at most.
 constexpr Nanos kPrefetchPatience = 30 * kSecond;
 
 // The memory of a part as the tier wants it: whole pages, where it is more than one.
@@ -139,6 +142,11 @@ uint64_t Movement::FreeTarget() const {
   return std::min(options_.free_bytes_max, store_.arena().capacity_bytes() / options_.free_share);
 }
 
+// What is being written cannot leave for anybody else.
+uint64_t Movement::WritingMost() const {
+  return std::min(options_.demotion_bytes, store_.arena().capacity_bytes() / kWritingShare);
+}
+
 bool Movement::WantsRoom() const {
   const Arena& arena = store_.arena();
   const uint64_t free = arena.capacity_bytes() - arena.reserved_bytes();
@@ -146,8 +154,8 @@ bool Movement::WantsRoom() const {
 }
 
 bool Movement::MayBeginJob() const {
-  return jobs_.size() < kMaxJobs && writing_bytes_ < options_.demotion_bytes &&
-         leaving_bytes_ < options_.demotion_bytes;
+  return jobs_.size() < kMaxJobs && writing_bytes_ < WritingMost() &&
+         leaving_bytes_ < WritingMost();
 }
 
 void Movement::MakeRoomAhead(Nanos now) {
@@ -163,9 +171,11 @@ void Movement::MakeRoomAhead(Nanos now) {
     }
     --victims;
   }
+  if (store_.arena().reserved_bytes() == reserved_when_roomy_) return;
   for (EvictionPolicy::Pool pool = 0; pool < EvictionPolicy::kMaxPools; ++pool) {
     if (store_.pressure(pool).slot_bytes != 0 && !MakeRoomInPool(pool, victims, now)) behind_ = 1;
   }
+  if (behind_ == 0) reserved_when_roomy_ = store_.arena().reserved_bytes();
 }
 
 // A pool may lack room while others have it. False: not done yet.
@@ -177,7 +187,6 @@ bool Movement::MakeRoomInPool(EvictionPolicy::Pool pool, uint32_t& victims, Nano
     if (victims == 0 || !Demote(victim->block, now)) return false;
     --victims;
   }
-  store_.ClearPressure(pool);
   return true;
 }
 
@@ -185,6 +194,7 @@ bool Movement::MakeRoomInPool(EvictionPolicy::Pool pool, uint32_t& victims, Nano
 bool Movement::Demote(BlockRef victim, Nanos now) {
   if (residency_.OnNvme(victim)) {
     residency_.LeaveDram(victim);
+    KVD_KILL_POINT("demote.clean");
     ++counters_.clean_blocks;
     return true;
   }
@@ -203,9 +213,12 @@ bool Movement::Demote(BlockRef victim, Nanos now) {
   }
   residency_.Lease(victim);
   const BlockRef above = residency_.NearestCold(block.parent);
-  job.next_depth = above == 0 ? 0 : residency_.block(above).depth + 1;
+  job.next_depth = !SafetyOn(Safety::kAncestors) ? block.depth
+                   : above == 0                  ? 0
+                                                 : residency_.block(above).depth + 1;
   leaving_bytes_ += job.bytes;
   jobs_.push_back(std::move(job));
+  KVD_KILL_POINT("demote.begun");
   return true;
 }
 
@@ -235,17 +248,36 @@ bool Movement::Admitted(BlockRef victim, Nanos now) {
                           now);
 }
 
+// Whether the tier has taken all of the chain.
+bool Movement::Written(const Job& job) const {
+  return job.victim != 0 && job.next_depth > residency_.block(job.victim).depth;
+}
+
 void Movement::WriteJobs(Nanos now) {
   bool full = false;
   for (JobPtr at = jobs_.begin(); at != jobs_.end();) {
     const JobPtr job = at++;
-    if (now >= job->deadline && job->next_depth <= residency_.block(job->victim).depth) {
-      job->failed = true;  // The tier does not take it.
-    }
+    if (now >= job->deadline && !Written(*job)) job->failed = true;  // The tier does not take it.
     if (!job->failed && !full) full = !WriteChain(job);
-    const bool all = job->failed || job->next_depth > residency_.block(job->victim).depth;
-    if (all && job->writing == 0) EndJob(job);
+    if ((job->failed || Written(*job)) && job->writing == 0) EndJob(job);
   }
+}
+
+// The oldest victim of which nothing is being written yet leaves as it would without NVMe.
+bool Movement::GiveWay() {
+  for (Job& job : jobs_) {
+    if (job.victim == 0 || Written(job)) continue;
+    job.failed = true;
+    LetGoOf(job);
+    return true;
+  }
+  return false;
+}
+
+void Movement::LetGoOf(Job& job) {
+  leaving_bytes_ -= job.bytes;
+  for (const PartRef part : job.held) residency_.Unhold(part);
+  residency_.Unlease(std::exchange(job.victim, 0));  // A stub goes with it.
 }
 
 // Writes what NVMe lacks of the chain, root first. False: as much is on its way as may be.
@@ -281,7 +313,7 @@ bool Movement::WriteBlock(JobPtr job, BlockRef block, bool& wrote) {
 
 bool Movement::WritePart(JobPtr job, BlockRef block, PartRef ref) {
   const Part& part = residency_.part(ref);
-  if (writing_bytes_ >= options_.demotion_bytes) return false;
+  if (writing_bytes_ >= WritingMost()) return false;
   if (residency_.colds_full() && !residency_.EvictNextCold()) return false;
   if (!MakeNvmeRoom(part.length) || residency_.colds_full() || !residency_.Hold(ref)) return false;
   const ColdRef cold = residency_.AddCold(block, part.id, part.length, part.sum, part.generation);
@@ -301,6 +333,7 @@ bool Movement::WritePart(JobPtr job, BlockRef block, PartRef ref) {
     return false;
   }
   residency_.MoveCold(cold, *place);
+  KVD_KILL_POINT("demote.part_appended");
   ++job->writing;
   writing_bytes_ += part.length;
   counters_.written_bytes += NvmeTier::RoomOf(part.length);
@@ -313,6 +346,7 @@ bool Movement::MakeNvmeRoom(uint32_t length) {
        tier_.live_bytes() + NvmeTier::RoomOf(length) > tier_.live_capacity_bytes(); ++victims) {
     if (victims == kColdVictims || !residency_.EvictNextCold()) return false;
     ++counters_.nvme_evicted_blocks;
+    KVD_KILL_POINT("nvme.evicted");
   }
   return true;
 }
@@ -321,6 +355,7 @@ void Movement::EndWrite(const Op& op, NvmeOutcome outcome) {
   writing_bytes_ -= op.length;
   if (outcome == NvmeOutcome::kOk) {
     residency_.CommitCold(op.cold, residency_.tick());
+    KVD_KILL_POINT("demote.part_written");
   } else {
     ++counters_.failed_writes;
     residency_.DropCold(op.cold);
@@ -333,23 +368,25 @@ void Movement::EndWrite(const Op& op, NvmeOutcome outcome) {
 // The victim leaves, if its room is still wanted: somebody may have used it meanwhile, or others
 // may have left more than was needed.
 void Movement::EndJob(JobPtr job) {
-  const BlockRef victim = job->victim;
-  leaving_bytes_ -= job->bytes;
-  const bool wanted =
-      WantsRoom() ||
-      store_.pressure(residency_.shape(residency_.block(victim).ns).pool).slot_bytes != 0;
   const bool failed = job->failed;
-  for (const PartRef part : job->held) residency_.Unhold(part);
-  const ChainHash key = residency_.block(victim).key;
-  jobs_.erase(job);
-  residency_.Unlease(victim);  // A stub goes with it.
   if (failed) ++counters_.failed_blocks;
-  if (!residency_.evictable(victim) || !(residency_.block(victim).key == key)) return;
+  const BlockRef victim = job->victim;
+  if (victim == 0) {
+    jobs_.erase(job);
+    return;
+  }
+  const Block block = residency_.block(victim);
+  LetGoOf(*job);
+  jobs_.erase(job);
+  if (!residency_.evictable(victim) || !(residency_.block(victim).key == block.key)) return;
+  const bool wanted =
+      WantsRoom() || store_.pressure(residency_.shape(block.ns).pool).slot_bytes != 0;
   if (residency_.OnNvme(victim)) {
-    if (wanted) {
-      residency_.LeaveDram(victim);
-      ++counters_.demoted_blocks;
-    }
+    if (!wanted) return;
+    KVD_KILL_POINT("demote.before_leaving");
+    residency_.LeaveDram(victim);
+    KVD_KILL_POINT("demote.left");
+    ++counters_.demoted_blocks;
   } else if (failed) {
     residency_.LeaveDram(victim);  // Lost: or it would be the next victim again.
   }
@@ -400,6 +437,7 @@ Movement::Fetch Movement::Begin(BlockRef ref, Nanos deadline) {
   }
   promoting_bytes_ += promotion.bytes;
   promotions_[ref] = promotion;
+  KVD_KILL_POINT("promote.begun");
   SubmitReads();
   return promotions_.contains(ref) ? Fetch::kUnderWay : Fetch::kNo;
 }
@@ -444,7 +482,9 @@ void Movement::EndRead(const Op& op, NvmeOutcome outcome) {
   const bool arrived = outcome == NvmeOutcome::kOk;
   if (arrived) {
     const uint32_t sum = residency_.cold(op.cold).sum;
+    KVD_KILL_POINT("promote.before_part");
     residency_.CommitPart(op.part, sum, residency_.tick());
+    KVD_KILL_POINT("promote.part_visible");
     counters_.promoted_bytes += op.length;
   } else {
     ++counters_.failed_reads;
@@ -473,6 +513,7 @@ void Movement::EndPromotionPart(BlockRef block, bool arrived) {
   promoting_bytes_ -= promotion.bytes;
   promotions_.erase(it);
   if (landed) ++counters_.promoted_blocks;
+  KVD_KILL_POINT("promote.landed");
   // What was damaged meanwhile and is in production by nobody does not stay so.
   residency_.Abandon(block);
   residency_.Unlease(block);

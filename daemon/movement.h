@@ -40,7 +40,7 @@ class Movement final : private NvmeTier::Owner, private Store::Listener {
     // Room that is kept free in DRAM: a share of it, and not more than so much.
     uint32_t free_share = 16;
     uint64_t free_bytes_max = 256u << 20;
-    uint64_t demotion_bytes = 64u << 20;    // On their way to NVMe at a time.
+    uint64_t demotion_bytes = 64u << 20;    // On their way to NVMe; at most an eighth of DRAM.
     uint64_t promotion_bytes = 256u << 20;  // On their way from it; at most a quarter of DRAM.
     uint64_t prefetch_bytes = 64u << 20;    // Of those, for whom nobody waits yet.
     Nanos write_patience = 5 * kSecond;     // For the tier to take a chain, before it is given up.
@@ -99,7 +99,7 @@ class Movement final : private NvmeTier::Owner, private Store::Listener {
  private:
   // A victim whose chain is being written. It is leased, and its parts are held.
   struct Job {
-    BlockRef victim = 0;
+    BlockRef victim = 0;      // 0: let go of.
     uint32_t next_depth = 0;  // Of the chain, to be written.
     uint32_t writing = 0;     // Records.
     bool failed = false;
@@ -142,6 +142,7 @@ class Movement final : private NvmeTier::Owner, private Store::Listener {
   void NvmeLost(uint32_t occupant, NvmeOutcome outcome) override;
   void FreeRecord(const ColdPart& cold) override;
   void Lost(const Block& block) override;
+  bool GiveWay() override;
 
   uint32_t NewOp(Op op);
   void EndWrite(const Op& op, NvmeOutcome outcome);
@@ -151,6 +152,7 @@ class Movement final : private NvmeTier::Owner, private Store::Listener {
   RecordInfo InfoOf(const ColdPart& cold) const;
 
   uint64_t FreeTarget() const;
+  uint64_t WritingMost() const;
   bool WantsRoom() const;
   bool MayBeginJob() const;
   void MakeRoomAhead(Nanos now);
@@ -163,6 +165,8 @@ class Movement final : private NvmeTier::Owner, private Store::Listener {
   bool WriteBlock(JobPtr job, BlockRef block, bool& wrote);
   bool WritePart(JobPtr job, BlockRef block, PartRef part);
   bool MakeNvmeRoom(uint32_t length);
+  bool Written(const Job& job) const;
+  void LetGoOf(Job& job);
   void EndJob(JobPtr job);
   Fetch Begin(BlockRef block, Nanos deadline);
   void Undo(BlockRef block, size_t first_read);
@@ -186,8 +190,9 @@ class Movement final : private NvmeTier::Owner, private Store::Listener {
   std::list<Job> jobs_;         // Oldest first.
   uint64_t leaving_bytes_ = 0;  // Of the victims of jobs_.
   uint64_t writing_bytes_ = 0;
-  bool declining_ = false;  // What is lost now, admission has declined.
-  uint64_t behind_ = 0;     // 1: more victims are due than one turn may take.
+  bool declining_ = false;                     // What is lost now, admission has declined.
+  uint64_t behind_ = 0;                        // 1: more victims are due than one turn may take.
+  uint64_t reserved_when_roomy_ = UINT64_MAX;  // Of the arena, when every pool had room.
 
   absl::flat_hash_map<BlockRef, Promotion> promotions_;
   std::deque<Read> reads_;

@@ -65,7 +65,10 @@ std::optional<Arena::Room> Store::FindRoom(const NamespaceShape& shape, uint32_t
     if (room.has_value()) return room;
 
     const std::optional<EvictionPolicy::Victim> oldest = residency_.NextVictim();
-    if (!oldest.has_value()) return std::nullopt;
+    if (!oldest.has_value()) {
+      if (GiveWay()) continue;
+      return std::nullopt;
+    }
     pressure_[shape.pool] = {.domain = shape.domain, .slot_bytes = slot_bytes};
     if (Helps(oldest->block, shape.domain, slot_bytes)) {
       residency_.LeaveDram(oldest->block);
@@ -79,7 +82,7 @@ std::optional<Arena::Room> Store::FindRoom(const NamespaceShape& shape, uint32_t
     }
     if (residency_.EvictNext(shape.pool)) continue;
     if (EmptyARegion(shape.domain, slot_bytes)) continue;
-    if (!EvictNeighbour(shape.domain, slot_bytes)) return std::nullopt;
+    if (!EvictNeighbour(shape.domain, slot_bytes) && !GiveWay()) return std::nullopt;
   }
 }
 

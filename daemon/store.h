@@ -46,6 +46,9 @@ class Store final : private RoomOwner {
     virtual void FreeRecord(const ColdPart& cold) = 0;
     // A block that could be found leaves for want of room in DRAM, and is not on NVMe.
     virtual void Lost(const Block& block) = 0;
+    // A reservation finds nothing that may leave: lets go of something that is kept for a move.
+    // False: there is nothing.
+    virtual bool GiveWay() = 0;
   };
 
   // `cold_policy` orders NVMe; null: there is none.
@@ -75,13 +78,12 @@ class Store final : private RoomOwner {
 
   uint64_t regions_emptied() const { return regions_emptied_; }  // Any thread.
 
-  // A pool that a reservation had to make room in, since it was asked for last, and what for.
+  // What a reservation of a pool wanted when it had to make room last.
   struct Pressure {
     DomainId domain = 0;
-    uint32_t slot_bytes = 0;  // 0: there was none.
+    uint32_t slot_bytes = 0;  // 0: none had to.
   };
   const Pressure& pressure(EvictionPolicy::Pool pool) const { return pressure_[pool]; }
-  void ClearPressure(EvictionPolicy::Pool pool) { pressure_[pool] = {}; }
   // Bytes of slots that such a reservation could have now. O(regions).
   uint64_t RoomFor(const Pressure& pressure) const;
 
@@ -98,6 +100,7 @@ class Store final : private RoomOwner {
   void PartQuarantined(const Part& part) override;
   std::optional<Arena::Room> FindRoom(const NamespaceShape& shape, uint32_t slot_bytes);
   bool Helps(BlockRef block, DomainId domain, uint32_t slot_bytes) const;
+  bool GiveWay() { return listener_ != nullptr && listener_->GiveWay(); }
   bool EvictNeighbour(DomainId domain, uint32_t slot_bytes);
   bool EmptyARegion(DomainId domain, uint32_t slot_bytes);
   bool RenewARegion(DomainId domain);

@@ -15,6 +15,7 @@
 #include "absl/strings/str_cat.h"
 #include "proto/types/check.h"
 #include "proto/types/checksum.h"
+#include "proto/types/kill_point.h"
 #include "proto/types/status.h"
 
 namespace kvd {
@@ -328,7 +329,9 @@ bool SlotTable::RowsReach(uint32_t region, uint32_t slot) {
 
 bool SlotTable::Put(SlotRow row) {
   if (!RowsReach(row.region, row.slot)) return false;
+  KVD_KILL_POINT("slot.before_row");
   Store(SlotAt(row.region, row.slot), row);
+  KVD_KILL_POINT("slot.row_written");
   return true;
 }
 
@@ -341,8 +344,10 @@ void SlotTable::Clear(uint32_t region, uint32_t slot) {
   SlotRow* row = SlotAt(region, slot);
   // A row is empty when both are zero; one of them says damaged, which is as good.
   row->check = 0;
+  KVD_KILL_POINT("slot.half_cleared");
   row->state = SlotState::kEmpty;
   std::atomic_signal_fence(std::memory_order_seq_cst);
+  KVD_KILL_POINT("slot.cleared");
 }
 
 void SlotTable::ForEach(uint32_t region,

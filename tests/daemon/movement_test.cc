@@ -1,0 +1,449 @@
+// Blocks that move between DRAM and NVMe, through the calls of clients, over a tier that ends its
+// jobs when a test says so.
+
+#include "daemon/movement.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include "tests/testing/control_harness.h"
+
+namespace kvd {
+namespace {
+
+constexpr uint32_t kPart = 4096;
+constexpr uint64_t kSlots = 64;  // Of the arena; four are kept free.
+
+ControlHarness::Options OptionsOf(uint64_t nvme_blocks, std::string admission = "all") {
+  ControlHarness::Options options;
+  options.arena_bytes = kSlots * kPart;
+  options.region_bytes = 16 * kPart;
+  options.nvme_bytes = nvme_blocks * NvmeTier::RoomOf(kPart);
+  options.admission = std::move(admission);
+  options.control.session_hold_bytes = 1u << 30;
+  return options;
+}
+
+class MovementTest : public testing::Test {
+ protected:
+  explicit MovementTest(const ControlHarness::Options& options) : h_(options) {
+    session_ = h_.Open(1);
+    ns_ = h_.Register(session_, ControlHarness::Descriptor());
+  }
+  MovementTest() : MovementTest(OptionsOf(1000)) {}
+
+  // Lets jobs end as they come until nothing moves any more.
+  void Settle() {
+    h_.control.Poll();
+    while (h_.nvme.EndAll() > 0 || h_.control.movement()->moves() > 0) h_.control.Poll();
+    h_.control.Poll();
+    h_.Audit();
+  }
+  void PutChain(const Keys& keys) {
+    for (size_t i = 0; i < keys.size(); i += 4) {
+      const Keys page(keys.begin() + static_cast<ptrdiff_t>(i),
+                      keys.begin() + static_cast<ptrdiff_t>(std::min(keys.size(), i + 4)));
+      h_.Put(session_, ns_, page, i == 0 ? Keys{} : Keys{keys[i - 1]});
+      Settle();
+    }
+  }
+  // A chain of eight blocks that has left DRAM and is on NVMe.
+  Keys ColdChain(uint64_t first = 100) {
+    const Keys keys = KeysFrom(first, 8);
+    PutChain(keys);
+    PutChain(KeysFrom(10'000 + first * 100, kSlots));
+    EXPECT_FALSE(InDram(keys[0]));
+    EXPECT_TRUE(OnNvme(keys.back()));
+    return keys;
+  }
+  BlockRef Ref(uint64_t key) const {
+    const std::string packed = PackKeys({key});
+    return h_.store.residency().Find(ns_, KeyList(packed, kTestHashBytes)[0]);
+  }
+  bool InDram(uint64_t key) const { return Ref(key) != 0 && h_.store.residency().InDram(Ref(key)); }
+  bool OnNvme(uint64_t key) const { return Ref(key) != 0 && h_.store.residency().OnNvme(Ref(key)); }
+  uint64_t FreeSlots() const {
+    return (h_.arena->capacity_bytes() - h_.arena->reserved_bytes()) / kPart;
+  }
+  const MovementCounters& moved() const { return h_.control.metrics().movement; }
+
+  void ExpectLoaded(const ControlHarness::Held<LoadCall>& load, const Keys& keys, size_t blocks) {
+    ASSERT_TRUE(load.done()) << load.step.status();
+    ASSERT_EQ(load.call.cursor.next, blocks);
+    for (size_t i = 0; i < blocks; ++i) {
+      EXPECT_TRUE(h_.IsPayload(UnpackAt<PackedExtent>(load.call.extents, i), ns_, keys[i])) << i;
+    }
+  }
+
+  ControlHarness h_;
+  ControlHarness::Session session_;
+  NamespaceId ns_ = 0;
+};
+
+// --- demotion ------------------------------------------------------------------------------------
+
+TEST_F(MovementTest, ALittleRoomIsKeptFreeAndNothingIsLost) {
+  for (uint64_t chain = 0; chain < 40; ++chain) PutChain(KeysFrom(chain * 100, 8));
+  EXPECT_GE(FreeSlots(), 4u);
+  EXPECT_EQ(moved().lost_blocks, 0u);
+  for (uint64_t chain = 0; chain < 40; ++chain) {
+    EXPECT_EQ(h_.Hits(session_, ns_, KeysFrom(chain * 100, 8)), 8u) << chain;
+  }
+  EXPECT_GT(moved().demoted_blocks + moved().clean_blocks, 200u);
+}
+
+TEST_F(MovementTest, AnAdmittedBlockTakesItsAncestorsAlongRootFirstEachOnce) {
+  PutChain(KeysFrom(0, 20));
+  PutChain(KeysFrom(100, 40));
+  ASSERT_EQ(h_.nvme.appends(), 0u);
+  h_.Put(session_, ns_, KeysFrom(200, 2));
+  // The leaf of the oldest chain is the victim: with it goes all that is above it.
+  for (uint32_t depth = 0; depth < 20; ++depth) {
+    h_.control.Poll();
+    EXPECT_TRUE(InDram(19)) << "a block left before its record was there";
+    ASSERT_GT(h_.nvme.jobs(), 0u);
+    EXPECT_EQ(h_.nvme.info(0).depth, depth);
+    h_.nvme.End(0);
+  }
+  Settle();
+  EXPECT_FALSE(InDram(19));
+  EXPECT_TRUE(InDram(0));
+  EXPECT_TRUE(OnNvme(0));
+  PutChain(KeysFrom(300, 30));  // The rest of the chain leaves: it is there already.
+  EXPECT_FALSE(InDram(0));
+  EXPECT_EQ(h_.Hits(session_, ns_, KeysFrom(0, 20)), 20u);
+  EXPECT_EQ(moved().written_blocks, h_.nvme.appends()) << "a record was written twice";
+  EXPECT_GT(moved().clean_blocks, 10u);
+}
+
+class NoAdmissionTest : public MovementTest {
+ protected:
+  NoAdmissionTest() : MovementTest(OptionsOf(1000, "none")) {}
+};
+
+TEST_F(NoAdmissionTest, WhatIsDeclinedLeavesAltogether) {
+  for (uint64_t chain = 0; chain < 20; ++chain) PutChain(KeysFrom(chain * 100, 8));
+  EXPECT_EQ(h_.nvme.appends(), 0u);
+  EXPECT_EQ(h_.Hits(session_, ns_, KeysFrom(0, 8)), 0u);
+  EXPECT_GT(moved().declined_blocks, 90u);
+  EXPECT_EQ(moved().lost_blocks, 0u);
+}
+
+TEST_F(MovementTest, APutDoesNotWaitForTheDisk) {
+  PutChain(KeysFrom(0, 60));
+  // No job ends: reservations evict what is not there yet, and that is counted.
+  for (uint64_t chain = 1; chain < 10; ++chain) {
+    EXPECT_EQ(h_.Put(session_, ns_, KeysFrom(chain * 1000, 8)).size(), 8u);
+    h_.control.Poll();
+  }
+  EXPECT_GT(moved().lost_blocks, 0u);
+  Settle();
+}
+
+TEST_F(MovementTest, ATierThatTakesNoWritesLeavesDramAsItWasWithout) {
+  h_.nvme.set_writable(false);
+  for (uint64_t chain = 0; chain < 20; ++chain) PutChain(KeysFrom(chain * 100, 8));
+  EXPECT_EQ(h_.nvme.appends(), 0u);
+  EXPECT_EQ(h_.arena->reserved_bytes(), h_.arena->capacity_bytes()) << "all of DRAM is used";
+  EXPECT_EQ(h_.Hits(session_, ns_, KeysFrom(1900, 8)), 8u);
+}
+
+TEST_F(MovementTest, AChainThatTheTierDoesNotTakeIsGivenUpInTime) {
+  PutChain(KeysFrom(0, 60));
+  h_.nvme.takes_writes = false;
+  h_.Put(session_, ns_, KeysFrom(1000, 2));
+  h_.control.Poll();
+  EXPECT_GT(h_.control.movement()->moves(), 0u);
+  EXPECT_TRUE(InDram(59));
+  h_.clock.Advance(6 * kSecond);
+  h_.control.Poll();
+  EXPECT_FALSE(InDram(59)) << "its room is wanted, and nobody takes it";
+  EXPECT_GT(moved().failed_blocks, 0u);
+  h_.Audit();
+}
+
+TEST_F(MovementTest, AFailedWriteLosesTheVictimOnly) {
+  PutChain(KeysFrom(0, 60));
+  h_.Put(session_, ns_, KeysFrom(1000, 1));
+  h_.control.Poll();
+  ASSERT_GE(h_.nvme.jobs(), 6u);
+  h_.nvme.End(5, NvmeOutcome::kError);
+  h_.nvme.EndAll();
+  h_.control.Poll();
+  EXPECT_EQ(moved().failed_writes, 1u);
+  EXPECT_EQ(moved().failed_blocks, 1u);
+  EXPECT_EQ(h_.Hits(session_, ns_, KeysFrom(0, 60)), 59u);
+  Settle();
+}
+
+class SmallNvmeTest : public MovementTest {
+ protected:
+  SmallNvmeTest() : MovementTest(OptionsOf(100)) {}
+};
+
+TEST_F(SmallNvmeTest, TheOldestLeaveNvmeToMakeRoom) {
+  for (uint64_t chain = 0; chain < 40; ++chain) PutChain(KeysFrom(chain * 100, 8));
+  EXPECT_LE(h_.nvme.live_bytes(), h_.nvme.live_capacity_bytes());
+  EXPECT_GT(moved().nvme_evicted_blocks, 100u);
+  EXPECT_EQ(h_.Hits(session_, ns_, KeysFrom(0, 8)), 0u);
+  EXPECT_EQ(h_.Hits(session_, ns_, KeysFrom(3000, 8)), 8u);
+}
+
+TEST_F(MovementTest, ANamespaceThatIsDroppedIsDeadOnMediaToo) {
+  ColdChain();
+  absl::StatusOr<Sweep> sweep = h_.control.BeginDrop(ns_);
+  ASSERT_TRUE(sweep.ok());
+  const ScopeNumber scope = h_.control.movement()->scope(ns_);
+  while (!h_.control.Continue(*sweep)) {
+  }
+  EXPECT_TRUE(sweep->dropped);
+  EXPECT_TRUE(h_.nvme.purged(scope));
+  EXPECT_EQ(h_.nvme.records(), 0u);
+}
+
+// --- lookup --------------------------------------------------------------------------------------
+
+TEST_F(MovementTest, ALookupSplitsThePrefixByTier) {
+  const Keys keys = ColdChain();
+  h_.nvme.queue_us = 100;
+  const auto lookup = h_.Lookup(session_, ns_, keys);
+  EXPECT_EQ(lookup->call.hit_blocks, 8u);
+  EXPECT_EQ(lookup->call.nvme_blocks, 8u);
+  EXPECT_GE(lookup->call.load_time_us, 100u + 8 * kPart / 1000);
+  EXPECT_EQ(h_.nvme.reads(), 0u) << "nobody said that it will be loaded";
+}
+
+TEST_F(MovementTest, ALookupThatWillBeLoadedFetchesAhead) {
+  const Keys keys = ColdChain();
+  const auto lookup = h_.Lookup(session_, ns_, keys, /*lease_ms=*/1000, /*extent_blocks=*/8);
+  EXPECT_EQ(lookup->call.cursor.next, 0u) << "an extent of a block that is not in DRAM";
+  EXPECT_EQ(h_.nvme.reads(), 8u);
+  Settle();
+  EXPECT_EQ(moved().prefetched_blocks, 8u);
+  const auto again = h_.Lookup(session_, ns_, keys, 0, 8);
+  EXPECT_EQ(again->call.nvme_blocks, 0u);
+  EXPECT_EQ(again->call.cursor.next, 8u);
+}
+
+TEST_F(MovementTest, AHitThatIsSlowerThanComputingIsNotOffered) {
+  const Keys keys = ColdChain();
+  h_.nvme.queue_us = 1'000'000;
+  auto lookup = ControlHarness::Make<LookupCall>(session_, ns_, keys);
+  lookup->call.prefill_us_per_token = 100;  // 12.8 ms for all of it.
+  h_.Run(*lookup);
+  EXPECT_EQ(lookup->call.hit_blocks, 0u);
+  EXPECT_EQ(moved().declined_hit_blocks, 8u);
+  h_.nvme.queue_us = 1000;
+  auto faster = ControlHarness::Make<LookupCall>(session_, ns_, keys);
+  faster->call.prefill_us_per_token = 100;
+  h_.Run(*faster);
+  EXPECT_EQ(faster->call.hit_blocks, 8u);
+}
+
+TEST_F(MovementTest, WhatATierThatIsOutHasIsNotOffered) {
+  const Keys keys = ColdChain();
+  h_.nvme.set_readable(false);
+  EXPECT_EQ(h_.Hits(session_, ns_, keys), 0u);
+  const auto load = h_.Load(session_, ns_, keys);
+  ExpectLoaded(*load, keys, 0);
+  h_.nvme.set_readable(true);
+  EXPECT_EQ(h_.Hits(session_, ns_, keys), 8u);
+}
+
+// --- promotion -----------------------------------------------------------------------------------
+
+TEST_F(MovementTest, ALoadWaitsForNvmeAndAnswersTheBytes) {
+  const Keys keys = ColdChain();
+  const auto load = h_.Load(session_, ns_, keys);
+  ASSERT_TRUE(load->waits());
+  EXPECT_EQ(h_.nvme.reads(), 8u) << "what follows is read as well";
+  while (load->waits()) {
+    ASSERT_GT(h_.nvme.jobs(), 0u);
+    h_.nvme.End(0);
+    h_.PollAndResume(*load);
+  }
+  ExpectLoaded(*load, keys, 8);
+  EXPECT_EQ(load->call.cursor.outcome, LoadOutcome::kComplete);
+  EXPECT_TRUE(OnNvme(keys[0])) << "the record stays";
+  EXPECT_TRUE(h_.ReleaseHold(session_, load->call.cursor.hold));
+  Settle();
+}
+
+TEST_F(MovementTest, ABlockIsReadOnceForAllWhoWait) {
+  const Keys keys = ColdChain();
+  const auto one = h_.Load(session_, ns_, keys);
+  const auto two = h_.Load(session_, ns_, keys);
+  EXPECT_EQ(h_.nvme.reads(), 8u);
+  EXPECT_EQ(moved().joined_waits, 1u);
+  h_.nvme.EndAll();
+  h_.PollAndResume(*one);
+  h_.PollAndResume(*two);
+  ExpectLoaded(*one, keys, 8);
+  ExpectLoaded(*two, keys, 8);
+  EXPECT_EQ(h_.nvme.reads(), 8u);
+}
+
+TEST_F(MovementTest, NotMoreThanSoManyWaitForOneBlock) {
+  const Keys keys = ColdChain();
+  std::vector<ControlHarness::CallPtr<LoadCall>> loads;
+  for (int i = 0; i < 65; ++i) loads.push_back(h_.Load(session_, ns_, keys));
+  for (int i = 0; i < 64; ++i) EXPECT_TRUE(loads[static_cast<size_t>(i)]->waits()) << i;
+  ExpectLoaded(*loads[64], keys, 0);
+  EXPECT_EQ(moved().load_waits_refused, 1u);
+  h_.nvme.EndAll();
+  for (int i = 0; i < 64; ++i) {
+    h_.PollAndResume(*loads[static_cast<size_t>(i)]);
+    ExpectLoaded(*loads[static_cast<size_t>(i)], keys, 8);
+  }
+}
+
+TEST_F(MovementTest, ALoadAnswersWhatItHasBeforeItsDeadline) {
+  const Keys keys = ColdChain();
+  auto load = ControlHarness::Make<LoadCall>(session_, ns_, keys);
+  load->call.remaining_ms = 105;
+  h_.Run(*load);
+  ASSERT_TRUE(load->waits());
+  h_.nvme.End(0);
+  h_.PollAndResume(*load);
+  ASSERT_TRUE(load->waits());
+  EXPECT_LE(h_.control.NextDeadline(), h_.clock.Now() + 100 * kMillisecond);
+  h_.clock.Advance(100 * kMillisecond);
+  h_.PollAndResume(*load);
+  ExpectLoaded(*load, keys, 1);
+  EXPECT_EQ(load->call.cursor.outcome, LoadOutcome::kMiss);
+  Settle();
+}
+
+TEST_F(MovementTest, ADrainEndsTheWaits) {
+  const Keys keys = ColdChain();
+  const auto load = h_.Load(session_, ns_, keys);
+  ASSERT_TRUE(load->waits());
+  h_.control.EndWaits();
+  h_.PollAndResume(*load);
+  ExpectLoaded(*load, keys, 0);
+  Settle();
+}
+
+TEST_F(MovementTest, ADamagedRecordIsAMissThatIsStoredAnew) {
+  const Keys keys = ColdChain();
+  const auto load = h_.Load(session_, ns_, keys);
+  ASSERT_TRUE(load->waits());
+  h_.nvme.End(3, NvmeOutcome::kCorrupt);
+  h_.nvme.EndAll();
+  h_.PollAndResume(*load);
+  ExpectLoaded(*load, keys, 3);
+  EXPECT_EQ(moved().damaged_records, 1u);
+  EXPECT_EQ(h_.Hits(session_, ns_, keys), 3u);
+  EXPECT_EQ(h_.counts().stubs, 1u);
+  // Stored again, all that hangs below is found again.
+  EXPECT_EQ(h_.Put(session_, ns_, {keys[3]}, {keys[2]}), Results({CommitResult::kCommitted}));
+  EXPECT_EQ(h_.Hits(session_, ns_, keys), 8u);
+  Settle();
+}
+
+TEST_F(MovementTest, AReadThatFailsLeavesTheBlockWhereItIs) {
+  const Keys keys = ColdChain();
+  const auto load = h_.Load(session_, ns_, keys);
+  h_.nvme.End(0, NvmeOutcome::kError);
+  h_.nvme.EndAll();
+  h_.PollAndResume(*load);
+  ExpectLoaded(*load, keys, 0);
+  EXPECT_EQ(h_.Hits(session_, ns_, keys), 8u);
+  const auto again = h_.Load(session_, ns_, keys);
+  h_.nvme.EndAll();
+  h_.PollAndResume(*again);
+  ExpectLoaded(*again, keys, 8);
+}
+
+TEST_F(MovementTest, DamagedDramFallsBackToNvme) {
+  const Keys keys = ColdChain();
+  const auto load = h_.Load(session_, ns_, keys);
+  h_.nvme.EndAll();
+  h_.PollAndResume(*load);
+  ExpectLoaded(*load, keys, 8);
+  h_.Damage(UnpackAt<PackedExtent>(load->call.extents, 5));
+  h_.ReportDamage(session_, load->call.cursor.hold, {5});
+  h_.mover.CompleteAll();
+  h_.control.Poll();
+  EXPECT_EQ(h_.control.counters().damage_confirmed, 1u);
+  EXPECT_EQ(h_.Hits(session_, ns_, keys), 8u);
+  EXPECT_TRUE(h_.ReleaseHold(session_, load->call.cursor.hold));
+  const auto again = h_.Load(session_, ns_, keys);
+  ASSERT_TRUE(again->waits());
+  h_.nvme.EndAll();
+  h_.PollAndResume(*again);
+  ExpectLoaded(*again, keys, 8);
+}
+
+TEST_F(MovementTest, WhatIsOnNvmeIsPresentForReserve) {
+  const Keys keys = ColdChain();
+  const auto reserve = h_.Reserve(session_, ns_, keys);
+  EXPECT_EQ(reserve->call.granted, 0u);
+  EXPECT_EQ(reserve->call.states, std::string(8, static_cast<char>(ReserveState::kPresent)));
+  EXPECT_EQ(h_.Put(session_, ns_, {5000}, {keys.back()}), Results({CommitResult::kCommitted}));
+  Keys longer = keys;
+  longer.push_back(5000);
+  EXPECT_EQ(h_.Hits(session_, ns_, longer), 9u);
+  Settle();
+}
+
+TEST_F(MovementTest, WithoutRoomInDramALoadAnswersWhatIsThere) {
+  const Keys keys = ColdChain();
+  // All of DRAM is held by somebody.
+  Keys held_keys;
+  std::vector<ControlHarness::CallPtr<LoadCall>> held;
+  for (uint64_t chain = 0; chain < 20; ++chain) {
+    const Keys more = KeysFrom(50'000 + chain * 100, 8);
+    h_.Put(session_, ns_, more);
+    held.push_back(h_.Load(session_, ns_, more));
+    h_.control.Poll();
+    if (FreeSlots() == 0) break;
+  }
+  const auto load = h_.Load(session_, ns_, keys);
+  EXPECT_TRUE(load->done());
+  EXPECT_LT(load->call.cursor.next, 8u);
+  EXPECT_GT(moved().promotions_without_room, 0u);
+  Settle();
+}
+
+TEST_F(MovementTest, ReclaimMovesAndLosesRecords) {
+  const Keys keys = ColdChain();
+  for (uint64_t i = 0; i < 40; ++i) {
+    h_.nvme.Reclaim(i, /*lose=*/false);
+    h_.control.Poll();
+  }
+  const auto load = h_.Load(session_, ns_, keys);
+  h_.nvme.EndAll();
+  h_.PollAndResume(*load);
+  ExpectLoaded(*load, keys, 8);
+  h_.nvme.Reclaim(0, /*lose=*/true);
+  h_.control.Poll();
+  EXPECT_EQ(moved().damaged_records, 1u);
+  h_.Audit();
+}
+
+// --- several layouts -----------------------------------------------------------------------------
+
+TEST_F(MovementTest, APoolThatHadToMakeRoomGetsSomeAhead) {
+  const NamespaceId large = h_.Register(
+      session_, ControlHarness::Descriptor("large", {{.block_tokens = 16, .part_bytes = 16384}}));
+  // The large blocks have one region of four slots, the small ones the rest.
+  const auto put_large = [&](uint64_t key) {
+    const auto reserve = h_.Reserve(session_, large, {key});
+    h_.FillGranted(session_, reserve->call, {key}, 16384);
+    h_.Commit(session_, reserve->call.reservation_id);
+    Settle();
+  };
+  for (uint64_t key = 1; key <= 4; ++key) put_large(key);
+  for (uint64_t chain = 0; chain < 6; ++chain) PutChain(KeysFrom(1000 + chain * 100, 8));
+  for (uint64_t key = 5; key <= 30; ++key) put_large(key);
+  for (uint64_t key = 10; key <= 30; ++key) {
+    EXPECT_EQ(h_.Hits(session_, large, {key}), 1u) << key;
+  }
+}
+
+}  // namespace
+}  // namespace kvd
