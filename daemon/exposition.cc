@@ -374,6 +374,9 @@ void AddTrouble(const MetricsSource& source, Families& out) {
   out.Counter("kvd_checksum_failures_total",
               "Parts whose stored bytes were not those that were committed.")
       .Add(c.damage_confirmed, {{"tier", "dram"}});
+  if (source.nvme != nullptr) {
+    out.Add(source.control->metrics().movement.damaged_records, {{"tier", "nvme"}});
+  }
   out.Counter("kvd_damage_reported_total",
               "Parts that clients called damaged; each is summed again before it is believed.")
       .Add(c.damage_reported);
