@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "proto/types/check.h"
+#include "proto/types/checksum.h"
 #include "proto/types/kill_point.h"
 #include "proto/types/safety.h"
 
