@@ -12,7 +12,10 @@
 #include <cerrno>
 #include <csignal>
 #include <cstdio>
+#include <functional>
+#include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 #include <variant>
@@ -22,21 +25,27 @@
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/synchronization/notification.h"
+#include "absl/types/span.h"
 #include "daemon/accounts.h"
 #include "daemon/activation.h"
 #include "daemon/admin.h"
+#include "daemon/arena_record.h"
 #include "daemon/call_log.h"
 #include "daemon/config.h"
 #include "daemon/control.h"
 #include "daemon/copier_pool.h"
+#include "daemon/data_directory.h"
 #include "daemon/domains.h"
 #include "daemon/endpoint_lock.h"
 #include "daemon/exposition.h"
+#include "daemon/former_readers.h"
 #include "daemon/gateway.h"
 #include "daemon/heartbeat.h"
 #include "daemon/metrics_http.h"
+#include "daemon/named_arena.h"
 #include "daemon/process.h"
 #include "daemon/reload.h"
+#include "daemon/restore.h"
 #include "daemon/service.h"
 #include "daemon/session_server.h"
 #include "daemon/store.h"
@@ -50,6 +59,15 @@ namespace {
 int Fail(const absl::Status& status) {
   spdlog::error("daemon.failed error=\"{}\"", std::string(status.message()));
   return 1;
+}
+
+// Ends of their own, because what to do about them is another's: deploy/README.md.
+constexpr int kDataInUse = 3;
+constexpr int kDataNewer = 4;
+
+int FailData(const absl::Status& status) {
+  Fail(status);
+  return absl::IsAlreadyExists(status) ? kDataInUse : IsNewerFormat(status) ? kDataNewer : 1;
 }
 
 // A mistake in what the operator said, as those that ReadConfig() finds.
@@ -76,6 +94,41 @@ std::shared_ptr<spdlog::logger> CallLogger() {
   return logger;
 }
 
+// With a name or without; `use` is whichever there is.
+struct OpenedArena {
+  std::unique_ptr<Arena> own;
+  std::unique_ptr<NamedArena> named;
+  Arena* use = nullptr;
+};
+
+absl::StatusOr<OpenedArena> OpenArena(const Config& config,
+                                      const std::optional<DataDirectory>& data,
+                                      RegionDirectory& regions) {
+  OpenedArena opened;
+  const Arena::Options options{.bytes = config.dram_bytes};
+  if (data.has_value()) {
+    auto named = NamedArena::Open(regions, config.arena_directory, data->uuid(), options);
+    if (!named.ok()) return named.status();
+    opened.named = *std::move(named);
+    opened.use = &opened.named->arena();
+    spdlog::info(
+        "arena.named path={} isolation=\"engines under user id {} are kept apart by "
+        "checksums only\"",
+        opened.named->path(), geteuid());
+  } else {
+    auto own = Arena::Open(regions, options);
+    if (!own.ok()) return own.status();
+    opened.own = *std::move(own);
+    opened.use = opened.own.get();
+  }
+  return opened;
+}
+
+std::function<absl::StatusOr<MemoryRegion>(uint64_t)> MakerOfRegions(const OpenedArena& arena) {
+  if (arena.named == nullptr) return nullptr;
+  return [named = arena.named.get()](uint64_t bytes) { return named->MakeRegion(bytes); };
+}
+
 absl::Status OpenToEngines(const Config& config, const ActivatedSockets& activated) {
   for (const char* suffix : {"", ".session", ".stream"}) {
     if (activated.at(suffix) >= 0) continue;  // Who may connect there, the socket unit said.
@@ -100,6 +153,26 @@ double MeasureCopy(const Copier& copier, const Clock& clock) {
   const Nanos start = clock.Now();
   copier.CopySum(absl::MakeSpan(target), source, CopyUse::kMemory);
   return kBytes * 1e3 / static_cast<double>(std::max<Nanos>(1, clock.Now() - start));
+}
+
+// Blocks of the process before, and who of its readers is left.
+void Restore(NamedArena& named, Control& control, Store& store, ArenaRecord& record,
+             Domains& domains, absl::Span<const FormerReaders::Reader> readers) {
+  if (!named.cold_because().empty()) {
+    spdlog::warn("arena.cold path={} reason=\"{}\"", named.path(), named.cold_because());
+  }
+  record.restored().cold = named.cold_because().empty() ? 0 : 1;
+  std::map<uint32_t, ReaderRow> sessions;
+  for (const FormerReaders::Reader& reader : readers) sessions[reader.number] = reader.session;
+  const RestoreReport report =
+      RestoreArena(named.table(), control, store, record, domains, std::move(sessions));
+  store.Observe(record);
+  store.RenewInherited();
+  spdlog::info(
+      "arena.restored path={} blocks={} bytes={} namespaces={} parts_dropped={} rows_damaged={} "
+      "regions_lost={} readers={}",
+      named.path(), report.blocks, report.bytes, report.namespaces, report.parts_dropped,
+      report.rows_damaged, named.regions_lost(), readers.size());
 }
 
 absl::StatusOr<std::unique_ptr<Gateway>> StartGateway(const Config& config, int listener,
@@ -129,6 +202,19 @@ int Serve(const Config& config) {
   if (!lock.ok()) return Fail(lock.status());
   KVD_KILL_POINT("start.locked");
 
+  std::optional<DataDirectory> data;
+  if (!config.data.empty()) {
+    absl::StatusOr<DataDirectory> opened = DataDirectory::Open(config.data);
+    if (!opened.ok()) return FailData(opened.status());
+    data.emplace(*std::move(opened));
+    if (data->identity_was_damaged()) {
+      spdlog::warn(
+          "data.damaged path={}/identity action=\"put aside as identity.damaged; nothing "
+          "that hung on it is found again\"",
+          config.data);
+    }
+  }
+
   spdlog::info("config.in_force {}", DescribeConfig(config));
   SystemClock clock;
   uint64_t secret = 0;
@@ -146,24 +232,32 @@ int Serve(const Config& config) {
     inbox.Post(Task{[](Control& control) { control.ConfigReloaded(); }});
   });
   RegionDirectory regions;
-  absl::StatusOr<std::unique_ptr<Arena>> arena = Arena::Open(regions, {.bytes = config.dram_bytes});
+  absl::StatusOr<OpenedArena> arena = OpenArena(config, data, regions);
   if (!arena.ok()) return Fail(arena.status());
   spdlog::info("tier.opened tier=dram capacity_bytes={} region_bytes={} pages=\"{}\"",
-               (*arena)->capacity_bytes(), (*arena)->region_bytes(),
-               PageKindName((*arena)->page_kind()));
+               arena->use->capacity_bytes(), arena->use->region_bytes(),
+               PageKindName(arena->use->page_kind()));
   KVD_KILL_POINT("start.arena_opened");
 
   const std::unique_ptr<EvictionPolicy> policy = MakePolicy(config.policy, config.max_blocks);
   Control::Options limits{.load_bytes_per_us = MeasureCopy(copier, clock),
                           .count_operations = config.op_metrics};
   FillBoard board(limits.max_reservations);
-  auto copiers = std::make_unique<CopierPool>(board, inbox, copier,
-                                              CopierPool::Options{.threads = config.copiers});
-  Store store(*policy, **arena,
+  auto copiers = std::make_unique<CopierPool>(
+      board, inbox, copier,
+      CopierPool::Options{.threads = config.copiers, .make_region = MakerOfRegions(*arena)});
+  Store store(*policy, *arena->use,
               {.max_blocks = config.max_blocks,
-               .max_parts = (*arena)->capacity_bytes() / Arena::kMinSlotBytes,
+               .max_parts = arena->use->capacity_bytes() / Arena::kMinSlotBytes,
                .secret = secret},
               [&copiers](uint32_t region, uint64_t bytes) { copiers->MakeRegion(region, bytes); });
+
+  std::optional<ArenaRecord> record;
+  if (arena->named != nullptr) {
+    record.emplace(arena->named->table(), store,
+                   [&domains](DomainId domain) { return domains.Name(domain); });
+    limits.record = &*record;
+  }
 
   StrangerCounts strangers;
   absl::StatusOr<std::unique_ptr<SessionServer>> sessions =
@@ -176,6 +270,14 @@ int Serve(const Config& config) {
   absl::Notification drained;
   limits.drained = [&drained] { drained.Notify(); };
   Control control(store, board, *copiers, inbox, clock, limits);
+  std::optional<FormerReaders> former_readers;
+  if (record.has_value()) {
+    std::vector<FormerReaders::Reader> readers = arena->named->TakeReaders();
+    Restore(*arena->named, control, store, *record, domains, readers);
+    former_readers.emplace(std::move(readers), [&inbox](uint32_t number) {
+      inbox.Post(Task{[number](Control& control) { control.FormerReaderEnded(number); }});
+    });
+  }
 
   CallLog call_log(CallLogger());
   absl::StatusOr<std::unique_ptr<Service>> service =
@@ -286,6 +388,7 @@ int Serve(const Config& config) {
   admin->reset();
   sessions->reset();
   copiers.reset();
+  former_readers.reset();
   inbox.SetWake(nullptr);
   for (const char* suffix : {"", ".admin"}) {
     if (activated->at(suffix) < 0) unlink((config.path() + suffix).c_str());

@@ -169,6 +169,12 @@ uint64_t Store::RoomFor(const Pressure& pressure) const {
   return bytes;
 }
 
+void Store::RenewInherited() {
+  while (const std::optional<uint32_t> region = arena_.BeginInheritedRenewal()) {
+    renew_(*region, arena_.region_bytes());
+  }
+}
+
 // Evicts what lies in a region, and what hangs below that. False when something must stay: then
 // mostly nothing has left, as only what hangs below from elsewhere is not looked at first.
 bool Store::EmptyRegion(uint32_t region) {

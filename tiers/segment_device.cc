@@ -433,9 +433,9 @@ void SegmentDevice::Ended(const NvmeDone& done, Nanos now) {
 }
 
 void SegmentDevice::Poll(Nanos now) {
-  const uint32_t changes = breaker_.changes();
   breaker_.Check(jobs_in_flight_, now);
-  shared_.counters.breaker_changes += breaker_.changes() - changes;
+  shared_.counters.breaker_changes +=
+      breaker_.changes() - std::exchange(told_changes_, breaker_.changes());
   for (const std::unique_ptr<Log>& log : logs_) {
     if (log == nullptr) continue;
     Flush(*log, now);

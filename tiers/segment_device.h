@@ -287,6 +287,7 @@ class SegmentDevice {
   const Options options_;
   SegmentTable table_;
   DeviceBreaker breaker_;
+  uint32_t told_changes_ = 0;  // Of it, that were counted.
 
   std::vector<Writing> writings_;
   std::vector<uint32_t> free_writings_;

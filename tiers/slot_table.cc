@@ -202,6 +202,16 @@ void SlotTable::SetRegion(uint32_t region, const Region& row) {
   Store(place, RegionRow{.number = row.number, .used = row.used, .rows = place->rows});
 }
 
+void SlotTable::ForgetRegion(uint32_t region) {
+  // The slots first: a row of a region that says it has none must not find any when it grows.
+  const uint64_t from = slots_at_ + region * region_stride_;
+  if (fallocate(fd_, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(from),
+                static_cast<off_t>(region_stride_)) != 0) {
+    std::memset(data_ + from, 0, region_stride_);
+  }
+  Store(RegionAt(region), RegionRow{});
+}
+
 std::optional<SlotTable::Region> SlotTable::region(uint32_t region) const {
   const RegionRow& row = *RegionAt(region);
   if (!Intact(row) || row.rows > geometry_.region_bytes / kMinSlotBytes) return std::nullopt;

@@ -118,10 +118,10 @@ struct FoundCopy {
 
 FoundCopy ReadCopy(NvmeDevice& device, uint32_t copy) {
   FoundCopy found;
-  NvmeBuffer bytes(kSuperblockCopyBytes);
   // The first page first: few superblocks are longer, and a start should not read 8 MiB for it.
   const uint64_t offset = copy * kSuperblockCopyBytes;
-  found.read = device.ReadNow(offset, bytes.span(0, kNvmePageBytes));
+  NvmeBuffer bytes(kNvmePageBytes);
+  found.read = device.ReadNow(offset, bytes.span());
   if (!found.read.ok()) return found;
   Prefix prefix;
   std::memcpy(&prefix, bytes.data(), sizeof(prefix));
@@ -129,8 +129,8 @@ FoundCopy ReadCopy(NvmeDevice& device, uint32_t copy) {
   const uint64_t more =
       ours ? std::min(WholePages(prefix.length), kSuperblockCopyBytes) : kSuperblockCopyBytes;
   if (more > kNvmePageBytes) {
-    found.read =
-        device.ReadNow(offset + kNvmePageBytes, bytes.span(kNvmePageBytes, more - kNvmePageBytes));
+    bytes = NvmeBuffer(more);
+    found.read = device.ReadNow(offset, bytes.span());
     if (!found.read.ok()) return found;
   }
   found.state = ParseSuperblock(bytes.span(), found.superblock);
