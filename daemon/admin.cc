@@ -188,6 +188,16 @@ class AdminServer::Impl final : public v1::Admin::Service {
           dram.set_regions(arena.regions());
           dram.set_regions_free(arena.free_regions());
           dram.set_region_bytes(arena.region_bytes());
+          const Movement* movement = control.movement();
+          if (movement == nullptr) return;
+          out.set_moves_in_flight(movement->moves());
+          const NvmeTier& tier = movement->tier();
+          v1::TierStatus& nvme = *out.add_tiers();
+          nvme.set_name("nvme");
+          nvme.set_state(!tier.readable() ? "out" : !tier.writable() ? "read-only" : "online");
+          nvme.set_capacity_bytes(tier.live_capacity_bytes());
+          nvme.set_reserved_bytes(tier.live_bytes());
+          nvme.set_blocks(control.store().residency().counts().cold_blocks);
         });
     return answered ? grpc::Status::OK : Busy();
   }

@@ -72,6 +72,7 @@ void Write(const LeaseRow& row, const DomainName& name, v1::LeaseStatus& out) {
   out.set_session(row.session);
   out.set_expires_in_ms(Milliseconds(row.left));
   out.set_bytes(row.bytes);
+  out.set_nvme_bytes(row.nvme_bytes);
 }
 
 void Write(const NamespaceRow& row, const DomainName& name, v1::NamespaceStatus& out) {
@@ -121,14 +122,14 @@ void Write(const BlockRow& row, const DomainName& name, v1::BlockStatus& out) {
     v1::PartStatus& added = *out.add_parts();
     added.set_group(part.id.group);
     added.set_shard(part.id.shard);
-    added.set_tier("dram");
+    added.set_tier(part.on_nvme ? "nvme" : "dram");
     added.set_region(part.region);
     added.set_offset(part.offset);
     added.set_length(part.length);
     added.set_generation(part.generation);
     added.set_crc32c(part.sum);
     added.set_holds(part.holds);
-    added.set_state(part.committed ? "committed" : "reserved");
+    added.set_state(part.committed ? "committed" : part.on_nvme ? "writing" : "reserved");
   }
 }
 

@@ -199,6 +199,21 @@ BlockRow Control::RowOf(BlockRef ref, const BlockFilter& filter, uint32_t& work)
                          .holds = part.holds,
                          .committed = committed});
   }
+  for (ColdRef at = block.first_cold; at != 0; at = residency_.cold(at).next) {
+    const ColdPart& cold = residency_.cold(at);
+    const bool committed = cold.state == ColdState::kCommitted;
+    if (committed) row.nvme_bytes += cold.length;
+    ++parts;
+    if (!filter.with_parts) continue;
+    row.parts.push_back({.id = cold.id,
+                         .on_nvme = true,
+                         .region = cold.place.segment,
+                         .offset = uint64_t{cold.place.page} * kNvmePageBytes,
+                         .length = cold.length,
+                         .generation = cold.generation,
+                         .sum = cold.sum,
+                         .committed = committed});
+  }
   Spend(work, kWorkOfRow + row.children + parts);
   return row;
 }

@@ -83,10 +83,7 @@ void Movement::Turn(Nanos now) {
   tier_.Poll(now);
   std::swap(told_, taking_in_);
   for (const Told& told : taking_in_) {
-    if (told.lost) {
-      if (residency_.cold(told.number).block != 0) Damaged(told.number, told.outcome);
-      continue;
-    }
+    if (told.lost) continue;
     const Op op = std::exchange(ops_[told.number], {});
     free_ops_.push_back(told.number);
     if (op.kind == Op::Kind::kWrite) {
@@ -94,6 +91,12 @@ void Movement::Turn(Nanos now) {
     } else {
       EndRead(op, told.outcome);
     }
+  }
+  // A record may be lost in the very turn in which its write is told to have ended.
+  for (const Told& told : taking_in_) {
+    if (!told.lost) continue;
+    const ColdPart& cold = residency_.cold(told.number);
+    if (cold.block != 0 && cold.state == ColdState::kCommitted) Damaged(told.number, told.outcome);
   }
   taking_in_.clear();
   SubmitReads();
@@ -237,6 +240,7 @@ bool Movement::Admitted(BlockRef victim, Nanos now) {
       above == 0 ? block.depth + 1 : block.depth - residency_.block(above).depth;
   uint64_t bytes = 0;
   for (PartRef part = block.first_part; part != 0; part = residency_.part(part).next) {
+    if (residency_.part(part).length > tier_.max_payload_bytes()) return false;
     bytes += NvmeTier::RoomOf(residency_.part(part).length);
   }
   return admission_.Admit({.ns = block.ns,
