@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
-"""One life of a vLLM engine, in a process of its own: engine_run.py < task.json > answer.json
+"""One life of a vLLM engine, in a process of its own: the task is a line on standard input, and each
+round of prompts becomes a line on standard output.
 
-The task says the model's folder, the connector's configuration, and rounds of prompts; the answer has for
-each prompt the tokens, a digest of the exact log-probabilities, and how many tokens came from a cache.
-Lines on standard input between rounds let a test act while the engine lives: after each round the process
-prints it and waits for a line, when the task says so.
+The task says the model's folder, the connector's configuration, and the rounds; an answer has for each
+prompt the tokens, a digest of the exact log-probabilities, and how many tokens came from a cache. Prompts
+run one after another, because the last bits of a result depend on what shares its batch; with `together`
+they run at once. With `wait` every round after the first begins with a line on standard input, so that a
+test can act while the engine lives.
 """
 
 import hashlib
@@ -44,8 +46,9 @@ def main():
         if number and task.get("wait"):
             sys.stdin.readline()
         try:
-            outputs = llm.generate([{"prompt_token_ids": ids} for ids in prompts], sampling,
-                                   use_tqdm=False)
+            batches = [prompts] if task.get("together") else [[prompt] for prompt in prompts]
+            outputs = [output for batch in batches for output in llm.generate(
+                [{"prompt_token_ids": ids} for ids in batch], sampling, use_tqdm=False)]
             answer = [{"tokens": list(o.outputs[0].token_ids), "digest": digest_of(o),
                        "cached": o.num_cached_tokens, "finish": o.outputs[0].finish_reason}
                       for o in outputs]

@@ -45,6 +45,10 @@ class Daemon:
         """In good order."""
         self._end(signal.SIGTERM)
 
+    @property
+    def pid(self):
+        return self._process.pid
+
     def freeze(self):
         """It is there, and answers nothing until thaw()."""
         os.kill(self._process.pid, signal.SIGSTOP)

@@ -1,19 +1,18 @@
 """What the bytes of a block mean: the namespace of an engine, and what is refused.
 
-All that, if it differed, would make the bytes wrong is in the descriptor. What cannot be told, or not
+Pure functions of what vLLM says; no tensor is touched. All that, if it differed, would make the bytes
+wrong is in the descriptor. What cannot be told, or not
 served, is refused when the engine starts, in one sentence that says what to change.
 """
 
+import hashlib
 import math
 import os
-from typing import Any, List, Sequence, Tuple
-
-import torch
+from typing import Any, Sequence, Tuple
 
 import kvd
 
 from .messages import GroupLayout, WorkerLayout
-from .pages import GroupPages, check_reads_back
 
 
 class Refused(ValueError):
@@ -45,12 +44,12 @@ def check_parallelism(vllm_config: Any) -> None:
             raise Refused(f"kvd: context parallelism is not supported; start vLLM with {name}=1")
 
 
-def _kind(spec: Any) -> Tuple[str, int, bool]:
+def kind_of(spec: Any) -> Tuple[str, int, bool]:
     """Kind, window and whether it is replicated, by the classes of vLLM that are known here."""
     from vllm.v1 import kv_cache_interface as known
     uniform = getattr(known, "UniformTypeKVCacheSpecs", None)
     if uniform is not None and type(spec) is uniform:
-        kinds = {_kind(one) for one in spec.kv_cache_specs.values()}
+        kinds = {kind_of(one) for one in spec.kv_cache_specs.values()}
         if len(kinds) == 1:
             return kinds.pop()
     if type(spec) is known.FullAttentionSpec:
@@ -73,43 +72,13 @@ def check_groups(kv_cache_config: Any, fails_by_request: bool) -> None:
     """`fails_by_request`: this vLLM can be told of a load that failed by the request's name."""
     groups = kv_cache_config.kv_cache_groups
     for group in groups:
-        _kind(group.kv_cache_spec)
-    if not any(_kind(group.kv_cache_spec)[0] == "full" for group in groups):
+        kind_of(group.kv_cache_spec)
+    if not any(kind_of(group.kv_cache_spec)[0] == "full" for group in groups):
         raise Refused("kvd: a model without full attention has no prefix that could be found; serve it "
                       "without KvdConnector")
     if len(groups) > 1 and not fails_by_request:
         raise Refused("kvd: this vLLM cannot be told of a load that failed for a model with several KV "
                       "cache groups; update vLLM, or start it with --disable-hybrid-kv-cache-manager")
-
-
-def describe(kv_cache_config: Any,
-             kv_caches: "dict[str, torch.Tensor]") -> Tuple[List[GroupPages], WorkerLayout]:
-    """The pages of a worker by group, and what they are, for the scheduler's side and the namespace.
-    Raises CannotDescribe."""
-    tokens = block_tokens(kv_cache_config)
-    num_blocks = kv_cache_config.num_blocks
-    pages: List[GroupPages] = []
-    layouts: List[GroupLayout] = []
-    for group in kv_cache_config.kv_cache_groups:
-        spec = group.kv_cache_spec
-        kind, window, replicated = _kind(spec)
-        pages.append(GroupPages([(name, kv_caches[name]) for name in group.layer_names
-                                 if name in kv_caches], num_blocks))
-        count = tokens // spec.block_size
-        layouts.append(GroupLayout(kind, window, replicated, count, count * pages[-1].page_bytes,
-                                   pages[-1].description))
-    check_reads_back(pages, num_blocks - 1)  # Block 0 is the engine's own null block.
-    return pages, WorkerLayout(tuple(layouts), _device(pages[0].device))
-
-
-def _device(device: torch.device) -> str:
-    """Kernels pack pages as suits the machine: AMX tiles on one CPU are rows on another."""
-    if device.type == "cpu":
-        capability = getattr(torch.backends.cpu, "get_cpu_capability", None)
-        amx = getattr(torch._C._cpu, "_is_amx_tile_supported", lambda: None)()
-        return f"cpu {capability() if capability else '?'} amx={amx}"
-    properties = torch.cuda.get_device_properties(device)
-    return f"{device.type} {getattr(properties, 'major', 0)}.{getattr(properties, 'minor', 0)}"
 
 
 def shard_of(layout: GroupLayout, vllm_config: Any, tp_rank: int, pp_rank: int) -> int:
@@ -154,5 +123,4 @@ def descriptor(vllm_config: Any, layout: WorkerLayout, tokens: int) -> kvd.Descr
 
 def _digest(texts: Sequence[str]) -> str:
     """Texts of a descriptor are at most 256 bytes."""
-    import hashlib
     return hashlib.sha256("|".join(texts).encode()).hexdigest()

@@ -13,6 +13,9 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (KVConnectorHandsh
                                                                KVConnectorWorkerMetadata)
 
 
+NO_PAGE = -1
+
+
 @dataclass(frozen=True)
 class GroupLayout:
     """One KV-cache group, as the tensors of a worker hold it."""
@@ -41,8 +44,8 @@ class Job:
     hash_bytes: int
     first: int
     last: int
-    # Of each group: the engine's page ids for blocks `first` to `last`, in their order; -1 where the
-    # group has none, as a window has before its last tokens.
+    # Of each group: the engine's page ids for blocks `first` to `last`, in their order; NO_PAGE where
+    # the group has none, as a window has before its last tokens.
     pages: Tuple[Tuple[int, ...], ...]
 
     def key(self, block: int) -> bytes:

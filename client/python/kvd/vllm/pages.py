@@ -8,12 +8,15 @@ Threads: two threads may copy at the same time, each with its own buffer. Nothin
 against the engine's own use of the pages.
 """
 
-from typing import Dict, List, Sequence, Tuple
+from typing import Any, Dict, List, Sequence, Tuple
 
 import torch
 
+from .layout import Refused, block_tokens, kind_of
+from .messages import GroupLayout, WorkerLayout
 
-class CannotDescribe(ValueError):
+
+class CannotDescribe(Refused):
     """A tensor that is not made of pages in a way known here."""
 
 
@@ -92,3 +95,33 @@ def check_reads_back(groups: Sequence[GroupPages], page: int) -> None:
         if not torch.equal(read[0], pattern):
             raise CannotDescribe(f"kvd: a page of {group.description} does not read back as it was "
                                  "written; use another attention backend, or report this")
+
+
+def describe(kv_cache_config: Any,
+             kv_caches: "dict[str, torch.Tensor]") -> Tuple[List[GroupPages], WorkerLayout]:
+    """The pages of a worker by group, and what they are, for the scheduler's side and the namespace.
+    Raises CannotDescribe."""
+    tokens = block_tokens(kv_cache_config)
+    num_blocks = kv_cache_config.num_blocks
+    pages: List[GroupPages] = []
+    layouts: List[GroupLayout] = []
+    for group in kv_cache_config.kv_cache_groups:
+        spec = group.kv_cache_spec
+        kind, window, replicated = kind_of(spec)
+        pages.append(GroupPages([(name, kv_caches[name]) for name in group.layer_names
+                                 if name in kv_caches], num_blocks))
+        count = tokens // spec.block_size
+        layouts.append(GroupLayout(kind, window, replicated, count, count * pages[-1].page_bytes,
+                                   pages[-1].description))
+    check_reads_back(pages, num_blocks - 1)  # Block 0 is the engine's own null block.
+    return pages, WorkerLayout(tuple(layouts), _device(pages[0].device))
+
+
+def _device(device: torch.device) -> str:
+    """Kernels pack pages as suits the machine: AMX tiles on one CPU are rows on another."""
+    if device.type == "cpu":
+        capability = getattr(torch.backends.cpu, "get_cpu_capability", None)
+        amx = getattr(torch._C._cpu, "_is_amx_tile_supported", lambda: None)()
+        return f"cpu {capability() if capability else '?'} amx={amx}"
+    properties = torch.cuda.get_device_properties(device)
+    return f"{device.type} {getattr(properties, 'major', 0)}.{getattr(properties, 'minor', 0)}"

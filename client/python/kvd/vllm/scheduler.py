@@ -19,11 +19,10 @@ import kvd
 
 from .daemon import Daemon, logger
 from .layout import Refused, block_tokens, descriptor
-from .messages import FromWorkers, Job, ToWorkers, WorkerLayout
+from .messages import NO_PAGE, FromWorkers, Job, ToWorkers, WorkerLayout
 from .options import Options
 from .stats import KvdStats
 
-NO_PAGE = -1
 MISS = kvd.LookupResult(0, 0, 0.0, {})
 MAX_LOADING = 64  # Requests. More wait: each holds all the engine's blocks that it loads into.
 MAX_LOOKUP_BLOCKS = 32768

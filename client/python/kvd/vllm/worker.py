@@ -16,11 +16,10 @@ import torch
 import kvd
 
 from .daemon import Daemon, logger
-from .layout import WorkerLayout, block_tokens, descriptor, describe, shard_of
-from .messages import FromWorkers, Job, ToWorkers
+from .layout import block_tokens, descriptor, shard_of
+from .messages import NO_PAGE, FromWorkers, Job, ToWorkers, WorkerLayout
 from .options import Options
-from .pages import GroupPages
-from .scheduler import NO_PAGE
+from .pages import GroupPages, describe
 from .stats import KvdStats
 
 MAX_BLOCKS_OF_A_PUT = 2048
