@@ -15,6 +15,7 @@ void AddConvertCommand(CLI::App& app);  // bench/convert.cc
 void AddCrashCommand(CLI::App& app);    // bench/crash.cc
 void AddHostileCommand(CLI::App& app);  // bench/hostile.cc
 void AddMicroCommand(CLI::App& app);    // bench/micro.cc
+void AddMutateCommand(CLI::App& app);   // bench/mutate.cc
 void AddReplayCommand(CLI::App& app);   // bench/replay.cc
 void AddSimCommand(CLI::App& app);      // bench/sim.cc
 

@@ -3,7 +3,6 @@
 #include <grpcpp/create_channel.h>
 
 #include <filesystem>
-#include <fstream>
 #include <system_error>
 
 #include "absl/strings/str_cat.h"
@@ -42,22 +41,38 @@ struct CrashDaemon::Operator {
   const std::unique_ptr<v1::Admin::Stub> stub;
 };
 
-CrashDaemon::CrashDaemon(Options options) : options_(std::move(options)) {}
+CrashDaemon::CrashDaemon(Options options)
+    : options_(std::move(options)),
+      memory_folder_("/dev/shm/" + std::filesystem::path(options_.folder).filename().string() +
+                     ".arena") {
+  std::error_code error;  // The daemon says what is wrong with it.
+  std::filesystem::create_directory(memory_folder_, error);
+}
 
 CrashDaemon::~CrashDaemon() {
   if (process_ != nullptr) process_->Kill();
+  std::error_code error;
+  std::filesystem::remove_all(memory_folder_, error);
 }
 
 absl::Status CrashDaemon::Start(const std::string& kill_at) {
   DaemonProcess::Options options{
       .program = options_.program, .start_timeout = kStartTimeout, .folder = options_.folder};
   // No calibration, which takes longer than all the rest of a start.
-  options.arguments = {"--dram",          absl::StrCat(options_.dram_bytes),
-                       "--copy-loop",     "plain",
-                       "--copiers",       "1",
-                       "--log-level",     "info",
-                       "--drain-timeout", "2s",
-                       "--data",          data_folder()};
+  options.arguments = {"--dram",
+                       absl::StrCat(options_.dram_bytes),
+                       "--copy-loop",
+                       "plain",
+                       "--copiers",
+                       "1",
+                       "--log-level",
+                       "info",
+                       "--drain-timeout",
+                       "2s",
+                       "--data",
+                       data_folder(),
+                       "--arena-directory",
+                       memory_folder_};
   if (options_.nvme_bytes > 0) {
     options.arguments.insert(
         options.arguments.end(),
@@ -90,10 +105,11 @@ absl::Status CrashDaemon::Stop() {
 }
 
 std::string CrashDaemon::arena_folder() const {
-  std::ifstream file(data_folder() + "/arena");
-  std::string folder;
-  std::getline(file, folder);
-  return folder;
+  std::error_code error;
+  for (const auto& entry : std::filesystem::directory_iterator(memory_folder_, error)) {
+    return entry.path();
+  }
+  return "";
 }
 
 void CrashDaemon::RemoveArena() {

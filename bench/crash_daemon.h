@@ -1,7 +1,7 @@
 // The daemon of `crash` and `mutate`: the same folder, life after life.
 //
-// FOLDER/kvd.sock and kvd.log, FOLDER/data (--data), FOLDER/nvme (--nvme), and the arena's files
-// where the daemon puts them.
+// FOLDER/kvd.sock and kvd.log, FOLDER/data (--data), FOLDER/nvme (--nvme); and in memory, in
+// /dev/shm, a folder of the same name for the arena, which goes with this object.
 //
 // Threads: one.
 
@@ -36,8 +36,7 @@ class CrashDaemon {
   const std::string& endpoint() const { return endpoint_; }
   std::string data_folder() const { return options_.folder + "/data"; }
   std::string nvme_path() const { return options_.folder + "/nvme"; }
-  // Of the lives so far; empty: it was never started with an arena that lasts.
-  std::string arena_folder() const;
+  std::string arena_folder() const;  // Empty: there is none yet.
 
   // Errors: those of DaemonProcess::Start().
   absl::Status Start(const std::string& kill_at = "");
@@ -64,6 +63,7 @@ class CrashDaemon {
   absl::StatusOr<uint32_t> NumberOf(CrashNamespace ns);
 
   const Options options_;
+  const std::string memory_folder_;  // Of arenas.
   std::string endpoint_;
   double start_ms_ = 0;
   std::unique_ptr<DaemonProcess> process_;

@@ -13,6 +13,7 @@ int main(int argc, char** argv) {
   kvd::AddHostilePeerCommand(app);
   kvd::AddMicroCommand(app);
   kvd::AddMicroPeerCommand(app);
+  kvd::AddMutateCommand(app);
   kvd::AddPeerDriverCommand(app);
   kvd::AddReplayCommand(app);
   kvd::AddSimCommand(app);

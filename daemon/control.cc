@@ -237,6 +237,7 @@ absl::StatusOr<Control::RegisteredNamespace> Control::AddNamespace(
   shape.pool = pool.number;
   it->second = residency_.AddNamespace(std::move(shape));
   namespaces_.push_back(std::move(info));
+  if (options_.record != nullptr) options_.record->NamespaceAdded(it->second, domain, descriptor);
   KVD_CHECK(it->second + 1 == namespaces_.size()) << it->second;
   NameOnMedia(it->second);
   KVD_KILL_POINT("namespace.registered");
@@ -799,6 +800,7 @@ void Control::Poll() {
   scrubber_.Turn(now);
   ExpireLeases(kLeasesExpiredPerPoll);
   DrainHolds();
+  if (options_.record != nullptr) options_.record->Poll();
   if (now >= next_expiry_) {
     std::vector<uint64_t> expired;
     next_expiry_ = INT64_MAX;
@@ -845,6 +847,7 @@ Resumable* Control::NextReady() {
 }
 
 Nanos Control::NextDeadline() const {
+  if (options_.record != nullptr && options_.record->busy()) return 0;
   Nanos next = std::min({next_expiry_, drain_look_, scrubber_.NextDeadline()});
   if (movement_ != nullptr) next = std::min(next, movement_->NextDeadline());
   for (const Waiter& waiter : waiters_) next = std::min(next, waiter.until);
@@ -888,6 +891,13 @@ void Control::OnEvent(SessionOpened& event) {
         ForgetSessionIfOver(serial);
         break;
       }
+    }
+  }
+  if (options_.record != nullptr) {
+    options_.record->ReaderFinished(event.finished, event.pid);
+    if (event.started != 0) {
+      session->recorded = options_.record->SessionOpened(
+          {.token = event.token, .pid = event.pid, .started = event.started});
     }
   }
   by_token_[std::string(event.token.begin(), event.token.end())] = session.get();
@@ -952,6 +962,7 @@ void Control::ForgetSessionIfOver(uint32_t serial) {
   const auto it = by_serial_.find(serial);
   const Session& session = *it->second;
   if (!session.ended || holds_.AnyOf(session.index) != 0) return;
+  if (options_.record != nullptr) options_.record->SessionOver(session.recorded);
   free_session_indexes_.push_back(session.index);
   by_index_[session.index] = nullptr;
   by_serial_.erase(it);
@@ -1004,39 +1015,54 @@ void Control::OnEvent(RegionMade& event) {
 std::vector<std::pair<std::string, uint64_t>> Control::Counters() const {
   const ControlCounters& c = counters_;
   const Residency::Counts& r = residency_.counts();
-  return {{"lookups", c.lookups},
-          {"lookup_blocks", c.lookup_blocks},
-          {"lookup_hit_blocks", c.lookup_hit_blocks},
-          {"loads", c.loads},
-          {"load_blocks", c.load_blocks},
-          {"hold_budget_refusals", c.hold_budget_refusals},
-          {"reserves", c.reserves},
-          {"reserve_granted_blocks", c.reserve_granted_blocks},
-          {"reserve_present_blocks", c.reserve_present_blocks},
-          {"reserve_in_production_blocks", c.reserve_in_production_blocks},
-          {"reserve_no_room_blocks", c.reserve_no_room_blocks},
-          {"reserve_waits", c.reserve_waits},
-          {"reservations_expired", c.reservations_expired},
-          {"reservations_aborted", c.reservations_aborted},
-          {"commits", c.commits},
-          {"commit_waits", c.commit_waits},
-          {"committed_blocks", c.committed_blocks},
-          {"parked_blocks", c.parked_blocks},
-          {"put_sums_differ", c.put_sums_differ},
-          {"parked_blocks_dropped", r.parked_dropped},
-          {"evicted_blocks", r.evicted},
-          {"regions_emptied", store_.regions_emptied()},
-          {"leases_granted", c.leases_granted},
-          {"leases_refused", c.leases_refused},
-          {"leases_expired", c.leases_expired},
-          {"pins_granted", c.pins_granted},
-          {"pins_refused", c.pins_refused},
-          {"damage_reported", c.damage_reported},
-          {"damage_confirmed", c.damage_confirmed},
-          {"sessions_opened", c.sessions_opened},
-          {"sessions_ended", c.sessions_ended},
-          {"calls_refused", c.calls_refused},
-          {"drain_refusals", c.drain_refusals}};
+  const ArenaRecord* record = options_.record;
+  const auto of_record = [record](auto count) { return record == nullptr ? 0 : count(*record); };
+  const MovementCounters& m = metrics_.movement;
+  return {
+      {"nvme_moves", m.moves},
+      {"nvme_written_blocks", m.written_blocks},
+      {"nvme_written_bytes", m.written_bytes},
+      {"nvme_demoted_blocks", m.demoted_blocks},
+      {"nvme_declined_blocks", m.declined_blocks},
+      {"nvme_lost_blocks", m.lost_blocks},
+      {"nvme_promoted_blocks", m.promoted_blocks},
+      {"nvme_damaged_records", m.damaged_records},
+      {"restored_blocks", of_record([](const auto& r) { return uint64_t{r.restored().blocks}; })},
+      {"former_readers", of_record([](const auto& r) { return r.readers(); })},
+      {"withheld_parts", of_record([](const auto& r) { return r.withheld(); })},
+      {"lookups", c.lookups},
+      {"lookup_blocks", c.lookup_blocks},
+      {"lookup_hit_blocks", c.lookup_hit_blocks},
+      {"loads", c.loads},
+      {"load_blocks", c.load_blocks},
+      {"hold_budget_refusals", c.hold_budget_refusals},
+      {"reserves", c.reserves},
+      {"reserve_granted_blocks", c.reserve_granted_blocks},
+      {"reserve_present_blocks", c.reserve_present_blocks},
+      {"reserve_in_production_blocks", c.reserve_in_production_blocks},
+      {"reserve_no_room_blocks", c.reserve_no_room_blocks},
+      {"reserve_waits", c.reserve_waits},
+      {"reservations_expired", c.reservations_expired},
+      {"reservations_aborted", c.reservations_aborted},
+      {"commits", c.commits},
+      {"commit_waits", c.commit_waits},
+      {"committed_blocks", c.committed_blocks},
+      {"parked_blocks", c.parked_blocks},
+      {"put_sums_differ", c.put_sums_differ},
+      {"parked_blocks_dropped", r.parked_dropped},
+      {"evicted_blocks", r.evicted},
+      {"regions_emptied", store_.regions_emptied()},
+      {"leases_granted", c.leases_granted},
+      {"leases_refused", c.leases_refused},
+      {"leases_expired", c.leases_expired},
+      {"pins_granted", c.pins_granted},
+      {"pins_refused", c.pins_refused},
+      {"damage_reported", c.damage_reported},
+      {"damage_confirmed", c.damage_confirmed},
+      {"sessions_opened", c.sessions_opened},
+      {"sessions_ended", c.sessions_ended},
+      {"calls_refused", c.calls_refused},
+      {"drain_refusals", c.drain_refusals}};
 }
 
 }  // namespace kvd

@@ -27,6 +27,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "daemon/arena_record.h"
 #include "daemon/events.h"
 #include "daemon/fill_board.h"
 #include "daemon/hold_table.h"
@@ -105,6 +106,7 @@ class Control : private Movement::Listener {
     // Told once, when a drain that ends the daemon is over. May be empty.
     std::function<void()> drained;
     uint32_t events = EventRing::kDefaultCapacity;  // That are remembered; a power of two.
+    ArenaRecord* record = nullptr;  // Of an arena that outlives us; null: it does not.
   };
 
   // Collaborators must outlive this.
@@ -134,6 +136,10 @@ class Control : private Movement::Listener {
   // The same for a domain of which nobody has come yet: what a restart found of it.
   absl::StatusOr<RegisteredNamespace> RestoreNamespace(DomainId domain,
                                                        const NamespaceDescriptor& descriptor);
+  uint64_t NextTick() { return ++tick_; }  // For what is restored, in the order of its age.
+  // A process of before has ended, by the number of its session (arena_record.h).
+  void FormerReaderEnded(uint32_t number) { options_.record->ReaderEnded(number); }
+
   absl::StatusOr<Step> Lookup(LookupCall& call);
   absl::StatusOr<Step> Load(LoadCall& call);
   absl::StatusOr<uint32_t> Release(std::string_view session, const ReleaseList& releases);
@@ -253,6 +259,7 @@ class Control : private Movement::Listener {
     Nanos opened = 0;
     std::shared_ptr<const StagedBytes> staging;
     uint32_t reservations = 0;
+    uint32_t recorded = SlotTable::kNone;  // For the next process.
     bool ended = false;
     bool exited = false;
   };

@@ -440,6 +440,7 @@ void Control::DropNamespace(NamespaceId ns) {
     pools_.erase(pool);
     --use.layouts;
   }
+  if (options_.record != nullptr) options_.record->NamespaceDropped(ns);
   NamespaceInfo rest{.domain = info.domain};
   rest.descriptor.hash_bytes = info.descriptor.hash_bytes;
   rest.dropped = true;

@@ -210,7 +210,9 @@ void CopierPool::RunJob(Worker& worker, Job& job) {
   } else if (auto* verify = std::get_if<VerifyJob>(&job)) {
     inbox_.Post(Verified{verify->part, copier_.Sum(verify->bytes) == verify->sum});
   } else if (auto* make = std::get_if<MakeRegionJob>(&job)) {
-    inbox_.Post(RegionMade{make->region, MemoryRegion::Create(make->bytes, options_.pages)});
+    inbox_.Post(RegionMade{make->region, options_.make_region
+                                             ? options_.make_region(make->bytes)
+                                             : MemoryRegion::Create(make->bytes, options_.pages)});
   } else if (auto* end = std::get_if<EndChannelsJob>(&job)) {
     absl::erase_if(worker.channels, [&](const auto& channel) {
       if (channel.second.session != end->session) return false;

@@ -12,6 +12,7 @@
 #include <atomic>
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <thread>
 #include <variant>
@@ -34,6 +35,8 @@ class CopierPool final : public Mover {
     uint32_t threads = 1;
     uint32_t max_jobs = 1024;  // Waiting, for each thread.
     PageKind pages = PageKind::kHugetlb;
+    // Makes regions; empty: without a name.
+    std::function<absl::StatusOr<MemoryRegion>(uint64_t bytes)> make_region;
   };
 
   // Collaborators must outlive this.

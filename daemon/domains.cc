@@ -47,6 +47,11 @@ std::optional<DomainId> Domains::OfIdentity(std::string_view identity) {
   return Number(absl::StrCat("certificate:", absl::CEscape(bytes)));
 }
 
+std::optional<DomainId> Domains::Named(const std::string& name) {
+  absl::MutexLock lock(&mu_);
+  return Number(name);
+}
+
 std::string Domains::Name(DomainId domain) const {
   absl::MutexLock lock(&mu_);
   if (domain == 0 || domain > names_.size()) return absl::StrCat("domain:", domain);

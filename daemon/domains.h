@@ -69,6 +69,9 @@ class Domains {
   // "certificate:IDENTITY". nullopt: refused, as is an empty or an overlong identity.
   std::optional<DomainId> OfIdentity(std::string_view identity);
 
+  // The domain of that name, whoever belongs to it now. nullopt: there are as many as may be.
+  std::optional<DomainId> Named(const std::string& name);
+
   // What to print. "domain:N" for a number that was never given out.
   std::string Name(DomainId domain) const;
 

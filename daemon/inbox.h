@@ -33,6 +33,7 @@ struct SessionOpened {
   uid_t uid = 0;
   pid_t pid = 0;            // 0: no process of this machine; its bytes are streamed.
   SessionToken finished{};  // A session of the same process whose holds end now.
+  uint64_t started = 0;     // When the process began (process_identity.h); 0: as pid.
 };
 struct StagingOpened {
   uint32_t serial = 0;

@@ -5,6 +5,8 @@
 #include <utility>
 
 #include "proto/types/check.h"
+#include "proto/types/kill_point.h"
+#include "proto/types/safety.h"
 
 namespace kvd {
 namespace {
@@ -200,6 +202,7 @@ bool Movement::MakeRoomInPool(EvictionPolicy::Pool pool, uint32_t& victims, Nano
 bool Movement::Demote(BlockRef victim, Nanos now) {
   if (residency_.OnNvme(victim)) {
     residency_.LeaveDram(victim);
+    KVD_KILL_POINT("demote.clean");
     ++counters_.clean_blocks;
     return true;
   }
@@ -218,9 +221,12 @@ bool Movement::Demote(BlockRef victim, Nanos now) {
   }
   residency_.Lease(victim);
   const BlockRef above = residency_.NearestCold(block.parent);
-  job.next_depth = above == 0 ? 0 : residency_.block(above).depth + 1;
+  job.next_depth = !SafetyOn(Safety::kAncestors) ? block.depth
+                   : above == 0                  ? 0
+                                                 : residency_.block(above).depth + 1;
   leaving_bytes_ += job.bytes;
   jobs_.push_back(std::move(job));
+  KVD_KILL_POINT("demote.begun");
   return true;
 }
 
@@ -289,7 +295,8 @@ bool Movement::WriteChain(JobPtr job) {
   for (; job->next_depth <= depth; ++job->next_depth) {
     const BlockRef block = residency_.AncestorAt(job->victim, job->next_depth);
     const BlockRef parent = residency_.block(block).parent;
-    const bool stands = parent == 0 || residency_.block(parent).first_cold != 0;
+    const bool stands = parent == 0 || residency_.block(parent).first_cold != 0 ||
+                        !SafetyOn(Safety::kAncestors);
     if (!stands || residency_.block(block).state != BlockState::kVisible) {
       job->failed = true;  // What is above it was damaged, or left: nobody would find it there.
       return true;
@@ -335,6 +342,7 @@ bool Movement::WritePart(JobPtr job, BlockRef block, PartRef ref) {
     return false;
   }
   residency_.MoveCold(cold, *place);
+  KVD_KILL_POINT("demote.part_appended");
   ++job->writing;
   writing_bytes_ += part.length;
   counters_.written_bytes += NvmeTier::RoomOf(part.length);
@@ -347,6 +355,7 @@ bool Movement::MakeNvmeRoom(uint32_t length) {
        tier_.live_bytes() + NvmeTier::RoomOf(length) > tier_.live_capacity_bytes(); ++victims) {
     if (victims == kColdVictims || !residency_.EvictNextCold()) return false;
     ++counters_.nvme_evicted_blocks;
+    KVD_KILL_POINT("nvme.evicted");
   }
   return true;
 }
@@ -355,6 +364,7 @@ void Movement::EndWrite(const Op& op, NvmeOutcome outcome) {
   writing_bytes_ -= op.length;
   if (outcome == NvmeOutcome::kOk) {
     residency_.CommitCold(op.cold, residency_.tick());
+    KVD_KILL_POINT("demote.part_written");
   } else {
     ++counters_.failed_writes;
     residency_.DropCold(op.cold);
@@ -382,7 +392,9 @@ void Movement::EndJob(JobPtr job) {
       WantsRoom() || store_.pressure(residency_.shape(block.ns).pool).slot_bytes != 0;
   if (residency_.OnNvme(victim)) {
     if (!wanted) return;
+    KVD_KILL_POINT("demote.before_leaving");
     residency_.LeaveDram(victim);
+    KVD_KILL_POINT("demote.left");
     ++counters_.demoted_blocks;
   } else if (failed) {
     residency_.LeaveDram(victim);  // Lost: or it would be the next victim again.
@@ -434,6 +446,7 @@ Movement::Fetch Movement::Begin(BlockRef ref, Nanos deadline) {
   }
   promoting_bytes_ += promotion.bytes;
   promotions_[ref] = promotion;
+  KVD_KILL_POINT("promote.begun");
   SubmitReads();
   return promotions_.contains(ref) ? Fetch::kUnderWay : Fetch::kNo;
 }
@@ -477,7 +490,9 @@ void Movement::EndRead(const Op& op, NvmeOutcome outcome) {
   const bool arrived = outcome == NvmeOutcome::kOk;
   if (arrived) {
     const uint32_t sum = residency_.cold(op.cold).sum;
+    KVD_KILL_POINT("promote.before_part");
     residency_.CommitPart(op.part, sum, residency_.tick());
+    KVD_KILL_POINT("promote.part_visible");
     counters_.promoted_bytes += op.length;
   } else {
     ++counters_.failed_reads;
@@ -534,6 +549,7 @@ void Movement::EndPromotionPart(BlockRef block, bool arrived) {
   promoting_bytes_ -= promotion.bytes;
   promotions_.erase(it);
   if (landed) ++counters_.promoted_blocks;
+  KVD_KILL_POINT("promote.landed");
   // What was damaged meanwhile and is in production by nobody does not stay so.
   residency_.Abandon(block);
   residency_.Unlease(block);

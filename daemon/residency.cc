@@ -10,6 +10,7 @@
 
 #include "proto/types/check.h"
 #include "proto/types/kill_point.h"
+#include "proto/types/safety.h"
 
 namespace kvd {
 namespace {
@@ -602,7 +603,7 @@ void Residency::UnlinkPart(Part& part, PartRef ref) {
 // The end of a part that no block names any more.
 void Residency::ReleasePart(PartRef ref) {
   Part& part = parts_[ref];
-  if (part.holds > 0) {
+  if (part.holds > 0 && SafetyOn(Safety::kQuarantine) && SafetyOn(Safety::kNoReuseUnderHold)) {
     part.block = 0;
     part.state = static_cast<uint32_t>(PartState::kQuarantined);
     room_.PartQuarantined(part);
@@ -805,7 +806,8 @@ bool Residency::OnNvme(const Block& block) const {
 // has it all, or nobody misses it when it is gone.
 bool Residency::MayLeaveDram(const Block& block) const {
   // What waits for other shards or for its parent may leave too: they may never come.
-  if (block.first_part == 0 || block.state == BlockState::kStub || block.holds != 0 ||
+  const bool held = block.holds != 0 && SafetyOn(Safety::kNoReuseUnderHold);
+  if (block.first_part == 0 || block.state == BlockState::kStub || held ||
       block.reserved_parts != 0 || block.warm_children != 0) {
     return false;
   }

@@ -23,6 +23,7 @@
 #include "absl/strings/str_cat.h"
 #include "daemon/descriptors.h"
 #include "daemon/peer_groups.h"
+#include "daemon/process_identity.h"
 #include "daemon/unix_listener.h"
 #include "proto/types/status.h"
 
@@ -284,6 +285,7 @@ void SessionServer::Accept() {
   peer->domain = *domain;
   peer->uid = credentials.uid;
   peer->pid = credentials.pid;
+  peer->started = ProcessStart(peer->pid).value_or(kUnknownStart);
   peers_[peer->serial] = std::move(peer);
 }
 
@@ -344,7 +346,8 @@ bool SessionServer::Greet(Peer& peer, const SessionHello& hello) {
                             .domain = peer.domain,
                             .uid = peer.uid,
                             .pid = peer.pid,
-                            .finished = hello.finished_session});
+                            .finished = hello.finished_session,
+                            .started = peer.started});
   return Send(peer.socket, &welcome, sizeof welcome, {});
 }
 

@@ -70,6 +70,7 @@ class SessionServer {
     DomainId domain = 0;
     uid_t uid = 0;
     pid_t pid = 0;
+    uint64_t started = 0;  // When the process began.
     bool greeted = false;
     uint32_t protocol = 0;           // As agreed.
     uint64_t staging_bytes = 0;      // Made by us; 0: none.

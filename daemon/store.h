@@ -73,6 +73,9 @@ class Store final : private RoomOwner {
 
   std::byte* Address(const Part& part) const { return arena_.Address(part.region, part.slot); }
 
+  // Has new memory made for regions that nothing came back to after a restart.
+  void RenewInherited();
+
   uint64_t regions_emptied() const { return regions_emptied_; }  // Any thread.
 
   // What a reservation of a pool wanted when it had to make room last.

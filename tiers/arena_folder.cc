@@ -44,6 +44,8 @@ absl::StatusOr<ArenaFolder> ArenaFolder::Open(const std::string& parent, const s
     return absl::FailedPreconditionError(
         absl::StrCat(folder.path_, " is not this user's alone (mode 0700)"));
   }
+  // The umask of the process may have taken our own way in.
+  if (fchmod(folder.fd_, 0700) != 0) return ErrnoStatus(errno, folder.path_);
   return folder;
 }
 

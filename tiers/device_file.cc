@@ -5,6 +5,7 @@
 #include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -57,19 +58,9 @@ absl::Status NotAFile(const std::string& path) {
   return absl::InvalidArgumentError(absl::StrCat(path, ": is neither a file nor a block device"));
 }
 
-// What the kernel says to one request of a transfer.
-int64_t Ask(int fd, const NvmeTransfer& transfer) {
-  const auto offset = static_cast<off_t>(transfer.offset());
-  const absl::Span<std::byte> rest = transfer.rest();
-  const ssize_t result = transfer.kind() == NvmeJob::Kind::kRead
-                             ? pread(fd, rest.data(), rest.size(), offset)
-                             : pwrite(fd, rest.data(), rest.size(), offset);
-  return result < 0 ? -errno : result;
-}
-
 absl::Status Move(const DeviceFile& file, NvmeTransfer transfer, absl::string_view verb) {
   while (true) {
-    const int64_t result = Ask(file.fd(), transfer);
+    const int64_t result = file.Ask(transfer);
     switch (transfer.Take(result)) {
       case NvmeTransfer::Step::kDone:
         return absl::OkStatus();
@@ -204,14 +195,33 @@ absl::Status DeviceFile::TakeBlockDevice(uint64_t size_bytes) {
   return absl::OkStatus();
 }
 
+int64_t DeviceFile::Ask(const NvmeTransfer& transfer) const {
+  const std::vector<iovec>& rest = transfer.rest();
+  const auto count = static_cast<int>(rest.size());
+  const auto offset = static_cast<off_t>(transfer.offset());
+  int64_t result = 0;
+  switch (transfer.kind()) {
+    case NvmeJob::Kind::kRead:
+      result = preadv(fd_, rest.data(), count, offset);
+      break;
+    case NvmeJob::Kind::kWrite:
+      result = pwritev(fd_, rest.data(), count, offset);
+      break;
+    case NvmeJob::Kind::kSync:
+      result = fdatasync(fd_);
+      break;
+  }
+  return result < 0 ? -errno : result;
+}
+
 absl::Status DeviceFile::ReadNow(uint64_t offset, absl::Span<std::byte> bytes) const {
-  return Move(*this, {NvmeJob::Kind::kRead, offset, bytes}, "reading");
+  return Move(*this, {NvmeJob::Kind::kRead, offset, {bytes}}, "reading");
 }
 
 absl::Status DeviceFile::WriteNow(uint64_t offset, absl::Span<const std::byte> bytes) const {
   // A transfer has one kind of span; nothing is stored through this one.
   auto* data = const_cast<std::byte*>(bytes.data());
-  return Move(*this, {NvmeJob::Kind::kWrite, offset, {data, bytes.size()}}, "writing");
+  return Move(*this, {NvmeJob::Kind::kWrite, offset, {{data, bytes.size()}}}, "writing");
 }
 
 absl::Status DeviceFile::SyncNow() const {

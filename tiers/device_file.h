@@ -17,6 +17,7 @@
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "proto/types/clock.h"
+#include "tiers/nvme_transfer.h"
 
 namespace kvd {
 
@@ -57,6 +58,8 @@ class DeviceFile {
   absl::Status ReadNow(uint64_t offset, absl::Span<std::byte> bytes) const;
   absl::Status WriteNow(uint64_t offset, absl::Span<const std::byte> bytes) const;
   absl::Status SyncNow() const;
+  // One request for the rest of a transfer: what the kernel says, for Take(). Blocks.
+  int64_t Ask(const NvmeTransfer& transfer) const;
 
  private:
   DeviceFile(std::string path, int fd) : path_(std::move(path)), fd_(fd) {}

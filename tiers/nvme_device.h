@@ -69,6 +69,11 @@ class NvmeDevice {
   // False: as much is in flight as may be (bounded in jobs and in bytes); nothing happened.
   virtual bool Submit(NvmeJob job) = 0;
 
+  // Memory that was named when the device was opened is about to be unmapped, and `after`, of the
+  // same size, serves in its place: what is pinned follows. No job has bytes of `before`, now or
+  // later. On the thread of Submit().
+  virtual void ReplaceMemory(absl::Span<std::byte> /*before*/, absl::Span<std::byte> /*after*/) {}
+
   virtual uint64_t size_bytes() const = 0;
   virtual std::string_view name() const = 0;    // For messages: the path.
   virtual std::string_view engine() const = 0;  // "io_uring", "threads", "simulated".

@@ -34,7 +34,7 @@ struct NvmeLimits {
 class NvmeQueue {
  public:
   static constexpr uint32_t kReadsPerWrite = 7;
-  static constexpr size_t kPiecesMax = 16;  // Of one job.
+  static constexpr size_t kPiecesMax = 1024;  // Of one job; the kernel's.
 
   struct Entry {
     NvmeJob job;

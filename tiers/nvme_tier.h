@@ -130,6 +130,9 @@ class NvmeTier {
   // One that is dead already is left alone.
   virtual void Drop(RecordPlace place, uint32_t length) = 0;
 
+  // As of NvmeDevice, for all devices.
+  virtual void ReplaceMemory(absl::Span<std::byte> /*before*/, absl::Span<std::byte> /*after*/) {}
+
   // Ends what has ended, writes what waits, reclaims what is due. Cheap; call it each turn.
   virtual void Poll(Nanos now) = 0;
   // When Poll() has something to do at the latest.

@@ -5,11 +5,13 @@
 
 #pragma once
 
-#include <algorithm>
+#include <sys/uio.h>
+
 #include <cerrno>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <vector>
 
 #include "absl/types/span.h"
 #include "tiers/nvme_device.h"
@@ -20,13 +22,20 @@ class NvmeTransfer {
  public:
   enum class Step : uint8_t { kDone, kAgain, kFailed };
 
-  NvmeTransfer(NvmeJob::Kind kind, uint64_t offset, absl::Span<std::byte> bytes)
-      : kind_(kind), offset_(offset), rest_(bytes) {}
+  // Pieces that lie back to back on the device. None for kSync.
+  NvmeTransfer(NvmeJob::Kind kind, uint64_t offset, absl::Span<const absl::Span<std::byte>> pieces)
+      : kind_(kind), offset_(offset) {
+    for (absl::Span<std::byte> piece : pieces) {
+      rest_.push_back({piece.data(), piece.size()});
+      bytes_ += piece.size();
+    }
+  }
 
   NvmeJob::Kind kind() const { return kind_; }
-  uint64_t offset() const { return offset_; }           // Of what is left; bytes.
-  absl::Span<std::byte> rest() const { return rest_; }  // Empty for kSync.
-  int error() const { return error_; }                  // errno of kFailed.
+  // What is left: its place, in bytes, and its memory, which stays where it is until Take().
+  uint64_t offset() const { return offset_; }
+  const std::vector<iovec>& rest() const { return rest_; }
+  int error() const { return error_; }  // errno of kFailed.
 
   // The kernel said `result`: bytes, or an errno as a negative number. kAgain: ask it for rest().
   Step Take(int64_t result) {
@@ -34,13 +43,12 @@ class NvmeTransfer {
       return ++retries_ <= kRetries ? Step::kAgain : Fail(static_cast<int>(-result));
     }
     if (result < 0) return Fail(static_cast<int>(-result));
-    const auto moved = std::min(static_cast<size_t>(result), rest_.size());
-    if (moved == rest_.size()) return Step::kDone;
+    const auto moved = static_cast<uint64_t>(result);
+    if (moved >= bytes_) return Step::kDone;
     // Direct I/O goes by pages. No whole page: the file ends here, or nothing moves any more.
-    const size_t whole = moved - moved % kNvmePageBytes;
+    const uint64_t whole = moved - moved % kNvmePageBytes;
     if (whole == 0) return Fail(EIO);
-    offset_ += whole;
-    rest_.remove_prefix(whole);
+    Advance(whole);
     return Step::kAgain;
   }
 
@@ -52,9 +60,20 @@ class NvmeTransfer {
     return Step::kFailed;
   }
 
-  const NvmeJob::Kind kind_;
+  void Advance(uint64_t bytes) {
+    offset_ += bytes;
+    bytes_ -= bytes;
+    auto piece = rest_.begin();
+    for (; piece->iov_len <= bytes; ++piece) bytes -= piece->iov_len;
+    piece->iov_base = static_cast<std::byte*>(piece->iov_base) + bytes;
+    piece->iov_len -= bytes;
+    rest_.erase(rest_.begin(), piece);
+  }
+
+  NvmeJob::Kind kind_;
   uint64_t offset_;
-  absl::Span<std::byte> rest_;
+  uint64_t bytes_ = 0;  // Of rest_.
+  std::vector<iovec> rest_;
   uint32_t retries_ = 0;
   int error_ = 0;
 };

@@ -9,6 +9,7 @@
 #include "absl/container/flat_hash_set.h"
 #include "proto/types/check.h"
 #include "proto/types/checksum.h"
+#include "proto/types/safety.h"
 #include "tiers/nvme_buffer.h"
 
 namespace kvd {
@@ -115,6 +116,7 @@ class Recoverer {
 
   Recovered Judge();
   bool Lives(const RecordHeader& header);
+  bool PayloadIsWhole(const RecoveredRecord& record);
 
   const RecoveryInput& input_;
   RecoveryReport& report_;
@@ -275,7 +277,7 @@ void Recoverer::SeeSegmentRow(const SegmentRow& row) {
   const bool same_end = row.has_trailer
                             ? scan->trailer && scan->trailer->incarnation == row.incarnation
                             : !scan->trailer || scan->trailer->incarnation < row.incarnation;
-  scan->trusted = row.sealed && same_life && same_end;
+  scan->trusted = (row.sealed && same_life && same_end) || !SafetyOn(Safety::kDataBeforeIndex);
   scan->incarnation = row.incarnation;
 }
 
@@ -418,7 +420,7 @@ bool Recoverer::Lives(const RecordHeader& header) {
     ++report_.of_unknown_scope;
     return false;
   }
-  if (header.epoch != input_.scopes[scope - 1].epoch) {
+  if (header.epoch != input_.scopes[scope - 1].epoch && SafetyOn(Safety::kEpoch)) {
     ++report_.of_dead_epoch;
     return false;
   }
@@ -444,26 +446,36 @@ struct HashPart {
   }
 };
 
-// Of two copies the later stays, at the place of the earlier in the list until all were seen.
-void KeepLatest(std::vector<RecoveredRecord>& records, std::vector<bool>& dead) {
+// Of two copies the later stays, where `whole` says that all of it is there.
+template <typename Whole>
+void KeepLatest(std::vector<RecoveredRecord>& records, std::vector<bool>& dead, Whole whole) {
   absl::flat_hash_set<uint32_t, HashPart, SamePart> seen(0, HashPart{&records}, SamePart{&records});
   seen.reserve(records.size());
   for (uint32_t i = 0; i < records.size(); ++i) {
     const auto [other, is_new] = seen.insert(i);
     if (is_new) continue;
-    if (records[*other].sequence > records[i].sequence) {
-      dead[i] = true;
-      continue;
-    }
-    dead[*other] = true;
+    const uint32_t later = records[*other].sequence > records[i].sequence ? *other : i;
+    const uint32_t earlier = later == i ? *other : i;
+    const uint32_t loser = whole(later) ? earlier : later;
+    dead[loser] = true;
+    if (loser == i) continue;
     seen.erase(other);
     seen.insert(i);
   }
 }
 
+bool Recoverer::PayloadIsWhole(const RecoveredRecord& record) {
+  const Scan& scan = *ScanOf(record.place.segment);
+  const NvmeBuffer payload(record.info.length);
+  const absl::Status read = input_.devices[scan.device].device->ReadNow(
+      GeometryOf(scan).OffsetOf(scan.local, record.place.page + 1), payload.span());
+  return read.ok() && Crc32c(payload.span()) == PaddedSum(record.info.sum, record.info.length);
+}
+
 Recovered Recoverer::Judge() {
   Recovered recovered;
   std::vector<Source> sources;
+  std::vector<bool> durable;  // A trailer says so.
   size_t total = 0;
   for (const Scan& scan : scans_) total += scan.found.size();
   recovered.records.reserve(total);
@@ -484,11 +496,17 @@ Recovered Recoverer::Judge() {
       if (!Lives(found.header)) continue;
       recovered.records.push_back({found.header.info, found.header.place, found.header.sequence});
       sources.push_back(found.source);
+      durable.push_back(scan.trailer.has_value());
     }
     scan.found = {};
   }
   std::vector<bool> dead(recovered.records.size());
-  KeepLatest(recovered.records, dead);
+  // A power loss may leave the header of a copy that was on its way, and not all of its payload,
+  // while the original is still where it was.
+  KeepLatest(recovered.records, dead, [&](uint32_t i) {
+    return durable[i] || !SafetyOn(Safety::kDataBeforeIndex) ||
+           PayloadIsWhole(recovered.records[i]);
+  });
   size_t kept = 0;
   for (size_t i = 0; i < recovered.records.size(); ++i) {
     if (dead[i]) {

@@ -28,6 +28,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "proto/types/checksum.h"
+#include "proto/types/kill_point.h"
 #include "proto/types/status.h"
 
 namespace kvd {
@@ -437,6 +438,7 @@ void RocksIndexImpl::AddToBatch(const Row& row, rocksdb::WriteBatch& batch) {
 void RocksIndexImpl::Write(const std::vector<Row>& rows) {
   rocksdb::WriteBatch batch;
   for (const Row& row : rows) AddToBatch(row, batch);
+  KVD_KILL_POINT("index.before_batch");
   rocksdb::Status status = db_ != nullptr ? db_->Write(rocksdb::WriteOptions(), &batch)
                                           : rocksdb::Status::IOError("it could not be reset");
   if (db_ != nullptr && !status.ok() && absl::Now() >= resume_at_) {
@@ -444,6 +446,7 @@ void RocksIndexImpl::Write(const std::vector<Row>& rows) {
     resume_at_ = absl::Now() + kResumeEvery;
     if (db_->Resume().ok()) status = db_->Write(rocksdb::WriteOptions(), &batch);
   }
+  KVD_KILL_POINT("index.batch_written");
   absl::MutexLock lock(&mu_);
   if (status.ok()) {
     stats_.rows_written += rows.size();

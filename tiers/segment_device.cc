@@ -6,6 +6,9 @@
 #include <utility>
 
 #include "proto/types/check.h"
+#include "proto/types/checksum.h"
+#include "proto/types/kill_point.h"
+#include "proto/types/safety.h"
 
 namespace kvd {
 namespace {
@@ -16,6 +19,13 @@ constexpr uint32_t kKeepForCopies = 1;
 constexpr Nanos kWritePause = kSecond;
 // Of one record; the rest of EstimateReadUs() is bandwidth.
 constexpr uint64_t kReadBaseUs = 60;
+
+// All that can be said of a record by one who does not know what it should be.
+bool IsWholeByItself(const std::optional<RecordHeader>& header,
+                     absl::Span<const std::byte> payload) {
+  return header && payload.size() == WholePages(header->info.length) &&
+         Crc32c(payload) == PaddedSum(header->info.sum, header->info.length);
+}
 
 bool MeansNoRoom(int error) { return error == ENOSPC || error == EDQUOT || error == EROFS; }
 
@@ -124,6 +134,7 @@ std::unique_ptr<SegmentDevice::Log> SegmentDevice::OpenLog(uint32_t keep_free) {
     shared_.index->EraseSegment(number);
     shared_.index->PutSegment({.segment = number, .incarnation = log->incarnation});
   }
+  KVD_KILL_POINT("segment.opened");
   return log;
 }
 
@@ -147,7 +158,11 @@ uint32_t SegmentDevice::Place(Log& log, const RecordInfo& info, uint32_t epoch, 
              {.page = log.next_page, .length = info.length, .sum = info.sum, .occupant = occupant});
   log.next_page += PagesOfRecord(info.length);
   ++log.placed;
+  if (!SafetyOn(Safety::kDataBeforeIndex) && shared_.index != nullptr) {
+    shared_.index->PutRecord(Global(writing.place), writing.packed);
+  }
   log.pending.push_back(index);
+  KVD_KILL_POINT("record.placed");
   return index;
 }
 
@@ -177,6 +192,7 @@ bool SegmentDevice::Flush(Log& log, Nanos now) {
   job.log = &log;
   job.writings = log.gathered;
   job.bytes = log.gathered_bytes;
+  KVD_KILL_POINT("record.before_write");
   if (!Submit(std::move(nvme_job), std::move(job), now)) return false;
   for (const uint32_t i : log.gathered) writings_[i].state = Writing::State::kSubmitted;
   log.gathered.clear();
@@ -186,6 +202,7 @@ bool SegmentDevice::Flush(Log& log, Nanos now) {
 
 void SegmentDevice::RecordsEnded(const Job& job, const NvmeDone& done, Nanos now) {
   Log& log = *job.log;
+  KVD_KILL_POINT("record.written");
   const bool ok = done.outcome == NvmeOutcome::kOk;
   write_bytes_ -= job.bytes;
   for (const uint32_t i : job.writings) {
@@ -242,6 +259,7 @@ void SegmentDevice::AcknowledgeOne(Log& log, const Writing& writing, Nanos now) 
   if (shared_.index != nullptr && table_.Find(writing.place) != nullptr) {
     shared_.index->PutRecord(Global(writing.place), writing.packed);
   }
+  KVD_KILL_POINT("record.acknowledged");
   if (writing.is_copy) return CopyWritten(writing, true);
   ++shared_.counters.appended_records;
   shared_.counters.appended_bytes += NvmeTier::RoomOf(writing.length);
@@ -290,7 +308,9 @@ bool SegmentDevice::Read(RecordPlace place, const RecordInfo& info, absl::Span<s
   nvme_job.offset = options_.geometry.OffsetOf(local.segment, local.page);
   nvme_job.pieces.push_back(JobPage(index, 0));
   nvme_job.pieces.push_back(small ? JobPage(index, 1) : target.first(whole));
-  nvme_job.sums = {kSelfSummedPage, PaddedSum(info.sum, info.length)};
+  if (SafetyOn(Safety::kChecksum) && SafetyOn(Safety::kKeyInHeader)) {
+    nvme_job.sums = {kSelfSummedPage, PaddedSum(info.sum, info.length)};
+  }
   nvme_job.deadline = deadline;
   Job job;
   job.kind = Job::Kind::kRead;
@@ -298,7 +318,7 @@ bool SegmentDevice::Read(RecordPlace place, const RecordInfo& info, absl::Span<s
   job.place = local;
   job.info = info;
   job.incarnation = table_.at(local.segment).incarnation;
-  if (small) job.small_target = target.first(info.length);
+  job.target = target.first(small ? info.length : whole);
   job.bytes = whole + kNvmePageBytes;
   job.bytes_ahead = read_bytes_ + job.bytes;
   if (!Submit(std::move(nvme_job), std::move(job), now)) return false;
@@ -309,6 +329,7 @@ bool SegmentDevice::Read(RecordPlace place, const RecordInfo& info, absl::Span<s
 }
 
 void SegmentDevice::ReadEnded(const Job& job, uint32_t index, const NvmeDone& done) {
+  KVD_KILL_POINT("record.read");
   table_.EndRead(job.place.segment);
   read_bytes_ -= job.bytes;
   --owner_jobs_;
@@ -325,14 +346,18 @@ void SegmentDevice::ReadEnded(const Job& job, uint32_t index, const NvmeDone& do
                        header->info.length == info.length && header->info.sum == info.sum &&
                        header->info.has_parent == info.has_parent &&
                        header->info.parent == info.parent && header->info.depth == info.depth;
-    if (!right) outcome = NvmeOutcome::kCorrupt;
+    const bool small = job.info.length <= kNvmePageBytes;
+    const bool good = SafetyOn(Safety::kKeyInHeader)
+                          ? right
+                          : IsWholeByItself(header, small ? JobPage(index, 1) : job.target);
+    if (!good) outcome = NvmeOutcome::kCorrupt;
   }
   switch (outcome) {
     case NvmeOutcome::kOk:
       ++counters.read_records;
       counters.read_bytes += job.info.length;
-      if (!job.small_target.empty()) {
-        std::memcpy(job.small_target.data(), JobPage(index, 1).data(), job.small_target.size());
+      if (job.info.length <= kNvmePageBytes) {
+        std::memcpy(job.target.data(), JobPage(index, 1).data(), job.target.size());
       }
       if (done.took > 0) {
         const double rate = static_cast<double>(job.bytes_ahead) * 1000.0 / done.took;
@@ -359,6 +384,7 @@ uint64_t SegmentDevice::EstimateReadUs(uint64_t bytes) const {
 
 void SegmentDevice::Drop(RecordPlace place) {
   if (table_.Drop(Local(place)) && shared_.index != nullptr) shared_.index->EraseRecord(place);
+  KVD_KILL_POINT("record.dropped");
 }
 
 // --- turns
@@ -407,9 +433,9 @@ void SegmentDevice::Ended(const NvmeDone& done, Nanos now) {
 }
 
 void SegmentDevice::Poll(Nanos now) {
-  const uint32_t changes = breaker_.changes();
   breaker_.Check(jobs_in_flight_, now);
-  shared_.counters.breaker_changes += breaker_.changes() - changes;
+  shared_.counters.breaker_changes +=
+      breaker_.changes() - std::exchange(told_changes_, breaker_.changes());
   for (const std::unique_ptr<Log>& log : logs_) {
     if (log == nullptr) continue;
     Flush(*log, now);

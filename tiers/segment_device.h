@@ -193,7 +193,7 @@ class SegmentDevice {
     RecordPlace place;  // Of a read; local.
     RecordInfo info;
     uint64_t incarnation = 0;
-    absl::Span<std::byte> small_target;  // Copied there afterwards.
+    absl::Span<std::byte> target;  // Of a read. Small ones are copied there afterwards.
     uint64_t bytes = 0;
     uint64_t bytes_ahead = 0;  // Of reads, when it was submitted; with its own.
     uint32_t copy = 0;
@@ -287,6 +287,7 @@ class SegmentDevice {
   const Options options_;
   SegmentTable table_;
   DeviceBreaker breaker_;
+  uint32_t told_changes_ = 0;  // Of it, that were counted.
 
   std::vector<Writing> writings_;
   std::vector<uint32_t> free_writings_;

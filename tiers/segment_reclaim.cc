@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "proto/types/check.h"
+#include "proto/types/kill_point.h"
 #include "tiers/segment_device.h"
 
 namespace kvd {
@@ -25,6 +26,7 @@ void SegmentDevice::AdvanceReclaim(Nanos now) {
     const std::optional<uint32_t> local = table_.BeginReclaim();
     if (!local) return;
     reclaim_ = Reclaim{.local = *local};
+    KVD_KILL_POINT("reclaim.begun");
   }
   WriteCopies(now);
   while (!reclaim_->failed && ReadNextCopy(now)) {
@@ -79,6 +81,7 @@ void SegmentDevice::CopyRead(const Job& job, const NvmeDone& done) {
       copy.header->incarnation != table_.at(place.segment).incarnation) {
     return LoseCopy(job.copy, NvmeOutcome::kCorrupt);
   }
+  KVD_KILL_POINT("reclaim.copy_read");
   copy.waits = true;
 }
 
@@ -133,6 +136,7 @@ bool SegmentDevice::WriteCopy(uint32_t index, Nanos now) {
   writing.begun = now;
   writing.pieces = {copy.buffer.span(), {}};
   copy.waits = false;
+  KVD_KILL_POINT("reclaim.copy_placed");
   Gather(*log, placed, now);
   return true;
 }
@@ -151,6 +155,7 @@ void SegmentDevice::CopyWritten(const Writing& writing, bool ok) {
     Drop(Global(to));  // Dropped while it was copied.
     return;
   }
+  KVD_KILL_POINT("reclaim.copy_written");
   table_.Drop(from);  // Its row goes with its segment.
   shared_.moved.push_back({writing.occupant, Global(to)});
 }
@@ -161,6 +166,7 @@ void SegmentDevice::FinishReclaim() {
   copies_.clear();
   if (table_.at(local).live_bytes > 0) return table_.AbandonReclaim(local);
   table_.Drained(local);
+  KVD_KILL_POINT("reclaim.drained");
   // The copies are written; before they are durable the originals must not be overwritten.
   drained_.push_back({local, dirty_needs_});
 }
@@ -168,6 +174,7 @@ void SegmentDevice::FinishReclaim() {
 void SegmentDevice::ReleaseDrained() {
   std::erase_if(drained_, [this](const DrainedSegment& drained) {
     if (drained.sync_needed > sync_ok_) return false;
+    KVD_KILL_POINT("reclaim.before_release");
     table_.Release(drained.local);
     return true;
   });
@@ -176,6 +183,7 @@ void SegmentDevice::ReleaseDrained() {
 void SegmentDevice::TellFreed() {
   for (const uint32_t local : table_.TakeFreed()) {
     ++shared_.counters.segments_freed;
+    KVD_KILL_POINT("segment.freed");
     if (shared_.index != nullptr) {
       shared_.index->EraseSegment(SegmentNumber(options_.ordinal, local));
     }

@@ -7,6 +7,7 @@
 
 #include "proto/types/check.h"
 #include "proto/types/checksum.h"
+#include "proto/types/kill_point.h"
 #include "tiers/segment_device.h"
 
 namespace kvd {
@@ -39,6 +40,7 @@ void SegmentDevice::AdvanceSeal(Log& log, Nanos now) {
     if (!log.pending.empty()) return;
     if (log.broken || log.packed.empty()) return FinishLog(log);
     log.stage = Log::Stage::kFooter;
+    KVD_KILL_POINT("seal.before_footer");
     WriteFooter(log, now);
   }
   if (log.job_in_flight) return;
@@ -50,6 +52,7 @@ void SegmentDevice::AdvanceSeal(Log& log, Nanos now) {
       // The trailer says that all before it is durable, so it comes after a sync.
       if (log.sync_needed > sync_ok_) return;
       log.stage = Log::Stage::kTrailer;
+      KVD_KILL_POINT("seal.before_trailer");
       return WriteTrailerPage(log, now);
     case Log::Stage::kTrailer:
       return SubmitSealPiece(log, Job::Kind::kTrailer, options_.geometry.pages() - 1, now);
@@ -105,6 +108,7 @@ void SegmentDevice::SealPieceEnded(Log& log, Job::Kind kind, const NvmeDone& don
     return;
   }
   ++shared_.counters.segments_sealed;
+  KVD_KILL_POINT("seal.trailer_written");
   if (shared_.index != nullptr) {
     shared_.index->PutSegment({.segment = SegmentNumber(options_.ordinal, log.local),
                                .incarnation = log.incarnation,
@@ -157,6 +161,7 @@ void SegmentDevice::SyncEnded(const NvmeDone& done, Nanos now) {
   syncing_ = false;
   if (done.outcome == NvmeOutcome::kOk) {
     sync_ok_ = sync_started_;
+    KVD_KILL_POINT("segment.synced");
     ++shared_.counters.syncs;
   } else {
     ++shared_.counters.sync_errors;

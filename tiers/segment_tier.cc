@@ -10,6 +10,7 @@
 #include "absl/container/inlined_vector.h"
 #include "absl/strings/str_cat.h"
 #include "proto/types/check.h"
+#include "proto/types/kill_point.h"
 #include "proto/types/thread_role.h"
 #include "proto/types/view.h"
 #include "tiers/superblock.h"
@@ -308,6 +309,7 @@ absl::StatusOr<ScopeNumber> SegmentTierImpl::AddScope(const std::string& domain,
                      shared_.scopes.scopes().size()));
   }
   const ScopeNumber number = shared_.scopes.Add(domain, canonical);
+  KVD_KILL_POINT("scope.added");
   MaybeWriteSuperblocks(options_.clock->Now());
   return number;
 }
@@ -319,6 +321,7 @@ absl::Status SegmentTierImpl::PurgeScope(ScopeNumber scope,
     return absl::NotFoundError(absl::StrCat("no scope has the number ", scope));
   }
   shared_.scopes.Purge(scope);
+  KVD_KILL_POINT("scope.purged");
   purges_.push_back({shared_.scopes.version(), std::move(done)});
   MaybeWriteSuperblocks(options_.clock->Now());
   return absl::OkStatus();
@@ -362,6 +365,7 @@ void SegmentTierImpl::SuperblocksWritten(uint64_t version, const absl::Status& s
       purges_.push_back(std::move(purge));
     } else if (purge.done) {
       purge.done(status);
+      KVD_KILL_POINT("scope.purge_told");
     }
   }
 }
@@ -517,11 +521,13 @@ absl::StatusOr<std::unique_ptr<SegmentTier>> OpenSegmentTier(const SegmentTierOp
   input.completions = completions.get();
   input.pump = options.pump;
   Recovered recovered = Recover(input, report);
+  KVD_KILL_POINT("recover.scanned");
   if (options.index != nullptr) {
     // What the index will not take is found again on the media by the next start.
     report.index_repaired = RepairIndex(*options.index, set.scopes, recovered).ok();
   }
   auto tier = std::make_unique<SegmentTierImpl>(options, std::move(set), std::move(completions));
+  KVD_KILL_POINT("recover.index_repaired");
   tier->Restore(recovered);
   found = std::move(recovered.records);
   report.took_ms = (options.clock->Now() - begun) / kMillisecond;

@@ -15,6 +15,7 @@
 #include "absl/strings/str_cat.h"
 #include "proto/types/check.h"
 #include "proto/types/checksum.h"
+#include "proto/types/kill_point.h"
 #include "proto/types/status.h"
 
 namespace kvd {
@@ -201,6 +202,16 @@ void SlotTable::SetRegion(uint32_t region, const Region& row) {
   Store(place, RegionRow{.number = row.number, .used = row.used, .rows = place->rows});
 }
 
+void SlotTable::ForgetRegion(uint32_t region) {
+  // The slots first: a row of a region that says it has none must not find any when it grows.
+  const uint64_t from = slots_at_ + region * region_stride_;
+  if (fallocate(fd_, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(from),
+                static_cast<off_t>(region_stride_)) != 0) {
+    std::memset(data_ + from, 0, region_stride_);
+  }
+  Store(RegionAt(region), RegionRow{});
+}
+
 std::optional<SlotTable::Region> SlotTable::region(uint32_t region) const {
   const RegionRow& row = *RegionAt(region);
   if (!Intact(row) || row.rows > geometry_.region_bytes / kMinSlotBytes) return std::nullopt;
@@ -318,7 +329,9 @@ bool SlotTable::RowsReach(uint32_t region, uint32_t slot) {
 
 bool SlotTable::Put(SlotRow row) {
   if (!RowsReach(row.region, row.slot)) return false;
+  KVD_KILL_POINT("slot.before_row");
   Store(SlotAt(row.region, row.slot), row);
+  KVD_KILL_POINT("slot.row_written");
   return true;
 }
 
@@ -331,8 +344,10 @@ void SlotTable::Clear(uint32_t region, uint32_t slot) {
   SlotRow* row = SlotAt(region, slot);
   // A row is empty when both are zero; one of them says damaged, which is as good.
   row->check = 0;
+  KVD_KILL_POINT("slot.half_cleared");
   row->state = SlotState::kEmpty;
   std::atomic_signal_fence(std::memory_order_seq_cst);
+  KVD_KILL_POINT("slot.cleared");
 }
 
 void SlotTable::ForEach(uint32_t region,

@@ -109,6 +109,8 @@ class SlotTable {
   };
   // Requires: no slot of the region has a row, if the number changes.
   void SetRegion(uint32_t region, const Region& row);
+  // Empties the region's row and those of its slots, whatever they say.
+  void ForgetRegion(uint32_t region);
   // Empty: damaged, and all rows of its slots with it.
   std::optional<Region> region(uint32_t region) const;
 

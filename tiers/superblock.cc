@@ -6,6 +6,7 @@
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "proto/types/checksum.h"
+#include "proto/types/kill_point.h"
 #include "proto/types/view.h"
 #include "tiers/nvme_buffer.h"
 
@@ -117,10 +118,10 @@ struct FoundCopy {
 
 FoundCopy ReadCopy(NvmeDevice& device, uint32_t copy) {
   FoundCopy found;
-  NvmeBuffer bytes(kSuperblockCopyBytes);
   // The first page first: few superblocks are longer, and a start should not read 8 MiB for it.
   const uint64_t offset = copy * kSuperblockCopyBytes;
-  found.read = device.ReadNow(offset, bytes.span(0, kNvmePageBytes));
+  NvmeBuffer bytes(kNvmePageBytes);
+  found.read = device.ReadNow(offset, bytes.span());
   if (!found.read.ok()) return found;
   Prefix prefix;
   std::memcpy(&prefix, bytes.data(), sizeof(prefix));
@@ -128,8 +129,8 @@ FoundCopy ReadCopy(NvmeDevice& device, uint32_t copy) {
   const uint64_t more =
       ours ? std::min(WholePages(prefix.length), kSuperblockCopyBytes) : kSuperblockCopyBytes;
   if (more > kNvmePageBytes) {
-    found.read =
-        device.ReadNow(offset + kNvmePageBytes, bytes.span(kNvmePageBytes, more - kNvmePageBytes));
+    bytes = NvmeBuffer(more);
+    found.read = device.ReadNow(offset, bytes.span());
     if (!found.read.ok()) return found;
   }
   found.state = ParseSuperblock(bytes.span(), found.superblock);
@@ -232,9 +233,13 @@ absl::Status StoreSuperblock(NvmeDevice& device, const Superblock& superblock, u
   }
   NvmeBuffer bytes(encoded->size());
   std::memcpy(bytes.data(), encoded->data(), encoded->size());
+  KVD_KILL_POINT("superblock.before_write");
   const absl::Status written = device.WriteNow(copy * kSuperblockCopyBytes, bytes.span());
   if (!written.ok()) return written;
-  return device.SyncNow();
+  KVD_KILL_POINT("superblock.written");
+  const absl::Status synced = device.SyncNow();
+  KVD_KILL_POINT("superblock.synced");
+  return synced;
 }
 
 }  // namespace kvd

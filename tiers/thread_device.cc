@@ -45,7 +45,6 @@ class ThreadDevice::Pool : public std::enable_shared_from_this<Pool> {
   // up around whatever is told.
   std::optional<NvmeQueue::Entry> NextJob();
   int Transfer(const NvmeQueue::Entry& entry) const;
-  int64_t Ask(const NvmeTransfer& transfer) const;
   bool TellExpired() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Not once Close() has given up waiting.
   void Tell(const NvmeDone& done);
@@ -157,38 +156,13 @@ bool ThreadDevice::Pool::TellExpired() {
 }
 
 int ThreadDevice::Pool::Transfer(const NvmeQueue::Entry& entry) const {
-  std::vector<absl::Span<std::byte>> pieces = entry.job.pieces;
-  if (entry.job.kind == NvmeJob::Kind::kSync) pieces.emplace_back();
-  uint64_t offset = entry.job.offset;
-  for (absl::Span<std::byte> piece : pieces) {
-    NvmeTransfer transfer(entry.job.kind, offset, piece);
-    NvmeTransfer::Step step = NvmeTransfer::Step::kAgain;
-    while (step == NvmeTransfer::Step::kAgain) {
-      const int64_t result = Ask(transfer);
-      step = transfer.Take(options_.fault ? options_.fault(transfer, result) : result);
-    }
-    if (step == NvmeTransfer::Step::kFailed) return transfer.error();
-    offset += piece.size();
+  NvmeTransfer transfer(entry.job.kind, entry.job.offset, entry.job.pieces);
+  NvmeTransfer::Step step = NvmeTransfer::Step::kAgain;
+  while (step == NvmeTransfer::Step::kAgain) {
+    const int64_t result = file_->Ask(transfer);
+    step = transfer.Take(options_.fault ? options_.fault(transfer, result) : result);
   }
-  return 0;
-}
-
-int64_t ThreadDevice::Pool::Ask(const NvmeTransfer& transfer) const {
-  const absl::Span<std::byte> rest = transfer.rest();
-  const auto offset = static_cast<off_t>(transfer.offset());
-  int64_t result = 0;
-  switch (transfer.kind()) {
-    case NvmeJob::Kind::kRead:
-      result = pread(file_->fd(), rest.data(), rest.size(), offset);
-      break;
-    case NvmeJob::Kind::kWrite:
-      result = pwrite(file_->fd(), rest.data(), rest.size(), offset);
-      break;
-    case NvmeJob::Kind::kSync:
-      result = fdatasync(file_->fd());
-      break;
-  }
-  return result < 0 ? -errno : result;
+  return step == NvmeTransfer::Step::kFailed ? transfer.error() : 0;
 }
 
 void ThreadDevice::Pool::Tell(const NvmeDone& done) {

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <map>
 #include <optional>
 #include <thread>
 #include <utility>
@@ -21,6 +22,7 @@ namespace kvd {
 namespace {
 
 constexpr uint64_t kRegisteredMax = 1u << 30;  // Of one buffer; the kernel's.
+constexpr size_t kLargePiece = 64u << 10;
 constexpr unsigned kRingEntries = 256;
 constexpr uint64_t kWake = uint64_t{1} << 63;  // user_data of reading the eventfd.
 constexpr int kFileIndex = 0;                  // Of the registered files.
@@ -33,38 +35,77 @@ class RegisteredMemory {
  public:
   // Empty: registered. Otherwise why not; nothing is registered then.
   std::string Register(io_uring& ring, absl::Span<const absl::Span<std::byte>> memory) {
+    std::vector<iovec> buffers;
     for (absl::Span<std::byte> span : memory) {
       for (; !span.empty(); span.remove_prefix(std::min<size_t>(span.size(), kRegisteredMax))) {
-        buffers_.push_back({span.data(), std::min<size_t>(span.size(), kRegisteredMax)});
+        buffers.push_back({span.data(), std::min<size_t>(span.size(), kRegisteredMax)});
       }
     }
-    if (buffers_.empty()) return "";
-    std::sort(buffers_.begin(), buffers_.end(),
-              [](const iovec& a, const iovec& b) { return a.iov_base < b.iov_base; });
+    if (buffers.empty()) return "";
     const int result =
-        io_uring_register_buffers(&ring, buffers_.data(), static_cast<unsigned>(buffers_.size()));
-    if (result == 0) return "";
-    buffers_.clear();
-    return result == -ENOMEM
-               ? "memory is not registered with io_uring: RLIMIT_MEMLOCK is too small for it"
-               : absl::StrCat("memory is not registered with io_uring: ", std::strerror(-result));
+        io_uring_register_buffers(&ring, buffers.data(), static_cast<unsigned>(buffers.size()));
+    if (result == -ENOMEM) {
+      return "memory is not registered with io_uring: RLIMIT_MEMLOCK is too small for it";
+    }
+    if (result != 0) {
+      return absl::StrCat("memory is not registered with io_uring: ", std::strerror(-result));
+    }
+    for (size_t i = 0; i < buffers.size(); ++i) {
+      auto* base = static_cast<std::byte*>(buffers[i].iov_base);
+      buffers_[base] = {buffers[i].iov_len, static_cast<unsigned>(i)};
+    }
+    return "";
+  }
+
+  void Replace(io_uring& ring, absl::Span<std::byte> before, absl::Span<std::byte> after) {
+    const auto found = buffers_.find(before.data());
+    if (found == buffers_.end()) return;
+    const Buffer buffer = found->second;
+    buffers_.erase(found);  // From here on whoever is there is served unregistered.
+    if (buffer.bytes != before.size() || buffer.bytes != after.size()) return;
+    const iovec memory = {after.data(), after.size()};
+    if (io_uring_register_buffers_update_tag(&ring, buffer.index, &memory, nullptr, 1) == 1) {
+      buffers_[after.data()] = buffer;
+    }
   }
 
   // The buffer that has all of `bytes`.
-  std::optional<int> IndexOf(absl::Span<std::byte> bytes) const {
-    auto after = std::upper_bound(
-        buffers_.begin(), buffers_.end(), bytes.data(),
-        [](const std::byte* address, const iovec& buffer) { return address < buffer.iov_base; });
+  std::optional<unsigned> IndexOf(const iovec& bytes) const {
+    auto* data = static_cast<std::byte*>(bytes.iov_base);
+    auto after = buffers_.upper_bound(data);
     if (after == buffers_.begin()) return std::nullopt;
-    const iovec& buffer = *--after;
-    const auto* end = static_cast<const std::byte*>(buffer.iov_base) + buffer.iov_len;
-    if (bytes.data() + bytes.size() > end) return std::nullopt;
-    return static_cast<int>(after - buffers_.begin());
+    const auto& [base, buffer] = *--after;
+    if (data + bytes.iov_len > base + buffer.bytes) return std::nullopt;
+    return buffer.index;
   }
 
  private:
-  std::vector<iovec> buffers_;  // By address.
+  struct Buffer {
+    size_t bytes = 0;
+    unsigned index = 0;  // The kernel's.
+  };
+  std::map<std::byte*, Buffer> buffers_;  // By address.
 };
+
+// The requests that a job is made of. Only a piece by itself can use registered memory, which pays
+// where it is large; small ones that lie together are one request.
+std::vector<NvmeTransfer> TransfersOf(const NvmeJob& job) {
+  if (job.kind == NvmeJob::Kind::kSync) return {NvmeTransfer(job.kind, 0, {})};
+  std::vector<NvmeTransfer> transfers;
+  uint64_t offset = job.offset;
+  for (size_t first = 0, end = 0; first < job.pieces.size(); first = end) {
+    uint64_t bytes = job.pieces[end++].size();
+    if (bytes < kLargePiece) {
+      for (; end < job.pieces.size() && job.pieces[end].size() < kLargePiece; ++end) {
+        bytes += job.pieces[end].size();
+      }
+    }
+    transfers.emplace_back(job.kind, offset,
+                           absl::MakeConstSpan(job.pieces).subspan(first, end - first));
+    offset += bytes;
+  }
+  return transfers;
+}
 
 }  // namespace
 
@@ -82,6 +123,7 @@ class UringDevice::Worker {
   absl::Status Start();
   void SetSink(Sink sink) { sink_ = std::move(sink); }
   bool Submit(NvmeJob job);
+  void ReplaceMemory(absl::Span<std::byte> before, absl::Span<std::byte> after);
   // The thread has ended when this returns.
   void Close();
   const std::vector<std::string>& notes() const { return notes_; }
@@ -98,14 +140,24 @@ class UringDevice::Worker {
     NvmeQueue::Entry entry;
     int error = 0;
   };
+  struct Replacement {
+    absl::Span<std::byte> before;
+    absl::Span<std::byte> after;
+  };
   // What one look into the queue gave.
   struct Turn {
+    std::vector<Replacement> replacements;  // Before anything begins.
     std::vector<NvmeQueue::Entry> begun;
     std::vector<NvmeQueue::Entry> expired;
     std::vector<Ended> refused;  // Never begun: not valid, or the device is being closed.
     bool closing = false;
     bool busy = false;  // The kernel has jobs: others may come to wait for them, and expire.
   };
+
+  static bool HasSums(const std::vector<Ended>& ended) {
+    return std::any_of(ended.begin(), ended.end(),
+                       [](const Ended& one) { return !one.entry.job.sums.empty(); });
+  }
 
   void Run(absl::Notification& started, absl::Status& status);
   absl::Status MakeRing();
@@ -130,6 +182,7 @@ class UringDevice::Worker {
 
   absl::Mutex mutex_;
   NvmeQueue queue_ ABSL_GUARDED_BY(mutex_);
+  std::vector<Replacement> replacements_ ABSL_GUARDED_BY(mutex_);
   bool asleep_ ABSL_GUARDED_BY(mutex_) = false;  // Or about to be, with nothing left to begin.
   bool closing_ ABSL_GUARDED_BY(mutex_) = false;
 
@@ -169,6 +222,14 @@ bool UringDevice::Worker::Submit(NvmeJob job) {
   return true;
 }
 
+void UringDevice::Worker::ReplaceMemory(absl::Span<std::byte> before, absl::Span<std::byte> after) {
+  {
+    absl::MutexLock lock(&mutex_);
+    replacements_.push_back({before, after});
+  }
+  eventfd_write(wake_fd_, 1);
+}
+
 void UringDevice::Worker::Close() {
   {
     absl::MutexLock lock(&mutex_);
@@ -197,6 +258,7 @@ absl::Status UringDevice::Worker::MakeRing() {
         "io_uring is refused here (kernel.io_uring_disabled, a seccomp filter or a limit): ",
         std::strerror(-result)));
   }
+  io_uring_register_ring_fd(&ring_);  // Saves a look-up in each call; a refusal is harmless.
   const int files[] = {file_->fd(), wake_fd_};
   result = io_uring_register_files(&ring_, files, 2);
   if (result == 0 && (ring_.features & IORING_FEAT_EXT_ARG) == 0) result = -ENOSYS;
@@ -214,10 +276,14 @@ void UringDevice::Worker::Serve() {
   std::optional<Nanos> give_up;
   while (true) {
     Turn turn = TakeTurn();
+    for (const Replacement& replacement : turn.replacements) {
+      memory_.Replace(ring_, replacement.before, replacement.after);
+    }
     for (NvmeQueue::Entry& entry : turn.begun) Begin(std::move(entry));
     ArmWake();
-    io_uring_submit(&ring_);  // What it leaves (a busy ring) goes with the next call.
-    // The disk works again; now what takes time.
+    // Before what takes time, so that the disk works meanwhile. Otherwise waiting submits, too, and
+    // so does the next call with what this one leaves (a busy ring).
+    if (HasSums(ended_)) io_uring_submit(&ring_);
     for (const Ended& ended : std::exchange(ended_, {})) {
       Tell(EndJob(ended.entry, ended.error, clock_));
     }
@@ -241,13 +307,15 @@ UringDevice::Worker::Turn UringDevice::Worker::TakeTurn() {
   const Nanos now = clock_.Now();
   absl::MutexLock lock(&mutex_);
   for (const Ended& ended : ended_) queue_.End(ended.entry);
+  turn.replacements = std::exchange(replacements_, {});
   turn.closing = closing_;
-  std::optional<NvmeQueue::Entry> entry;
-  while ((entry = queue_.TakeExpired(now)).has_value()) turn.expired.push_back(*std::move(entry));
-  while (closing_ && (entry = queue_.TakeWaiting()).has_value()) {
-    turn.refused.push_back({*std::move(entry), ECANCELED});
+  while (auto entry = queue_.TakeExpired(now)) turn.expired.push_back(*std::move(entry));
+  if (closing_) {
+    while (auto entry = queue_.TakeWaiting()) {
+      turn.refused.push_back({*std::move(entry), ECANCELED});
+    }
   }
-  while ((entry = queue_.Begin()).has_value()) {
+  while (auto entry = queue_.Begin()) {
     if (IsValidJob(entry->job, file_->size_bytes())) {
       turn.begun.push_back(*std::move(entry));
     } else {
@@ -262,14 +330,7 @@ UringDevice::Worker::Turn UringDevice::Worker::TakeTurn() {
 
 void UringDevice::Worker::Begin(NvmeQueue::Entry entry) {
   auto active = std::make_unique<Active>();
-  uint64_t offset = entry.job.offset;
-  for (absl::Span<std::byte> piece : entry.job.pieces) {
-    active->transfers.emplace_back(entry.job.kind, offset, piece);
-    offset += piece.size();
-  }
-  if (entry.job.kind == NvmeJob::Kind::kSync) {
-    active->transfers.emplace_back(entry.job.kind, 0, absl::Span<std::byte>());
-  }
+  active->transfers = TransfersOf(entry.job);
   active->open = active->transfers.size();
   active->entry = std::move(entry);
   if (free_slots_.empty()) {
@@ -284,17 +345,20 @@ void UringDevice::Worker::Begin(NvmeQueue::Entry entry) {
 
 void UringDevice::Worker::Prepare(uint32_t slot, size_t index) {
   const NvmeTransfer& transfer = active_[slot]->transfers[index];
-  const absl::Span<std::byte> rest = transfer.rest();
-  const auto length = static_cast<unsigned>(rest.size());
+  const std::vector<iovec>& rest = transfer.rest();
+  const bool read = transfer.kind() == NvmeJob::Kind::kRead;
   io_uring_sqe* sqe = NextSqe();
   if (transfer.kind() == NvmeJob::Kind::kSync) {
     io_uring_prep_fsync(sqe, kFileIndex, IORING_FSYNC_DATASYNC);
+  } else if (rest.size() > 1) {
+    io_uring_prep_rw(read ? IORING_OP_READV : IORING_OP_WRITEV, sqe, kFileIndex, rest.data(),
+                     static_cast<unsigned>(rest.size()), transfer.offset());
   } else {
-    const bool read = transfer.kind() == NvmeJob::Kind::kRead;
-    const std::optional<int> buffer = memory_.IndexOf(rest);
+    const std::optional<unsigned> buffer = memory_.IndexOf(rest[0]);
     const int op = buffer.has_value() ? (read ? IORING_OP_READ_FIXED : IORING_OP_WRITE_FIXED)
                                       : (read ? IORING_OP_READ : IORING_OP_WRITE);
-    io_uring_prep_rw(op, sqe, kFileIndex, rest.data(), length, transfer.offset());
+    io_uring_prep_rw(op, sqe, kFileIndex, rest[0].iov_base, static_cast<unsigned>(rest[0].iov_len),
+                     transfer.offset());
     if (buffer.has_value()) sqe->buf_index = static_cast<uint16_t>(*buffer);
   }
   io_uring_sqe_set_flags(sqe, IOSQE_FIXED_FILE);
@@ -372,6 +436,9 @@ UringDevice::UringDevice(std::shared_ptr<const DeviceFile> file, std::unique_ptr
 UringDevice::~UringDevice() { worker_->Close(); }
 
 void UringDevice::SetSink(Sink sink) { worker_->SetSink(std::move(sink)); }
+void UringDevice::ReplaceMemory(absl::Span<std::byte> before, absl::Span<std::byte> after) {
+  worker_->ReplaceMemory(before, after);
+}
 bool UringDevice::Submit(NvmeJob job) { return worker_->Submit(std::move(job)); }
 const std::vector<std::string>& UringDevice::notes() const { return worker_->notes(); }
 

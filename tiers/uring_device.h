@@ -33,7 +33,7 @@ class UringDevice final : public NvmeDevice {
  public:
   struct Options {
     NvmeLimits limits;
-    // To be registered, whole pages each; it outlives the device, mapped as it is now.
+    // To be registered, whole pages each; it outlives the device, or is replaced.
     std::vector<absl::Span<std::byte>> memory;
     // How long the destructor waits for what the kernel has. What has not ended then is never told,
     // and its buffers must not be used for anything else while this process lives.
@@ -49,6 +49,8 @@ class UringDevice final : public NvmeDevice {
 
   void SetSink(Sink sink) override;
   bool Submit(NvmeJob job) override;
+  // A span larger than 1 GiB, or one that was not registered, is served unregistered from then on.
+  void ReplaceMemory(absl::Span<std::byte> before, absl::Span<std::byte> after) override;
   uint64_t size_bytes() const override { return file_->size_bytes(); }
   std::string_view name() const override { return file_->path(); }
   std::string_view engine() const override { return "io_uring"; }

@@ -3,6 +3,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <map>
@@ -31,9 +32,9 @@ inline ChainHash TestKey(uint64_t number) {
 // Fills `bytes` with what the part of `key` holds.
 inline void FillTestPayload(uint64_t key, absl::Span<std::byte> bytes) {
   uint64_t state = key * 0x9e3779b97f4a7c15u + 1;
-  for (size_t i = 0; i < bytes.size(); ++i) {
-    if (i % 8 == 0) state = state * 6364136223846793005u + 1442695040888963407u;
-    bytes[i] = static_cast<std::byte>(state >> (56 - i % 8));
+  for (size_t i = 0; i < bytes.size(); i += sizeof(state)) {
+    state = state * 6364136223846793005u + 1442695040888963407u;
+    std::memcpy(bytes.data() + i, &state, std::min(sizeof(state), bytes.size() - i));
   }
 }
 
@@ -47,7 +48,8 @@ class NvmeHarness final : public NvmeTier::Owner {
   };
 
   explicit NvmeHarness(std::vector<MediaBytes> media) : media_(std::move(media)) { Plug(); }
-  explicit NvmeHarness(uint64_t bytes = 64u << 20) : NvmeHarness({NewMedia(bytes)}) {}
+  explicit NvmeHarness(uint64_t bytes = 64u << 20)
+      : NvmeHarness(std::vector<MediaBytes>{NewMedia(bytes)}) {}
 
   // New device objects on the same media.
   void Plug() {
@@ -67,7 +69,13 @@ class NvmeHarness final : public NvmeTier::Owner {
     }
     with.clock = &clock;
     with.owner = this;
-    with.run_blocking = [](std::function<void()> task) { task(); };
+    with.run_blocking = [this](std::function<void()> task) {
+      if (defer_blocking) {
+        blocking.push_back(std::move(task));
+      } else {
+        task();
+      }
+    };
     with.new_id = [this] {
       MediaId id{};
       id[0] = ++ids_;
@@ -171,7 +179,7 @@ class NvmeHarness final : public NvmeTier::Owner {
     }
     return outcome;
   }
-  // The keys of what lives, and of what was found.
+  // The keys of what was found.
   std::set<uint64_t> FoundKeys() const {
     std::set<uint64_t> keys;
     for (const RecoveredRecord& record : found) {
@@ -210,6 +218,10 @@ class NvmeHarness final : public NvmeTier::Owner {
     lost[occupant] = outcome;
     known.erase(occupant);
   }
+
+  // The tasks that block: kept here instead of being run.
+  bool defer_blocking = false;
+  std::vector<std::function<void()>> blocking;
 
   SegmentTierOptions options;
   ManualClock clock;

@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -199,6 +200,34 @@ TEST_P(NvmeDeviceTest, WhatWasWrittenInPiecesIsReadInOthersWithSums) {
   EXPECT_EQ(Memory(12, 2), Memory(100, 2));
 }
 
+TEST_P(NvmeDeviceTest, MemoryThatIsReplacedIsNotWrittenAnyMore) {
+  constexpr uint64_t kBytes = 64 * kPage;
+  void* first = mmap(nullptr, kBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  void* second = mmap(nullptr, kBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  ASSERT_NE(first, MAP_FAILED);
+  ASSERT_NE(second, MAP_FAILED);
+  const absl::Span<std::byte> before = {static_cast<std::byte*>(first), kBytes};
+  const absl::Span<std::byte> after = {static_cast<std::byte*>(second), kBytes};
+  Open({.memory = {before, Memory(0, 64)}});
+  Fill(Memory(0, 3), 1);
+  ASSERT_EQ(Run(Job(Kind::kWrite, 0, Memory(0, 3))).outcome, NvmeOutcome::kOk);
+
+  device_->ReplaceMemory(before, after);
+  NvmeJob read = Job(Kind::kRead, 0, after.subspan(5 * kPage, 3 * kPage));
+  read.sums = {Crc32c(Memory(0, 3))};
+  EXPECT_EQ(Run(read).outcome, NvmeOutcome::kOk);
+  // The same addresses, other pages: what is pinned must not be taken for them.
+  ASSERT_EQ(
+      mmap(first, kBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0),
+      first);
+  read.pieces[0] = before.subspan(5 * kPage, 3 * kPage);
+  EXPECT_EQ(Run(read).outcome, NvmeOutcome::kOk);
+  EXPECT_EQ(read.pieces[0], Memory(0, 3));
+  device_.reset();
+  munmap(first, kBytes);
+  munmap(second, kBytes);
+}
+
 TEST_P(NvmeDeviceTest, ADifferentSumIsCorrupt) {
   Open();
   Fill(Memory(0, 2), 1);
@@ -315,6 +344,35 @@ TEST_P(NvmeDeviceTest, ShortTransfersAreResumed) {
   EXPECT_EQ(Memory(0, 40), Memory(100, 40));
 }
 
+TEST_P(NvmeDeviceTest, ManySmallPiecesAreWrittenAndReadAsOneAlsoWhenCutShort) {
+  for (const bool cut : {false, true}) {
+    // Cut within pieces, at their ends, and beyond several at once.
+    const auto fault = [cut](const NvmeTransfer& transfer, int64_t result) -> int64_t {
+      return cut && result > 3 * 4096 ? 4096 * (1 + transfer.offset() / 4096 % 3) : result;
+    };
+    device_.reset();
+    Open({.memory = {Memory(0, 512)}, .fault = fault});
+    Fill(Memory(0, 400), 3 + cut);
+    NvmeJob write = Job(Kind::kWrite, 5, Memory(0, 1));
+    uint64_t page = 1;
+    // A large piece among them goes by itself.
+    for (uint64_t i = 1; i < 100; ++i) {
+      const uint64_t pages = i == 50 ? 40 : 1 + i % 3;
+      write.pieces.push_back(Memory(page, pages));
+      page += pages;
+    }
+    NvmeJob read = write;
+    read.kind = Kind::kRead;
+    EXPECT_EQ(Run(write).outcome, NvmeOutcome::kOk);
+    for (absl::Span<std::byte>& piece : read.pieces) {
+      read.sums.push_back(Crc32c(piece));
+      piece = {piece.data() + 1000 * kPage, piece.size()};
+    }
+    EXPECT_EQ(Run(read).outcome, NvmeOutcome::kOk);
+    EXPECT_EQ(Memory(0, page), Memory(1000, page));
+  }
+}
+
 TEST_P(NvmeDeviceTest, ATransferThatDoesNotAdvanceIsEio) {
   Open({.fault = [](const NvmeTransfer&, int64_t) { return 100; }});
   const NvmeDone done = Run(Job(Kind::kRead, 0, Memory(0, 2)));
@@ -341,14 +399,14 @@ TEST_P(NvmeDeviceTest, InterruptionsAreTriedAgainButNotForEver) {
 
 TEST_P(NvmeDeviceTest, AnErrorOfOnePieceIsTheJobsAndNobodyElses) {
   Open({.fault = [](const NvmeTransfer& transfer, int64_t result) -> int64_t {
-    return transfer.offset() == 3 * kPage ? -EIO : result;
+    return transfer.offset() <= 3 * kPage ? -EIO : result;
   }});
   NvmeJob bad = Job(Kind::kWrite, 2, Memory(0), 1);
-  bad.pieces.push_back(Memory(1));
+  bad.pieces.push_back(Memory(1, 64));
   const NvmeDone done = Run(std::move(bad));
   EXPECT_EQ(done.outcome, NvmeOutcome::kError);
   EXPECT_EQ(done.error, EIO);
-  EXPECT_EQ(Run(Job(Kind::kWrite, 9, Memory(0), 2)).outcome, NvmeOutcome::kOk);
+  EXPECT_EQ(Run(Job(Kind::kWrite, 90, Memory(0), 2)).outcome, NvmeOutcome::kOk);
 }
 
 TEST_P(NvmeDeviceTest, ASyncIsAskedOfTheKernelAndItsErrorIsTold) {

@@ -169,9 +169,9 @@ TEST_F(NvmeQueueTest, WhatADeviceCannotBeAsked) {
   EXPECT_FALSE(IsValidJob(bad, 8 * kPage));
   bad = good;
   bad.pieces.assign(NvmeQueue::kPiecesMax + 1, {memory_, kPage});
-  EXPECT_FALSE(IsValidJob(bad, 100 * kPage));
+  EXPECT_FALSE(IsValidJob(bad, 10000 * kPage));
   bad.pieces.clear();
-  EXPECT_FALSE(IsValidJob(bad, 100 * kPage));
+  EXPECT_FALSE(IsValidJob(bad, 10000 * kPage));
 }
 
 }  // namespace
