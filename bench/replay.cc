@@ -9,6 +9,9 @@
 #include <array>
 #include <cerrno>
 #include <csignal>
+#include <cstdlib>
+#include <filesystem>
+#include <functional>
 #include <iostream>
 #include <memory>
 #include <optional>
@@ -32,12 +35,14 @@
 #include "bench/trace.h"
 #include "client/client.h"
 #include "nlohmann/json.hpp"
+#include "policy/admissions.h"
 #include "policy/policies.h"
 #include "proto/admin.grpc.pb.h"
 #include "proto/types/clock.h"
 #include "proto/types/limits.h"
 #include "proto/types/status.h"
 #include "tiers/arena.h"
+#include "tiers/nvme_tier.h"
 
 namespace kvd {
 namespace {
@@ -99,6 +104,57 @@ uint64_t DramBytesFor(uint64_t blocks, uint32_t block_bytes) {
     dram += std::max(dram / 64, 16 * kMiB);
   }
 }
+
+// Memory that holds so many blocks and hardly more, in regions as Arena cuts them: with a tier
+// below, bytes are what makes blocks leave it.
+uint64_t SnugDramBytesFor(uint64_t blocks, uint32_t block_bytes) {
+  const uint64_t bytes = blocks * Arena::SlotBytes(block_bytes);
+  const uint64_t unit = bytes < 16 * 256 * kMiB ? 16 * 2 * kMiB : 256 * kMiB;
+  return (bytes + unit - 1) / unit * unit;
+}
+
+// A device with room for so many live records, of the share of it that those may take.
+uint64_t NvmeBytesFor(uint64_t blocks, uint32_t block_bytes) {
+  constexpr uint64_t kSuperblocks = 8 * kMiB;
+  constexpr uint64_t kSpare = 256 * kMiB;  // Segments for reclaiming, and the ends of others.
+  const uint64_t live = blocks * NvmeTier::RoomOf(block_bytes);
+  return (kSuperblocks + live + live / 3 + kSpare) / kMiB * kMiB;
+}
+
+// What a daemon with an NVMe tier needs on a disk; goes with its owner.
+class TierFolder {
+ public:
+  static absl::StatusOr<std::unique_ptr<TierFolder>> Make() {
+    auto folder = std::unique_ptr<TierFolder>(new TierFolder());
+    // On a disk, where /tmp may be memory.
+    char path[] = "/var/tmp/kvd-bench-tier-XXXXXX";
+    if (mkdtemp(path) == nullptr) return ErrnoStatus(errno, path);
+    folder->path_ = path;
+    // In memory, where the arena lies.
+    char memory[] = "/dev/shm/kvd-bench-XXXXXX";
+    if (mkdtemp(memory) == nullptr) return ErrnoStatus(errno, memory);
+    folder->memory_ = memory;
+    return folder;
+  }
+  ~TierFolder() {
+    std::error_code ignored;
+    if (!path_.empty()) std::filesystem::remove_all(path_, ignored);
+    if (!memory_.empty()) std::filesystem::remove_all(memory_, ignored);
+  }
+
+  std::vector<std::string> Arguments(const ReplayOptions& options) const {
+    const uint64_t bytes = NvmeBytesFor(options.nvme_blocks, options.block_bytes);
+    return {"--data",      path_ + "/data",  "--arena-directory",
+            memory_,       "--nvme",         absl::StrCat(path_, "/nvme:", bytes),
+            "--admission", options.admission};
+  }
+
+ private:
+  TierFolder() = default;
+
+  std::string path_;
+  std::string memory_;
+};
 
 // --- what is counted -----------------------------------------------------------------------------
 
@@ -226,8 +282,10 @@ class ReplayClient {
     return ns.status();
   }
 
-  // Replays requests until the cursor has no more, or the daemon fails us.
-  absl::Status Run(Cursor& cursor, ProgressBar& progress) {
+  // Replays requests until the cursor has no more, or the daemon fails us. After each `settle`, if
+  // there is one, says when the next may come.
+  absl::Status Run(Cursor& cursor, ProgressBar& progress,
+                   const std::function<absl::Status()>& settle) {
     TraceRequest request;
     while (true) {
       uint64_t number = 0;
@@ -236,6 +294,9 @@ class ReplayClient {
       if (absl::Status status = ReplayOne(request); !status.ok()) {
         return absl::Status(status.code(),
                             absl::StrCat("request ", number, ": ", status.message()));
+      }
+      if (settle != nullptr) {
+        if (absl::Status status = settle(); !status.ok()) return status;
       }
       progress.Add();
     }
@@ -448,6 +509,13 @@ absl::Status CheckOptions(const ReplayOptions& options) {
   if (options.capacity_blocks == 0 || options.capacity_blocks > (1u << 29)) {
     return absl::InvalidArgumentError(absl::StrCat("--capacity-blocks: must be 1 to ", 1u << 29));
   }
+  if (options.nvme_blocks > (1u << 29)) {
+    return absl::InvalidArgumentError(absl::StrCat("--nvme-blocks: must be 0 to ", 1u << 29));
+  }
+  if (MakeAdmission(options.admission, 1) == nullptr) {
+    return absl::InvalidArgumentError(absl::StrCat("no admission policy \"", options.admission,
+                                                   "\"; there is ", std::string(AdmissionNames())));
+  }
   if (MakePolicy(options.policy, 1) == nullptr) {
     return absl::InvalidArgumentError(
         absl::StrCat("no policy \"", options.policy, "\"; there is ", std::string(PolicyNames())));
@@ -457,12 +525,12 @@ absl::Status CheckOptions(const ReplayOptions& options) {
 
 // All clients at once, until the trace ends or one of them fails: then the first error.
 absl::Status RunClients(std::vector<std::unique_ptr<ReplayClient>>& clients, Cursor& cursor,
-                        ProgressBar& progress) {
+                        ProgressBar& progress, const std::function<absl::Status()>& settle) {
   std::vector<absl::Status> ends(clients.size());
   std::vector<std::thread> threads;
   for (size_t i = 0; i < clients.size(); ++i) {
     threads.emplace_back([&, i] {
-      ends[i] = clients[i]->Run(cursor, progress);
+      ends[i] = clients[i]->Run(cursor, progress, settle);
       if (!ends[i].ok()) cursor.Stop();
     });
   }
@@ -471,6 +539,22 @@ absl::Status RunClients(std::vector<std::unique_ptr<ReplayClient>>& clients, Cur
   for (const absl::Status& end : ends) {
     if (!end.ok()) return end;
   }
+  return absl::OkStatus();
+}
+
+uint64_t CounterOf(const v1::StatusReply& status, const std::string& name) {
+  for (const v1::Counter& counter : status.counters()) {
+    if (counter.name() == name) return counter.value();
+  }
+  return 0;
+}
+
+// Each question is a turn of the control thread, so asking again lets it go on.
+absl::Status WaitUntilNothingMoves(AdminClient& admin) {
+  v1::StatusReply status;
+  do {
+    if (absl::Status asked = admin.GetStatus(status); !asked.ok()) return asked;
+  } while (CounterOf(status, "nvme_moves") > 0);
   return absl::OkStatus();
 }
 
@@ -485,12 +569,26 @@ absl::StatusOr<ReplayResult> Replay(const ReplayOptions& options) {
   const Interrupts interrupts;
   absl::StatusOr<std::unique_ptr<EchoProcess>> echo = EchoProcess::Start();
   if (!echo.ok()) return echo.status();
+  std::unique_ptr<TierFolder> tier_folder;  // Outlives the daemon.
   std::unique_ptr<DaemonProcess> daemon;
   if (options.endpoint.empty()) {
-    const uint64_t dram_bytes = DramBytesFor(options.capacity_blocks, options.block_bytes);
-    absl::StatusOr<std::unique_ptr<DaemonProcess>> started = DaemonProcess::Start(
-        {.arguments = {"--blocks", absl::StrCat(options.capacity_blocks), "--dram",
-                       absl::StrCat(dram_bytes), "--policy", options.policy}});
+    const uint64_t dram_bytes = options.nvme_blocks > 0
+                                    ? SnugDramBytesFor(options.capacity_blocks, options.block_bytes)
+                                    : DramBytesFor(options.capacity_blocks, options.block_bytes);
+    std::vector<std::string> arguments = {
+        "--blocks", absl::StrCat(options.capacity_blocks + options.nvme_blocks),
+        "--dram",   absl::StrCat(dram_bytes),
+        "--policy", options.policy};
+    if (options.nvme_blocks > 0) {
+      absl::StatusOr<std::unique_ptr<TierFolder>> made = TierFolder::Make();
+      if (!made.ok()) return made.status();
+      tier_folder = *std::move(made);
+      for (std::string& argument : tier_folder->Arguments(options)) {
+        arguments.push_back(std::move(argument));
+      }
+    }
+    absl::StatusOr<std::unique_ptr<DaemonProcess>> started =
+        DaemonProcess::Start({.arguments = std::move(arguments)});
     if (!started.ok()) return started.status();
     daemon = *std::move(started);
   }
@@ -521,16 +619,27 @@ absl::StatusOr<ReplayResult> Replay(const ReplayOptions& options) {
                  options.quiet));
   Cursor cursor(**reader, options, clock, interrupts);
   const Nanos start = clock.Now();
-  if (absl::Status status = RunClients(clients, cursor, progress); !status.ok()) return status;
+  std::function<absl::Status()> settle;
+  if (options.quiesce) settle = [&admin] { return WaitUntilNothingMoves(admin); };
+  if (absl::Status status = RunClients(clients, cursor, progress, settle); !status.ok()) {
+    return status;
+  }
 
   result.seconds = static_cast<double>(clock.Now() - start) / 1e9;
   result.policy = status_reply.policy();
   result.capacity_blocks = status_reply.blocks_capacity();
   result.block_bytes = options.block_bytes;
+  if (options.nvme_blocks > 0) result.admission = options.admission;
+  result.nvme_blocks = options.nvme_blocks;
   result.clients = options.clients;
   v1::AuditReply audit;
   if (result.not_audited.empty()) {
     if (absl::Status status = admin.Audit(audit); !status.ok()) return status;
+    if (absl::Status status = admin.GetStatus(status_reply); !status.ok()) return status;
+    result.nvme_written_blocks = CounterOf(status_reply, "nvme_written_blocks");
+    result.nvme_written_bytes = CounterOf(status_reply, "nvme_written_bytes");
+    result.nvme_promoted_blocks = CounterOf(status_reply, "nvme_promoted_blocks");
+    result.nvme_lost_blocks = CounterOf(status_reply, "nvme_lost_blocks");
   }
   result.stranded_blocks = audit.stranded_blocks();
   result.audit_errors = audit.errors();
@@ -627,6 +736,13 @@ void PrintJson(const ReplayResult& result) {
       {"refused_calls", result.refused_calls},
       {"audit_errors", told(result.audit_errors)},
       {"leases_held", result.leases_held},
+      {"nvme",
+       {{"blocks", result.nvme_blocks},
+        {"admission", result.admission},
+        {"written_blocks", told(result.nvme_written_blocks)},
+        {"written_bytes", told(result.nvme_written_bytes)},
+        {"promoted_blocks", told(result.nvme_promoted_blocks)},
+        {"lost_blocks", told(result.nvme_lost_blocks)}}},
       {"lookup_us", {{"p50", result.lookup_us_p50}, {"p99", result.lookup_us_p99}}},
       {"put_gib_s", result.put_gib_s},
       {"get_gib_s", result.get_gib_s},
@@ -677,6 +793,12 @@ void PrintTable(const ReplayResult& result) {
   if (result.damaged_parts > 0) row("damaged parts", WithCommas(result.damaged_parts));
   if (result.refused_calls > 0) row("refused calls", WithCommas(result.refused_calls));
   if (result.leases_held > 0) row("leases held", WithCommas(result.leases_held));
+  if (result.nvme_blocks > 0) {
+    row("blocks written to NVMe", WithCommas(result.nvme_written_blocks));
+    row("bytes written to NVMe", WithCommas(result.nvme_written_bytes));
+    row("blocks read from NVMe", WithCommas(result.nvme_promoted_blocks));
+    row("blocks lost before they were written", WithCommas(result.nvme_lost_blocks));
+  }
   std::cout << absl::StrFormat(
       "%s, %s blocks of %s bytes, %d client%s, %.1f s\n", told ? result.policy : "policy unknown",
       told ? WithCommas(result.capacity_blocks) : "n/a", WithCommas(result.block_bytes),
@@ -706,6 +828,18 @@ void AddReplayCommand(CLI::App& app) {
                    absl::StrCat("Policy of its own daemon: ", std::string(PolicyNames())))
       ->excludes(daemon)
       ->capture_default_str();
+  command
+      ->add_option("--nvme-blocks", options->nvme_blocks,
+                   "Blocks that an NVMe tier of its own daemon has room for; 0: none")
+      ->excludes(daemon)
+      ->capture_default_str();
+  command
+      ->add_option("--admission", options->admission,
+                   absl::StrCat("What NVMe takes: ", std::string(AdmissionNames())))
+      ->excludes(daemon)
+      ->capture_default_str();
+  command->add_flag("--quiesce", options->quiesce,
+                    "Each request waits until no block moves between the tiers");
   command->add_option("--limit", options->limit, "Only the first requests of the trace")
       ->check(CLI::PositiveNumber);
   command->add_option("--clients", options->clients, "Threads, each with a session")

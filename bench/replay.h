@@ -28,7 +28,12 @@ struct ReplayOptions {
   // of blocks is what evicts, as in the simulator.
   uint64_t capacity_blocks = 18279;
   std::string policy = "lru";
-  uint64_t limit = 0;  // Requests; 0: all.
+  // Records that its NVMe tier has room for beside them, in a file that goes with it; 0: no tier.
+  // Then memory has room for capacity_blocks, and what leaves it is `admission`'s to admit.
+  uint64_t nvme_blocks = 0;
+  std::string admission = "second-touch";
+  bool quiesce = false;  // Each request waits until no block moves between the tiers.
+  uint64_t limit = 0;    // Requests; 0: all.
   uint32_t clients = 1;
   uint32_t block_bytes = 4096;
   // Every request keeps a lease on what is stored of its chain until the end, so nothing leaves
@@ -53,6 +58,13 @@ struct ReplayResult {
   uint64_t prompt_tokens_not_recomputed = 0;
   uint64_t blocks_stored = 0;        // Made visible by our puts.
   uint64_t blocks_without_room = 0;  // Not stored, as nothing could be evicted.
+  // Of the NVMe tier, since the daemon started; 0 without one.
+  std::string admission;
+  uint64_t nvme_blocks = 0;
+  uint64_t nvme_written_blocks = 0;
+  uint64_t nvme_written_bytes = 0;  // With headers.
+  uint64_t nvme_promoted_blocks = 0;
+  uint64_t nvme_lost_blocks = 0;  // Left memory before they could be written.
   // Why nobody could ask the daemon about itself: without that there is neither its policy, nor its
   // capacity, nor an audit. Empty: it was asked.
   std::string not_audited;

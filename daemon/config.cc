@@ -106,8 +106,9 @@ class Loader {
     CheckTls();
     CheckData();
     if (config_.max_blocks == 0) {
-      config_.max_blocks = static_cast<uint32_t>(
-          std::clamp<uint64_t>(config_.dram_bytes / (32u << 10), 65536, 1u << 29));
+      uint64_t blocks = config_.dram_bytes / (32u << 10);
+      for (const NvmeConfig& device : config_.nvme) blocks += device.capacity_bytes / (256u << 10);
+      config_.max_blocks = static_cast<uint32_t>(std::clamp<uint64_t>(blocks, 65536, 1u << 29));
     }
     if (config_.copiers == 0) {
       config_.copiers = std::clamp(std::thread::hardware_concurrency() / 8, 1u, 64u);

@@ -28,7 +28,7 @@ struct NvmeConfig {
 struct Config {
   std::string listen;  // "unix:PATH"; sessions at PATH.session, operators at PATH.admin.
   uint64_t dram_bytes = 1u << 30;
-  uint32_t max_blocks = 0;  // 0: one for each 32 KiB of DRAM, at least 65,536.
+  uint32_t max_blocks = 0;  // 0: one for each 32 KiB of DRAM and 256 KiB of NVMe; at least 65,536.
   std::string policy = "lru";
   uint32_t socket_mode = 0600;  // Of the two engine sockets; the admin socket is always 0600.
   std::string socket_group;     // Empty: the daemon's.

@@ -976,7 +976,16 @@ std::vector<std::pair<std::string, uint64_t>> Control::Counters() const {
   const Residency::Counts& r = residency_.counts();
   const ArenaRecord* record = options_.record;
   const auto of_record = [record](auto count) { return record == nullptr ? 0 : count(*record); };
+  const MovementCounters& m = metrics_.movement;
   return {
+      {"nvme_moves", m.moves},
+      {"nvme_written_blocks", m.written_blocks},
+      {"nvme_written_bytes", m.written_bytes},
+      {"nvme_demoted_blocks", m.demoted_blocks},
+      {"nvme_declined_blocks", m.declined_blocks},
+      {"nvme_lost_blocks", m.lost_blocks},
+      {"nvme_promoted_blocks", m.promoted_blocks},
+      {"nvme_damaged_records", m.damaged_records},
       {"restored_blocks", of_record([](const auto& r) { return uint64_t{r.restored().blocks}; })},
       {"former_readers", of_record([](const auto& r) { return r.readers(); })},
       {"withheld_parts", of_record([](const auto& r) { return r.withheld(); })},

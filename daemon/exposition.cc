@@ -14,6 +14,7 @@
 
 #include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
+#include "daemon/nvme_stack.h"
 #include "prometheus/client_metric.h"
 #include "prometheus/text_serializer.h"
 #include "proto/types/limits.h"
@@ -125,11 +126,13 @@ void AddDemand(const MetricsSource& source, const std::vector<Tenant>& tenants, 
                 "Blocks that lookups asked for, each once: by the tier that had it, or miss.");
     for (const Tenant& t : tenants) {
       out.Add(t.counters.lookup_dram_blocks, {{"tenant", t.name}, {"tier", "dram"}});
+      out.Add(t.counters.lookup_nvme_blocks, {{"tenant", t.name}, {"tier", "nvme"}});
       out.Add(t.counters.lookup_miss_blocks, {{"tenant", t.name}, {"tier", "miss"}});
     }
     out.Counter("kvd_lookup_tokens_total", "The same in tokens.");
     for (const Tenant& t : tenants) {
       out.Add(t.counters.lookup_dram_tokens, {{"tenant", t.name}, {"tier", "dram"}});
+      out.Add(t.counters.lookup_nvme_tokens, {{"tenant", t.name}, {"tier", "nvme"}});
       out.Add(t.counters.lookup_miss_tokens, {{"tenant", t.name}, {"tier", "miss"}});
     }
     out.Histograms("kvd_prefix_match_ratio", "Share of a lookup's blocks that was there.")
@@ -150,13 +153,20 @@ void AddDemand(const MetricsSource& source, const std::vector<Tenant>& tenants, 
   }
 }
 
+std::string_view NvmeState(const NvmeStack* nvme) {
+  if (nvme == nullptr || nvme->numbers().readable == 0) return "offline";
+  return nvme->numbers().writable != 0 ? "online" : "degraded";
+}
+
 void AddTiers(const MetricsSource& source, Families& out) {
   const Control& control = *source.control;
   const Arena& arena = control.store().arena();
   const Residency::Counts& counts = control.store().residency().counts();
   const ControlCounters& c = control.counters();
-  out.Gauge("kvd_tier_capacity_bytes", "Room of a tier.")
+  const NvmeNumbers* nvme = source.nvme == nullptr ? nullptr : &source.nvme->numbers();
+  out.Gauge("kvd_tier_capacity_bytes", "Room of a tier; of nvme what live records may take.")
       .Add(arena.capacity_bytes(), {{"tier", "dram"}});
+  if (nvme != nullptr) out.Add(nvme->live_capacity_bytes, {{"tier", "nvme"}});
   // Read one after the other while blocks come and go: what is left over is not below zero.
   const uint64_t reserved = arena.reserved_bytes();
   const uint64_t writing = std::min<uint64_t>(counts.reserved_bytes, reserved);
@@ -167,10 +177,19 @@ void AddTiers(const MetricsSource& source, Families& out) {
   out.Add(writing, {{"tier", "dram"}, {"state", "writing"}});
   out.Add(quarantine, {{"tier", "dram"}, {"state", "quarantine"}});
   out.Add(arena.capacity_bytes() - reserved, {{"tier", "dram"}, {"state", "free"}});
+  if (nvme != nullptr) {
+    const uint64_t live = std::min<uint64_t>(nvme->live_bytes, nvme->live_capacity_bytes);
+    out.Add(live, {{"tier", "nvme"}, {"state", "committed"}});
+    out.Add(nvme->live_capacity_bytes - live, {{"tier", "nvme"}, {"state", "free"}});
+  }
   out.Gauge("kvd_tier_blocks", "Blocks that can be found in a tier.")
       .Add(counts.visible, {{"tier", "dram"}});
+  if (nvme != nullptr) out.Add(counts.cold_blocks, {{"tier", "nvme"}});
   out.Gauge("kvd_tier_state", "1 for the state that a tier is in.")
       .Add(uint64_t{1}, {{"tier", "dram"}, {"state", "online"}});
+  if (nvme != nullptr || source.nvme_refused) {
+    out.Add(uint64_t{1}, {{"tier", "nvme"}, {"state", NvmeState(source.nvme)}});
+  }
   out.Gauge("kvd_tier_regions_free", "Regions that no layout uses.")
       .Add(uint64_t{arena.free_regions()}, {{"tier", "dram"}});
   out.Gauge("kvd_index_blocks", "Blocks that the index knows, in any state.").Add(counts.used);
@@ -183,6 +202,101 @@ void AddTiers(const MetricsSource& source, Families& out) {
   out.Counter("kvd_transfer_bytes_total", "Payload by where it went and why.");
   out.Add(c.committed_bytes, {{"from", "client"}, {"to", "dram"}, {"reason", "put"}});
   out.Add(c.load_bytes, {{"from", "dram"}, {"to", "client"}, {"reason", "get"}});
+}
+
+// What a restart found, and whom it still waits for.
+void AddRestart(const MetricsSource& source, Families& out) {
+  if (source.record == nullptr) return;
+  const ArenaRecord& record = *source.record;
+  const ArenaRecord::Restored& restored = record.restored();
+  out.Gauge("kvd_restored_blocks", "Blocks that this start found in either tier.")
+      .Add(restored.blocks);
+  out.Gauge("kvd_restored_bytes", "Payload that this start found in memory.").Add(restored.bytes);
+  out.Gauge("kvd_restore_lost", "What this start could not take over, by why.");
+  out.Add(restored.parts_dropped, {{"reason", "incomplete"}});
+  out.Add(restored.rows_damaged, {{"reason", "damaged"}});
+  out.Gauge("kvd_restore_cold", "1: there was an arena, and it could not be taken over.")
+      .Add(restored.cold);
+  out.Gauge("kvd_former_readers", "Sessions of the process before that may still read.")
+      .Add(record.readers());
+  out.Gauge("kvd_withheld_parts", "Parts and rooms that wait for such readers.")
+      .Add(record.withheld());
+  out.Counter("kvd_unrecorded_parts_total", "Parts that a restart would not find.")
+      .Add(record.unrecorded_parts());
+}
+
+constexpr std::string_view kSegmentStateNames[] = {"free",   "open",       "sealing",
+                                                   "sealed", "reclaiming", "drained"};
+static_assert(std::size(kSegmentStateNames) == kSegmentStates);
+
+void AddNvme(const MetricsSource& source, Families& out) {
+  if (source.nvme == nullptr) return;
+  const NvmeNumbers& n = source.nvme->numbers();
+  const MovementCounters& m = source.control->metrics().movement;
+  out.Gauge("kvd_nvme_device_up", "1: the device takes reads and writes.");
+  for (const auto& device : n.devices) {
+    out.Add(uint64_t{device->out == 0}, {{"device", device->name}, {"engine", device->engine}});
+  }
+  out.Gauge("kvd_nvme_device_segments", "Segments of a device by state.");
+  for (const auto& device : n.devices) {
+    for (size_t state = 0; state < kSegmentStates; ++state) {
+      out.Add(device->segments[state],
+              {{"device", device->name}, {"state", kSegmentStateNames[state]}});
+    }
+  }
+  out.Counter("kvd_nvme_breaker_changes_total", "Times that a device was taken out or came back.")
+      .Add(n.breaker_changes);
+  out.Counter("kvd_nvme_written_bytes_total", "Bytes that devices were written, by why.");
+  out.Add(n.appended_bytes, {{"reason", "demotion"}});
+  out.Add(n.copied_bytes, {{"reason", "reclaim"}});
+  out.Counter("kvd_nvme_read_bytes_total", "Payload that was read.").Add(n.read_bytes);
+  out.Gauge("kvd_nvme_jobs", "Reads and writes under way, now.").Add(n.in_flight);
+  out.Counter("kvd_nvme_errors_total", "What went wrong with devices and records, by kind.");
+  out.Add(n.append_errors, {{"kind", "write"}});
+  out.Add(n.read_errors, {{"kind", "read"}});
+  out.Add(n.reads_corrupt, {{"kind", "checksum"}});
+  out.Add(n.reads_expired, {{"kind", "expired"}});
+  out.Add(n.sync_errors, {{"kind", "sync"}});
+  out.Add(n.superblock_errors, {{"kind", "superblock"}});
+  out.Add(n.lost_records, {{"kind", "reclaim"}});
+  out.Counter("kvd_nvme_segments_freed_total", "Segments that were reclaimed.")
+      .Add(n.segments_freed);
+  out.Counter("kvd_nvme_index_errors_total", "Rows that the index does not have, by why.");
+  out.Add(n.index_rows_dropped, {{"reason", "overload"}});
+  out.Add(n.index_write_errors, {{"reason", "write"}});
+  const BudgetedAdmission::Counts& a = source.nvme->admission().counts();
+  out.Counter(
+      "kvd_admission_blocks_total",
+      "Blocks that were about to leave memory, by what admission to NVMe said; admitted ones "
+      "with their ancestors.");
+  out.Add(a.admitted_blocks, {{"outcome", "admitted"}});
+  out.Add(a.declined_blocks, {{"outcome", "declined"}});
+  out.Add(a.over_budget_blocks, {{"outcome", "over_budget"}});
+  out.Gauge("kvd_nvme_write_budget_bytes", "Bytes a day that may be written; 0: no limit.")
+      .Add(source.nvme->admission().bytes_per_day());
+  out.Counter("kvd_moved_blocks_total", "Blocks that moved between memory and NVMe, by why.");
+  out.Add(m.demoted_blocks, {{"to", "nvme"}, {"reason", "demotion"}});
+  out.Add(m.promoted_blocks, {{"to", "dram"}, {"reason", "promotion"}});
+  out.Counter("kvd_demotion_lost_blocks_total",
+              "Blocks that left memory unasked, because somebody needed the room first.")
+      .Add(m.lost_blocks);
+  out.Counter("kvd_declined_hit_blocks_total",
+              "Blocks on NVMe that lookups were not told of: slower than computing, or the tier is "
+              "out.")
+      .Add(m.declined_hit_blocks);
+  const RecoveryReport& r = source.nvme->recovery();
+  out.Gauge("kvd_nvme_recovered_records", "Records that this start found, by where.");
+  out.Add(r.from_index, {{"source", "index"}});
+  out.Add(r.from_footers, {{"source", "footers"}});
+  out.Add(r.from_headers, {{"source", "headers"}});
+  out.Gauge("kvd_nvme_recovery_damage", "What this start found damaged, by kind.");
+  out.Add(uint64_t{r.index_damaged || !source.nvme->index_moved_to().empty()}, {{"kind", "index"}});
+  out.Add(r.damaged_rows + r.rows_without_data, {{"kind", "row"}});
+  out.Add(uint64_t{r.footers_damaged}, {{"kind", "footer"}});
+  out.Add(uint64_t{r.superblock_copies_lost}, {{"kind", "superblock"}});
+  out.Add(uint64_t{r.read_errors}, {{"kind", "read"}});
+  out.Gauge("kvd_nvme_recovery_seconds", "Time that finding them took.")
+      .Add(static_cast<double>(r.took_ms) / 1e3);
 }
 
 void AddEviction(const MetricsSource& source, Families& out) {
@@ -260,6 +374,9 @@ void AddTrouble(const MetricsSource& source, Families& out) {
   out.Counter("kvd_checksum_failures_total",
               "Parts whose stored bytes were not those that were committed.")
       .Add(c.damage_confirmed, {{"tier", "dram"}});
+  if (source.nvme != nullptr) {
+    out.Add(source.control->metrics().movement.damaged_records, {{"tier", "nvme"}});
+  }
   out.Counter("kvd_damage_reported_total",
               "Parts that clients called damaged; each is summed again before it is believed.")
       .Add(c.damage_reported);
@@ -428,6 +545,8 @@ std::vector<MetricFamily> CollectMetrics(const MetricsSource& source) {
   AddTiers(source, out);
   AddPuts(source, tenants, out);
   AddEviction(source, out);
+  AddNvme(source, out);
+  AddRestart(source, out);
   AddPromises(source, tenants, out);
   AddCalls(source, out);
   AddTrouble(source, out);

@@ -20,6 +20,8 @@
 
 namespace kvd {
 
+class NvmeStack;
+
 struct MetricsSource {
   const Control* control = nullptr;
   const ServiceMetrics* service = nullptr;
@@ -27,7 +29,10 @@ struct MetricsSource {
   const StrangerCounts* strangers = nullptr;
   std::function<std::string(DomainId)> tenant_name;
   std::string version;
-  bool count_operations = true;  // Whether there are histograms and attributions to show.
+  const ArenaRecord* record = nullptr;  // Of an arena with a name; null: it has none.
+  const NvmeStack* nvme = nullptr;      // Null: there is none,
+  bool nvme_refused = false;            // though one is configured.
+  bool count_operations = true;         // Whether there are histograms and attributions to show.
 };
 
 std::vector<prometheus::MetricFamily> CollectMetrics(const MetricsSource& source);

@@ -43,6 +43,7 @@
 #include "daemon/heartbeat.h"
 #include "daemon/metrics_http.h"
 #include "daemon/named_arena.h"
+#include "daemon/nvme_stack.h"
 #include "daemon/process.h"
 #include "daemon/reload.h"
 #include "daemon/restore.h"
@@ -67,7 +68,9 @@ constexpr int kDataNewer = 4;
 
 int FailData(const absl::Status& status) {
   Fail(status);
-  return absl::IsAlreadyExists(status) ? kDataInUse : IsNewerFormat(status) ? kDataNewer : 1;
+  return absl::IsAlreadyExists(status) || absl::IsAborted(status) ? kDataInUse
+         : IsNewerFormat(status)                                  ? kDataNewer
+                                                                  : 1;
 }
 
 // A mistake in what the operator said, as those that ReadConfig() finds.
@@ -78,6 +81,11 @@ int Misconfigured(const absl::Status& status) {
 
 // For the control thread to take a turn, before it is called dead.
 constexpr absl::Duration kHeartbeatPatience = absl::Seconds(3);
+
+// What is scraped of NVMe is that old at most.
+constexpr absl::Duration kNvmePublishPeriod = absl::Seconds(1);
+// For open segments to be ended. What is not is found by the next start all the same.
+constexpr absl::Duration kNvmeClosePatience = absl::Seconds(5);
 
 // Writes where the default logger does, on a thread of its own: the control thread must not wait
 // for whoever reads our log.
@@ -157,22 +165,68 @@ double MeasureCopy(const Copier& copier, const Clock& clock) {
 
 // Blocks of the process before, and who of its readers is left.
 void Restore(NamedArena& named, Control& control, Store& store, ArenaRecord& record,
-             Domains& domains, absl::Span<const FormerReaders::Reader> readers) {
+             Domains& domains, absl::Span<const FormerReaders::Reader> readers, NvmeStack* nvme) {
   if (!named.cold_because().empty()) {
     spdlog::warn("arena.cold path={} reason=\"{}\"", named.path(), named.cold_because());
   }
   record.restored().cold = named.cold_because().empty() ? 0 : 1;
   std::map<uint32_t, ReaderRow> sessions;
   for (const FormerReaders::Reader& reader : readers) sessions[reader.number] = reader.session;
+  std::optional<NvmeRemains> remains;
+  if (nvme != nullptr) remains.emplace(nvme->remains());
   const RestoreReport report =
-      RestoreArena(named.table(), control, store, record, domains, std::move(sessions));
+      RestoreArena(named.table(), control, store, record, domains, std::move(sessions),
+                   remains.has_value() ? &*remains : nullptr);
+  if (nvme != nullptr) nvme->ForgetRemains();
   store.Observe(record);
   store.RenewInherited();
   spdlog::info(
-      "arena.restored path={} blocks={} bytes={} namespaces={} parts_dropped={} rows_damaged={} "
-      "regions_lost={} readers={}",
-      named.path(), report.blocks, report.bytes, report.namespaces, report.parts_dropped,
-      report.rows_damaged, named.regions_lost(), readers.size());
+      "arena.restored path={} blocks={} bytes={} nvme_records={} nvme_bytes={} namespaces={} "
+      "parts_dropped={} records_dropped={} rows_damaged={} regions_lost={} readers={}",
+      named.path(), report.blocks, report.bytes, report.records, report.record_bytes,
+      report.namespaces, report.parts_dropped, report.records_dropped, report.rows_damaged,
+      named.regions_lost(), readers.size());
+}
+
+// The most records that the tier has room for: the smallest takes a header and a page.
+uint64_t MaxRecords(NvmeStack* nvme) {
+  return nvme == nullptr ? 0 : nvme->tier().live_capacity_bytes() / NvmeTier::RoomOf(1);
+}
+
+// The tier of NVMe, or none: who cannot have it serves from memory, and says so. Another daemon's
+// devices and those of a newer format are for the operator to sort out.
+absl::StatusOr<std::unique_ptr<NvmeStack>> OpenNvme(const Config& config, const Clock& clock,
+                                                    Inbox& inbox) {
+  if (config.nvme.empty()) return nullptr;
+  const auto wake = [&inbox] { inbox.Post(Task{[](Control&) {}}); };
+  absl::StatusOr<std::unique_ptr<NvmeStack>> opened =
+      NvmeStack::Open(config, config.data + "/index", clock, wake);
+  if (!opened.ok()) {
+    if (absl::IsAborted(opened.status()) || IsNewerFormat(opened.status())) return opened.status();
+    spdlog::error("tier.refused tier=nvme error=\"{}\" action=\"serving from memory alone\"",
+                  std::string(opened.status().message()));
+    return nullptr;
+  }
+  for (const std::string& note : (*opened)->notes()) spdlog::warn("nvme.note note=\"{}\"", note);
+  if (!(*opened)->index_moved_to().empty()) {
+    spdlog::warn("nvme.index_damaged moved_to={} action=\"built again from the devices\"",
+                 (*opened)->index_moved_to());
+  }
+  const RecoveryReport& r = (*opened)->recovery();
+  spdlog::info(
+      "tier.opened tier=nvme devices={} engine={} live_capacity_bytes={} admission={} "
+      "budget_bytes_per_day={}",
+      config.nvme.size(), (*opened)->numbers().devices[0]->engine,
+      uint64_t{(*opened)->numbers().live_capacity_bytes}, config.admission,
+      config.nvme_write_budget);
+  spdlog::info(
+      "nvme.recovered records={} from_index={} from_footers={} from_headers={} dead_epoch={} "
+      "duplicates={} damaged_rows={} footers_damaged={} read_errors={} index_damaged={} "
+      "superblock_copies_lost={} devices_new={} took_ms={}",
+      r.records, r.from_index, r.from_footers, r.from_headers, r.of_dead_epoch, r.duplicates,
+      r.damaged_rows, r.footers_damaged, r.read_errors, r.index_damaged, r.superblock_copies_lost,
+      r.devices_new, r.took_ms);
+  return opened;
 }
 
 absl::StatusOr<std::unique_ptr<Gateway>> StartGateway(const Config& config, int listener,
@@ -239,18 +293,27 @@ int Serve(const Config& config) {
                PageKindName(arena->use->page_kind()));
   KVD_KILL_POINT("start.arena_opened");
 
+  absl::StatusOr<std::unique_ptr<NvmeStack>> nvme = OpenNvme(config, clock, inbox);
+  if (!nvme.ok()) return FailData(nvme.status());
+  KVD_KILL_POINT("start.nvme_opened");
+
   const std::unique_ptr<EvictionPolicy> policy = MakePolicy(config.policy, config.max_blocks);
+  const std::unique_ptr<EvictionPolicy> nvme_policy =
+      *nvme == nullptr ? nullptr : MakePolicy(config.policy, config.max_blocks);
   Control::Options limits{.load_bytes_per_us = MeasureCopy(copier, clock),
                           .count_operations = config.op_metrics};
   FillBoard board(limits.max_reservations);
   auto copiers = std::make_unique<CopierPool>(
       board, inbox, copier,
       CopierPool::Options{.threads = config.copiers, .make_region = MakerOfRegions(*arena)});
-  Store store(*policy, *arena->use,
-              {.max_blocks = config.max_blocks,
-               .max_parts = arena->use->capacity_bytes() / Arena::kMinSlotBytes,
-               .secret = secret},
-              [&copiers](uint32_t region, uint64_t bytes) { copiers->MakeRegion(region, bytes); });
+  Store store(
+      *policy, *arena->use,
+      {.max_blocks = config.max_blocks,
+       .max_parts = arena->use->capacity_bytes() / Arena::kMinSlotBytes,
+       .max_cold_parts = MaxRecords(nvme->get()),
+       .secret = secret},
+      [&copiers](uint32_t region, uint64_t bytes) { copiers->MakeRegion(region, bytes); },
+      nvme_policy.get());
 
   std::optional<ArenaRecord> record;
   if (arena->named != nullptr) {
@@ -270,10 +333,15 @@ int Serve(const Config& config) {
   absl::Notification drained;
   limits.drained = [&drained] { drained.Notify(); };
   Control control(store, board, *copiers, inbox, clock, limits);
+  const auto domain_name = [&domains](DomainId domain) { return domains.Name(domain); };
+  if (*nvme != nullptr) {
+    control.AttachNvme((*nvme)->tier(), (*nvme)->admission(), domain_name);
+    (*nvme)->tier().SetOwner(&control.movement()->owner());
+  }
   std::optional<FormerReaders> former_readers;
   if (record.has_value()) {
     std::vector<FormerReaders::Reader> readers = arena->named->TakeReaders();
-    Restore(*arena->named, control, store, *record, domains, readers);
+    Restore(*arena->named, control, store, *record, domains, readers, nvme->get());
     former_readers.emplace(std::move(readers), [&inbox](uint32_t number) {
       inbox.Post(Task{[number](Control& control) { control.FormerReaderEnded(number); }});
     });
@@ -298,6 +366,9 @@ int Serve(const Config& config) {
       .strangers = &strangers,
       .tenant_name = [&domains](DomainId domain) { return domains.Name(domain); },
       .version = KVD_VERSION,
+      .record = record.has_value() ? &*record : nullptr,
+      .nvme = nvme->get(),
+      .nvme_refused = !config.nvme.empty() && *nvme == nullptr,
       .count_operations = config.op_metrics};
   Heartbeat heartbeat(inbox);
   std::unique_ptr<MetricsHttp> http;
@@ -375,6 +446,12 @@ int Serve(const Config& config) {
   const Watchdog watchdog(
       [&] { inbox.Post(Task{[](Control&) { NotifyServiceManager("WATCHDOG=1"); }}); });
   const HeapTrimmer trimmer;
+  std::optional<Periodic> nvme_publisher;
+  if (*nvme != nullptr) {
+    nvme_publisher.emplace(kNvmePublishPeriod, [&inbox, stack = nvme->get()] {
+      inbox.Post(Task{[stack](Control&) { stack->Publish(); }});
+    });
+  }
   PreferThisThread();
   (*service)->Run();
   stopper.join();
@@ -387,9 +464,16 @@ int Serve(const Config& config) {
   gateway->reset();
   admin->reset();
   sessions->reset();
+  nvme_publisher.reset();
   copiers.reset();
   former_readers.reset();
   inbox.SetWake(nullptr);
+  if (*nvme != nullptr) {
+    if (absl::Status status = (*nvme)->Close(kNvmeClosePatience); !status.ok()) {
+      spdlog::warn("nvme.not_closed error=\"{}\" action=\"the next start looks at what is open\"",
+                   std::string(status.message()));
+    }
+  }
   for (const char* suffix : {"", ".admin"}) {
     if (activated->at(suffix) < 0) unlink((config.path() + suffix).c_str());
   }

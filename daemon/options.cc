@@ -292,9 +292,10 @@ const Option kOptions[] = {
      .value = "N",
      .kind = OptionKind::kCount,
      .essential = true,
-     .otherwise = "one for each 32 KiB of dram, at least 65,536",
+     .otherwise = "one for each 32 KiB of dram and each 256 KiB of NVMe, at least 65,536",
      .example = "65536",
-     .help = "The most blocks it keeps. A full index evicts as full memory does",
+     .help =
+         "The most blocks it keeps, in memory and on NVMe. A full index evicts as full memory does",
      .set = [](std::string_view text, const MemoryLimit&,
                Config& config) { return SetCount(text, 1, 1u << 29, &config.max_blocks); },
      .get = [](const Config& config) { return absl::StrCat(config.max_blocks); }},

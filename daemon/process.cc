@@ -12,6 +12,7 @@
 #include <csignal>
 #include <cstdint>
 #include <cstdlib>
+#include <utility>
 
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
@@ -67,7 +68,7 @@ void PrepareProcess() {
   // writing through /proc/PID/mem or ptrace. It costs the core file, which would hold everybody's
   // blocks.
   prctl(PR_SET_DUMPABLE, 0);
-  umask(0177);  // Sockets are ours alone until we open them to engines.
+  umask(0077);  // What we make is ours alone; sockets until we open them to engines.
   RaiseDescriptorLimit();
   const sigset_t signals = OurSignals();  // Every thread leaves these to the one that waits.
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
@@ -108,6 +109,17 @@ HeapTrimmer::HeapTrimmer() {
 }
 
 HeapTrimmer::~HeapTrimmer() {
+  stop_.Notify();
+  thread_.join();
+}
+
+Periodic::Periodic(absl::Duration period, std::function<void()> call) {
+  thread_ = std::thread([this, period, call = std::move(call)] {
+    while (!stop_.WaitForNotificationWithTimeout(period)) call();
+  });
+}
+
+Periodic::~Periodic() {
   stop_.Notify();
   thread_.join();
 }

@@ -2,9 +2,11 @@
 
 #pragma once
 
+#include <functional>
 #include <thread>
 
 #include "absl/synchronization/notification.h"
+#include "absl/time/time.h"
 
 namespace kvd {
 
@@ -29,6 +31,21 @@ class HeapTrimmer {
  public:
   HeapTrimmer();
   ~HeapTrimmer();
+
+ private:
+  absl::Notification stop_;
+  std::thread thread_;
+};
+
+// Calls something every so often, first after one period.
+//
+// Threads: one of its own, on which it calls.
+class Periodic {
+ public:
+  Periodic(absl::Duration period, std::function<void()> call);
+  ~Periodic();
+  Periodic(const Periodic&) = delete;
+  Periodic& operator=(const Periodic&) = delete;
 
  private:
   absl::Notification stop_;

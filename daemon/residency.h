@@ -244,6 +244,7 @@ class Residency {
   // A new cold part, being written. Requires: the block has no such cold part; !colds_full().
   ColdRef AddCold(BlockRef block, PartId id, uint32_t length, uint32_t sum, uint32_t generation);
   bool colds_full() const { return free_cold_ == 0 && colds_used_ + 1 >= colds_.size(); }
+  uint64_t colds_left() const { return colds_.size() - 1 - counts_.cold_parts; }
   // Where its record is, or was copied to.
   void MoveCold(ColdRef cold, RecordPlace place) { colds_[cold].place = place; }
   // The record is there. Returns how many blocks became visible, as CommitPart() does. One that was

@@ -1,13 +1,14 @@
 #include "daemon/restore.h"
 
 #include <algorithm>
-#include <cstring>
+#include <array>
 #include <optional>
 #include <utility>
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
-#include "proto/types/check.h"
+#include "proto/types/kill_point.h"
+#include "proto/types/limits.h"
 
 namespace kvd {
 namespace {
@@ -25,34 +26,58 @@ struct BlockKey {
   }
 };
 
+// A part that lies in a tier, as its row or its record says.
+struct Found {
+  const SlotRow* row = nullptr;             // Of these two
+  const RecoveredRecord* record = nullptr;  // there is one.
+  NamespaceId ns = 0;
+  uint32_t next = 0;  // Of the same block, counted from 1.
+  bool restored = false;
+
+  const ChainHash& key() const { return row != nullptr ? row->key : record->info.key; }
+  const ChainHash& parent() const { return row != nullptr ? row->parent : record->info.parent; }
+  bool has_parent() const { return row != nullptr ? row->has_parent : record->info.has_parent; }
+  uint32_t depth() const { return row != nullptr ? row->depth : record->info.depth; }
+  PartId id() const { return row != nullptr ? row->id : record->info.id; }
+  uint32_t length() const { return row != nullptr ? row->length : record->info.length; }
+  uint32_t sum() const { return row != nullptr ? row->sum : record->info.sum; }
+  uint32_t generation() const { return row != nullptr ? row->generation : record->info.generation; }
+  // Of two, the greater was stored later: what is in DRAM later than what is not.
+  std::pair<bool, uint64_t> age() const {
+    return row != nullptr ? std::pair(true, uint64_t{row->generation})
+                          : std::pair(false, record->sequence);
+  }
+};
+
 class Restorer {
  public:
-  Restorer(SlotTable& table, Control& control, Store& store, ArenaRecord& record, Domains& domains)
+  Restorer(SlotTable& table, Control& control, Store& store, ArenaRecord& record, Domains& domains,
+           const NvmeRemains* nvme)
       : table_(table),
         control_(control),
         store_(store),
         record_(record),
         domains_(domains),
-        scopes_(SlotTable::kMaxScopes) {}
+        nvme_(nvme),
+        scopes_(SlotTable::kMaxScopes),
+        nvme_scopes_(nvme == nullptr ? 0 : nvme->scopes.size()) {}
 
   RestoreReport Run(std::map<uint32_t, ReaderRow> readers) {
     for (uint32_t region = 0; region < store_.arena().regions(); ++region) TakeRegion(region);
     ForgetIdleScopes();
+    if (nvme_ != nullptr) TakeRecords();
     GatherBlocks();
-    // In the order in which rooms were handed out: what came last leaves last.
+    // In the order in which they were stored: what came last leaves last.
     std::sort(order_.begin(), order_.end(),
-              [](const Pending* a, const Pending* b) { return a->generation < b->generation; });
-    uint32_t generation = 0;
-    for (Pending* block : order_) {
-      Insert(*block);
-      generation = std::max(generation, block->generation);
-    }
+              [](const Pending* a, const Pending* b) { return a->age < b->age; });
+    for (Pending* block : order_) Insert(*block);
     // Far enough that no room which the process before handed out last has a number of ours.
-    store_.arena().SetNextGeneration(generation + (1u << 20));
+    store_.arena().SetNextGeneration(generation_ + (1u << 20));
     for (const Found& found : found_) {
-      if (!found.restored) Drop(*found.row);
+      if (!found.restored) Drop(found);
     }
     record_.Withhold(std::move(readers), std::move(parts_), std::move(rooms_));
+    KVD_KILL_POINT("restore.finished");
     record_.restored().blocks = report_.blocks;
     record_.restored().bytes = report_.bytes;
     record_.restored().parts_dropped = report_.parts_dropped;
@@ -68,42 +93,65 @@ class Restorer {
     DomainId domain = 0;
     NamespaceDescriptor descriptor;
   };
-  struct Found {
-    const SlotRow* row = nullptr;
-    uint32_t next = 0;  // Of the same block, in found_, counted from 1.
-    bool restored = false;
-  };
   struct Pending {
     uint32_t first = 0;  // In found_, counted from 1.
-    uint32_t generation = 0;
-    NamespaceId ns = 0;
-    BlockRef ref = 0;
+    std::pair<bool, uint64_t> age;
     bool tried = false;
   };
+
+  void Register(Scope& scope, const std::string& domain_name, const std::string& canonical) {
+    absl::StatusOr<NamespaceDescriptor> descriptor = NamespaceDescriptor::FromCanonical(canonical);
+    const std::optional<DomainId> domain = domains_.Named(domain_name);
+    if (!descriptor.ok() || !domain.has_value()) return;
+    scope.domain = *domain;
+    scope.descriptor = *std::move(descriptor);
+    const auto restored = control_.RestoreNamespace(*domain, scope.descriptor);
+    if (!restored.ok()) return;
+    scope.ns = restored->id;
+    if (!restored->created) return;
+    ++report_.namespaces;
+    groups_.resize(std::max<size_t>(groups_.size(), restored->id + 1));
+    groups_[restored->id] = scope.descriptor.groups;
+  }
 
   Scope& ScopeOf(uint32_t row) {
     Scope& scope = scopes_[row];
     if (std::exchange(scope.asked, true)) return scope;
     const std::optional<ScopeRow> stored = table_.scope(row);
-    if (!stored.has_value()) return scope;
-    absl::StatusOr<NamespaceDescriptor> descriptor =
-        NamespaceDescriptor::FromCanonical(stored->canonical);
-    const std::optional<DomainId> domain = domains_.Named(stored->domain);
-    if (!descriptor.ok() || !domain.has_value()) return scope;
-    scope.domain = *domain;
-    scope.descriptor = *std::move(descriptor);
-    const auto restored = control_.RestoreNamespace(*domain, scope.descriptor);
-    if (!restored.ok()) return scope;
-    scope.ns = restored->id;
-    ++report_.namespaces;
+    if (stored.has_value()) Register(scope, stored->domain, stored->canonical);
+    return scope;
+  }
+
+  Scope& NvmeScopeOf(ScopeNumber number) {
+    Scope& scope = nvme_scopes_[number - 1];
+    if (std::exchange(scope.asked, true)) return scope;
+    const StoredScope& stored = nvme_->scopes[number - 1];
+    Register(scope, stored.domain, stored.canonical);
     return scope;
   }
 
   // Whether a part of these words may be one of its namespace.
-  static bool Fits(const Scope& scope, const SlotRow& row) {
+  static bool Fits(const Scope& scope, const Found& part) {
     const std::vector<GroupDescriptor>& groups = scope.descriptor.groups;
-    return row.id.group < groups.size() && row.id.shard < groups[row.id.group].shards &&
-           row.length == groups[row.id.group].part_bytes && row.has_parent == (row.depth > 0);
+    const PartId id = part.id();
+    return scope.ns != 0 && id.group < groups.size() && id.shard < groups[id.group].shards &&
+           part.length() == groups[id.group].part_bytes && part.has_parent() == (part.depth() > 0);
+  }
+
+  void TakeRecords() {
+    for (const RecoveredRecord& record : nvme_->records) {
+      if (record.info.scope == 0 || record.info.scope > nvme_scopes_.size()) {
+        ++report_.records_dropped;
+        continue;
+      }
+      Scope& scope = NvmeScopeOf(record.info.scope);
+      const Found found{.record = &record, .ns = scope.ns};
+      if (Fits(scope, found)) {
+        found_.push_back(found);
+      } else {
+        ++report_.records_dropped;
+      }
+    }
   }
 
   // Takes the slots of a region that have rows. One without any that can be believed stays as it
@@ -127,7 +175,8 @@ class Restorer {
     for (const SlotRow* row : rows) {
       Scope& scope = ScopeOf(row->scope);
       const uint32_t bytes = Arena::SlotBytes(row->length);
-      const bool fits = scope.ns != 0 && Fits(scope, *row) &&
+      const Found found{.row = row, .ns = scope.ns};
+      const bool fits = Fits(scope, found) &&
                         (slot_bytes == 0 || (slot_bytes == bytes && domain == scope.domain)) &&
                         (uint64_t{row->slot} + 1) * bytes <= store_.arena().region_bytes();
       if (!fits) {
@@ -139,7 +188,7 @@ class Restorer {
       domain = scope.domain;
       scope.used = true;
       slots.push_back(row->slot);
-      found_.push_back({.row = row});
+      found_.push_back(found);
     }
     const bool whole = found_.size() > found_before;
     const auto beyond = [&](uint32_t slot) {
@@ -169,12 +218,11 @@ class Restorer {
   void GatherBlocks() {
     blocks_.reserve(found_.size());
     for (uint32_t i = 0; i < found_.size(); ++i) {
-      const SlotRow& row = *found_[i].row;
-      const NamespaceId ns = scopes_[row.scope].ns;
-      Pending& block = blocks_[BlockKey{ns, row.key}];
-      block.ns = ns;
-      block.generation = std::max(block.generation, row.generation);
-      found_[i].next = std::exchange(block.first, i + 1);
+      Found& found = found_[i];
+      Pending& block = blocks_[BlockKey{found.ns, found.key()}];
+      block.age = std::max(block.age, found.age());
+      if (found.row != nullptr) generation_ = std::max(generation_, found.generation());
+      found.next = std::exchange(block.first, i + 1);
     }
     order_.reserve(blocks_.size());
     for (auto& [key, block] : blocks_) order_.push_back(&block);
@@ -182,80 +230,127 @@ class Restorer {
 
   // Inserts a block after its ancestors, root first.
   void Insert(Pending& deepest) {
-    std::vector<Pending*> chain;
+    chain_.clear();
     for (Pending* at = &deepest; at != nullptr && !at->tried;) {
       at->tried = true;
-      chain.push_back(at);
-      const SlotRow& row = *found_[at->first - 1].row;
-      if (!row.has_parent) break;
-      const auto above = blocks_.find(BlockKey{at->ns, row.parent});
+      chain_.push_back(at);
+      const Found& says = Witness(*at);
+      if (!says.has_parent()) break;
+      const auto above = blocks_.find(BlockKey{says.ns, says.parent()});
       at = above == blocks_.end() ? nullptr : &above->second;
     }
-    while (!chain.empty()) {
-      InsertOne(*chain.back());
-      chain.pop_back();
-    }
+    for (; !chain_.empty(); chain_.pop_back()) InsertOne(*chain_.back());
   }
 
-  void InsertOne(Pending& block) {
+  // The part whose word on the block counts: of one in DRAM if there is any.
+  const Found& Witness(const Pending& block) const {
+    uint32_t at = block.first;
+    while (found_[at - 1].row == nullptr && found_[at - 1].next != 0) at = found_[at - 1].next;
+    return found_[at - 1].row != nullptr ? found_[at - 1] : found_[block.first - 1];
+  }
+
+  void InsertOne(const Pending& block) {
     Residency& residency = store_.residency();
-    const SlotRow& first = *found_[block.first - 1].row;
+    const Found& says = Witness(block);
     BlockRef parent = 0;
-    if (first.has_parent) {
-      parent = residency.Find(block.ns, first.parent);
+    if (says.has_parent()) {
+      parent = residency.Find(says.ns, says.parent());
       if (parent == 0 || residency.block(parent).state != BlockState::kVisible ||
-          residency.block(parent).depth + 1 != first.depth) {
+          residency.block(parent).depth + 1 != says.depth()) {
         return;
       }
     }
-    if (!Complete(block, first) || residency.full() || residency.Find(block.ns, first.key) != 0) {
-      return;
+    Choose(block, says);
+    if (!Servable(says.ns) || residency.full()) return;
+    const uint64_t tick = control_.NextTick();
+    const BlockRef ref = residency.Add(says.ns, says.key(), parent, tick);
+    for (const uint32_t i : chosen_) {
+      Found& found = found_[i - 1];
+      if (found.row != nullptr) {
+        AddPart(ref, found, tick);
+      } else {
+        AddRecord(ref, found, tick);
+      }
     }
-    block.ref = residency.Add(block.ns, first.key, parent, control_.NextTick());
-    for (uint32_t i = block.first; i != 0; i = found_[i - 1].next) AddPart(block, found_[i - 1]);
-    KVD_CHECK(residency.block(block.ref).state == BlockState::kVisible) << block.ref;
     ++report_.blocks;
+    KVD_KILL_POINT("restore.block_inserted");
   }
 
-  // Whether the rows say one thing of the block, no part twice, and every part that makes it
-  // findable.
-  bool Complete(const Pending& block, const SlotRow& first) const {
-    const std::vector<GroupDescriptor>& groups = scopes_[first.scope].descriptor.groups;
-    std::array<uint32_t, kMaxGroups> shards{};
-    std::vector<PartId> ids;
+  // Those parts of the block that agree on where it hangs, none twice in one tier.
+  void Choose(const Pending& block, const Found& says) {
+    chosen_.clear();
     for (uint32_t i = block.first; i != 0; i = found_[i - 1].next) {
-      const SlotRow& row = *found_[i - 1].row;
-      if (row.has_parent != first.has_parent || row.parent != first.parent ||
-          row.depth != first.depth || std::find(ids.begin(), ids.end(), row.id) != ids.end()) {
+      const Found& found = found_[i - 1];
+      const bool twice = std::any_of(chosen_.begin(), chosen_.end(), [&](uint32_t other) {
+        return found_[other - 1].id() == found.id() &&
+               (found_[other - 1].row == nullptr) == (found.row == nullptr);
+      });
+      if (!twice && found.has_parent() == says.has_parent() && found.parent() == says.parent() &&
+          found.depth() == says.depth()) {
+        chosen_.push_back(i);
+      }
+    }
+  }
+
+  // Whether what was chosen makes a block findable, and the index has room for it.
+  bool Servable(NamespaceId ns) const {
+    std::array<uint32_t, kMaxGroups> warm{};
+    std::array<uint32_t, kMaxGroups> cold{};
+    uint32_t parts = 0;
+    for (const uint32_t i : chosen_) {
+      const Found& found = found_[i - 1];
+      parts += found.row != nullptr;
+      ++(found.row != nullptr ? warm : cold)[found.id().group];
+    }
+    const Residency& residency = store_.residency();
+    if (residency.parts_left() < parts || residency.colds_left() < chosen_.size() - parts) {
+      return false;
+    }
+    const std::vector<GroupDescriptor>& groups = groups_[ns];
+    for (size_t g = 0; g < groups.size(); ++g) {
+      if (groups[g].kind == GroupKind::kFull && warm[g] != groups[g].shards &&
+          cold[g] != groups[g].shards) {
         return false;
       }
-      ids.push_back(row.id);
-      ++shards[row.id.group];
-    }
-    if (store_.residency().parts_left() < ids.size()) return false;
-    for (size_t g = 0; g < groups.size(); ++g) {
-      if (groups[g].kind == GroupKind::kFull && shards[g] != groups[g].shards) return false;
     }
     return true;
   }
 
-  void AddPart(const Pending& block, Found& found) {
+  void AddPart(BlockRef block, Found& found, uint64_t tick) {
     Residency& residency = store_.residency();
     const SlotRow& row = *found.row;
     const PartRef part =
-        residency.AddPart(block.ref, row.id, row.region, row.slot, row.length, row.generation);
+        residency.AddPart(block, row.id, row.region, row.slot, row.length, row.generation);
     store_.arena().SetOccupant({row.region, row.slot, row.generation}, part);
+    residency.CommitPart(part, row.sum, tick);
     found.restored = true;
     parts_.push_back(part);
     ++report_.parts;
     report_.bytes += row.length;
-    const uint32_t sum = row.sum;  // The row is written again when the part is committed.
-    residency.CommitPart(part, sum, control_.NextTick());
   }
 
-  void Drop(const SlotRow& row) {
+  void AddRecord(BlockRef block, Found& found, uint64_t tick) {
+    Residency& residency = store_.residency();
+    const RecordInfo& info = found.record->info;
+    const ColdRef cold = residency.AddCold(block, info.id, info.length, info.sum, info.generation);
+    if (!nvme_->tier.Adopt(found.record->place, cold)) {
+      residency.DropCold(cold);
+      return;
+    }
+    residency.MoveCold(cold, found.record->place);
+    residency.CommitCold(cold, tick);
+    found.restored = true;
+    ++report_.records;
+    report_.record_bytes += info.length;
+  }
+
+  void Drop(const Found& found) {
+    if (found.row == nullptr) {
+      ++report_.records_dropped;
+      return;
+    }
     ++report_.parts_dropped;
-    rooms_.push_back({row.region, row.slot});
+    rooms_.push_back({found.row->region, found.row->slot});
   }
 
   SlotTable& table_;
@@ -263,10 +358,16 @@ class Restorer {
   Store& store_;
   ArenaRecord& record_;
   Domains& domains_;
-  std::vector<Scope> scopes_;  // By row.
+  const NvmeRemains* nvme_;                           // Null: there is none.
+  std::vector<Scope> scopes_;                         // By row.
+  std::vector<Scope> nvme_scopes_;                    // By number, less one.
+  std::vector<std::vector<GroupDescriptor>> groups_;  // By namespace.
   std::vector<Found> found_;
   absl::flat_hash_map<BlockKey, Pending> blocks_;
   std::vector<Pending*> order_;
+  std::vector<Pending*> chain_;   // Scratch.
+  std::vector<uint32_t> chosen_;  // Scratch: of found_, counted from 1.
+  uint32_t generation_ = 0;       // The highest of a room.
   std::vector<PartRef> parts_;
   std::vector<ArenaRecord::Room> rooms_;
   RestoreReport report_;
@@ -275,8 +376,9 @@ class Restorer {
 }  // namespace
 
 RestoreReport RestoreArena(SlotTable& table, Control& control, Store& store, ArenaRecord& record,
-                           Domains& domains, std::map<uint32_t, ReaderRow> readers) {
-  return Restorer(table, control, store, record, domains).Run(std::move(readers));
+                           Domains& domains, std::map<uint32_t, ReaderRow> readers,
+                           const NvmeRemains* nvme) {
+  return Restorer(table, control, store, record, domains, nvme).Run(std::move(readers));
 }
 
 }  // namespace kvd

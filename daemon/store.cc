@@ -144,6 +144,12 @@ bool Store::RenewARegion(DomainId domain) {
   return foreign.has_value();
 }
 
+void Store::RenewInherited() {
+  while (const std::optional<uint32_t> region = arena_.BeginInheritedRenewal()) {
+    renew_(*region, arena_.region_bytes());
+  }
+}
+
 // A child that has parts in DRAM; 0: none, or none that is found soon.
 BlockRef Store::WarmChild(BlockRef block) const {
   if (residency_.block(block).warm_children == 0) return 0;
@@ -167,12 +173,6 @@ uint64_t Store::RoomFor(const Pressure& pressure) const {
     }
   }
   return bytes;
-}
-
-void Store::RenewInherited() {
-  while (const std::optional<uint32_t> region = arena_.BeginInheritedRenewal()) {
-    renew_(*region, arena_.region_bytes());
-  }
 }
 
 // Evicts what lies in a region, and what hangs below that. False when something must stay: then

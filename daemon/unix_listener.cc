@@ -1,6 +1,7 @@
 #include "daemon/unix_listener.h"
 
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -26,7 +27,7 @@ absl::StatusOr<int> ListenUnix(const std::string& path, int type) {
   if (fd >= 0) {
     unlink(path.c_str());
     if (bind(fd, reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0 &&
-        listen(fd, kBacklog) == 0) {
+        chmod(path.c_str(), 0600) == 0 && listen(fd, kBacklog) == 0) {
       return fd;
     }
   }

@@ -98,15 +98,17 @@ class FilesTest(unittest.TestCase):
 
 
 class Daemon:
-    """A kvd with metrics, in a folder of its own."""
+    """A kvd with metrics and all its tiers, in folders of its own."""
 
     def __init__(self, *arguments):
         self.folder = tempfile.TemporaryDirectory(prefix="kvd-deploy-")
+        self.memory = tempfile.TemporaryDirectory(prefix="kvd-deploy-", dir="/dev/shm")
         self.endpoint = f"unix:{self.folder.name}/kvd"
         self.log = open(f"{self.folder.name}/log", "w+")
         self.process = subprocess.Popen(
             [KVD, "--listen", self.endpoint, "--dram", "16MiB", "--metrics", "127.0.0.1:0",
-             *arguments], stdout=subprocess.PIPE, stderr=self.log, text=True)
+             "--data", f"{self.folder.name}/data", "--arena-directory", self.memory.name,
+             "--nvme", f"{self.folder.name}/nvme:64MiB", *arguments], stdout=subprocess.PIPE, stderr=self.log, text=True)
         self.ready = self.process.stdout.readline().strip()
         match = re.search(r" metrics=(\S+)$", self.ready)
         if match is None:
@@ -121,6 +123,7 @@ class Daemon:
         self.process.stdout.close()
         self.log.close()
         self.folder.cleanup()
+        self.memory.cleanup()
         return status
 
 

@@ -281,6 +281,88 @@ TEST_F(RestartTest, AFolderThatCannotBeMadeOrIsNoMemoryIsNamed) {
   EXPECT_THAT(no_memory.Errors(), HasSubstr("/proc is neither a tmpfs nor a hugetlbfs"));
 }
 
+// ---- NVMe ---------------------------------------------------------------------------------------
+
+class NvmeRestartTest : public RestartTest {
+ protected:
+  void StartWithNvme(std::vector<std::string> more = {}) {
+    std::vector<std::string> arguments = Arguments();
+    arguments.insert(arguments.end(), {"--nvme", nvme_ + ":256MiB", "--admission", "all"});
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    auto daemon = DaemonProcess::Start({.arguments = arguments, .path = path_});
+    ASSERT_TRUE(daemon.ok()) << daemon.status();
+    daemon_ = *std::move(daemon);
+  }
+  // Puts more than memory holds, and waits until NVMe has at least `blocks`.
+  void Demote(uint64_t blocks) {
+    ASSERT_EQ(Put(0, 100), 100u);
+    ASSERT_EQ(Put(1000, 100), 100u);
+    ASSERT_TRUE(daemon_->WaitFor([&](const auto&) { return NvmeBlocks() >= blocks; }))
+        << NvmeBlocks() << daemon_->child().Errors();
+  }
+  uint64_t NvmeBlocks() {
+    const v1::TiersReply tiers = daemon_->Tiers();
+    return tiers.tiers_size() < 2 ? 0 : tiers.tiers(1).blocks();
+  }
+
+  const std::string nvme_ = folder_.path() + "/nvme0";
+};
+
+TEST_F(NvmeRestartTest, WhatLeftMemoryIsReadFromNvme) {
+  StartWithNvme();
+  Demote(60);
+  EXPECT_EQ(daemon_->Tiers().tiers(1).name(), "nvme");
+  EXPECT_EQ(daemon_->Tiers().tiers(1).state(), "online");
+  EXPECT_GT(Get(0, 100), 60u);
+  ExpectClean();
+}
+
+TEST_F(NvmeRestartTest, WhatIsOnNvmeIsThereWithoutTheArenaAndWithoutTheIndex) {
+  for (const bool killed : {false, true}) {
+    StartWithNvme();
+    Demote(60);
+    if (killed) {
+      daemon_->Kill();
+    } else {
+      ASSERT_EQ(daemon_->Stop(), 0) << daemon_->child().Errors();
+    }
+    std::filesystem::remove_all(ArenaPath());  // As a reboot does.
+    if (killed) std::filesystem::remove_all(data_ + "/index");
+    StartWithNvme();
+    EXPECT_GE(daemon_->Counter("restored_blocks"), 60u) << daemon_->child().Errors();
+    EXPECT_GE(Get(0, 100), 60u);
+    ExpectClean();
+  }
+}
+
+TEST_F(NvmeRestartTest, BothTiersComeBackTogether) {
+  StartWithNvme();
+  Demote(60);
+  const uint64_t known = daemon_->Status().blocks();
+  ASSERT_GE(known, 150u);
+  daemon_->Kill();
+  StartWithNvme();
+  EXPECT_GE(daemon_->Status().blocks(), known * 99 / 100);
+  EXPECT_EQ(Get(1000, 100), 100u);
+  EXPECT_GE(Get(0, 100), 60u);
+  ExpectClean();
+}
+
+TEST_F(NvmeRestartTest, WhatIsNotKvdsIsNotWrittenAndMemoryServesAlone) {
+  std::string foreign(64u << 20, 'x');
+  foreign.resize(256u << 20, 'y');
+  std::ofstream(nvme_) << foreign;
+  StartWithNvme();
+  EXPECT_THAT(daemon_->child().Errors(), HasSubstr("tier.refused tier=nvme"));
+  EXPECT_EQ(Put(0, 10), 10u);
+  EXPECT_EQ(Get(0, 10), 10u);
+  EXPECT_EQ(NvmeBlocks(), 0u);
+  ASSERT_EQ(daemon_->Stop(), 0);
+  std::stringstream after;
+  after << std::ifstream(nvme_).rdbuf();
+  EXPECT_TRUE(after.str() == foreign);
+}
+
 // ---- damage -------------------------------------------------------------------------------------
 
 // Changes bytes of a file of the arena, by where they are.
