@@ -194,7 +194,7 @@ class AdminServer::Impl final : public v1::Admin::Service {
           const NvmeTier& tier = movement->tier();
           v1::TierStatus& nvme = *out.add_tiers();
           nvme.set_name("nvme");
-          nvme.set_state(!tier.readable() ? "out" : !tier.writable() ? "read-only" : "online");
+          nvme.set_state(!tier.readable() ? "offline" : tier.writable() ? "online" : "degraded");
           nvme.set_capacity_bytes(tier.live_capacity_bytes());
           nvme.set_reserved_bytes(tier.live_bytes());
           nvme.set_blocks(control.store().residency().counts().cold_blocks);

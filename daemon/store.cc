@@ -181,10 +181,12 @@ bool Store::EmptyRegion(uint32_t region) {
   // What was in the way the last time mostly still is: a region that cannot be emptied costs one
   // look then, not one at each of its slots.
   const uint32_t slots = arena_.slots(region);
+  uint32_t told = 0;
   for (uint32_t i = 0; i < slots; ++i) {
     const uint32_t slot = (in_the_way_[region] + i) % slots;
     const PartRef part = arena_.Occupant(region, slot);
     if (part == 0) continue;
+    ++told;
     const BlockRef ref = residency_.part(part).block;
     const Block& block = residency_.block(ref);
     const bool quarantined = ref == 0;
@@ -195,6 +197,8 @@ bool Store::EmptyRegion(uint32_t region) {
       return false;
     }
   }
+  // Rooms that are nobody's are withheld for readers of before a restart.
+  if (told < arena_.used_slots(region)) return false;
   for (uint32_t slot = 0; slot < slots; ++slot) {
     const PartRef part = arena_.Occupant(region, slot);
     if (part == 0) continue;

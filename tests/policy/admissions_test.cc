@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "absl/strings/str_split.h"
+#include "policy/budgeted_admission.h"
 #include "policy/class_predicted.h"
 
 namespace kvd {
@@ -109,6 +110,28 @@ TEST(AdmissionsTest, OneKeyIn32GoesOnBeingMeasured) {
     admitted += policy.Admit(candidate, 0);
   }
   EXPECT_EQ(admitted, 3100);
+}
+
+TEST(BudgetedAdmissionTest, ABlockIsPaidForWithItsAncestorsOrDeclined) {
+  constexpr uint64_t kDayOfMinutes = 1440 * WriteBudget::kLeastBurst;
+  BudgetedAdmission admission(MakeAdmission("second-touch", 64), kDayOfMinutes, 0);
+  EXPECT_EQ(admission.name(), "second-touch");
+  AdmissionPolicy::Candidate candidate = Candidate(1, 1);
+  candidate.blocks = 3;
+  candidate.bytes = WriteBudget::kLeastBurst;
+  EXPECT_FALSE(admission.Admit(Candidate(2), 0));
+  EXPECT_TRUE(admission.Admit(candidate, 0));
+  EXPECT_FALSE(admission.Admit(candidate, 0));
+  EXPECT_TRUE(admission.Admit(candidate, 60 * kSecond));
+  EXPECT_EQ(admission.counts().declined_blocks, 1u);
+  EXPECT_EQ(admission.counts().admitted_blocks, 6u);
+  EXPECT_EQ(admission.counts().admitted_bytes, 2 * WriteBudget::kLeastBurst);
+  EXPECT_EQ(admission.counts().over_budget_blocks, 1u);
+  EXPECT_EQ(admission.counts().over_budget_bytes, WriteBudget::kLeastBurst);
+  // What the policy learns goes through.
+  admission.Left(HashOf(9), 1, 0);
+  admission.Stored(HashOf(9), 1);
+  EXPECT_TRUE(admission.Admit(Candidate(9), 300 * kSecond));
 }
 
 }  // namespace
