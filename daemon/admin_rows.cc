@@ -72,7 +72,6 @@ void Write(const LeaseRow& row, const DomainName& name, v1::LeaseStatus& out) {
   out.set_session(row.session);
   out.set_expires_in_ms(Milliseconds(row.left));
   out.set_bytes(row.bytes);
-  out.set_nvme_bytes(row.nvme_bytes);
 }
 
 void Write(const NamespaceRow& row, const DomainName& name, v1::NamespaceStatus& out) {
@@ -116,6 +115,7 @@ void Write(const BlockRow& row, const DomainName& name, v1::BlockStatus& out) {
   out.set_depth(row.depth);
   out.set_state(Text(StateName(row.state)));
   out.set_bytes(row.bytes);
+  out.set_nvme_bytes(row.nvme_bytes);
   out.set_children(row.children);
   out.set_leases(row.leases);
   for (const PartRow& part : row.parts) {
