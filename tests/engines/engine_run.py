@@ -14,16 +14,10 @@ import json
 import os
 import sys
 
-task = json.loads(sys.stdin.readline())
-os.environ.update({
-    "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "HF_HUB_OFFLINE": "1",
-    "TRANSFORMERS_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING",
-    **task.get("environment", {})})
-answers = os.fdopen(os.dup(1), "w")  # vLLM prints to standard output too.
-os.dup2(2, 1)
 
-from vllm import LLM, SamplingParams  # noqa: E402
-from vllm.config import KVTransferConfig  # noqa: E402
+ENVIRONMENT = {
+    "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
 
 
 def digest_of(output):
@@ -36,6 +30,13 @@ def digest_of(output):
 
 
 def main():
+    task = json.loads(sys.stdin.readline())
+    os.environ.update({**ENVIRONMENT, **task.get("environment", {})})
+    answers = os.fdopen(os.dup(1), "w")  # vLLM prints to standard output too.
+    os.dup2(2, 1)
+    from vllm import LLM, SamplingParams  # With that environment.
+    from vllm.config import KVTransferConfig
+
     transfer = task.get("connector")
     llm = LLM(model=task["model"], skip_tokenizer_init=True, enforce_eager=True,
               kv_transfer_config=KVTransferConfig(**transfer) if transfer else None,
@@ -61,4 +62,5 @@ def main():
     llm.llm_engine.engine_core.shutdown()
 
 
-main()
+if __name__ == "__main__":  # Workers of their own import this file too.
+    main()

@@ -13,6 +13,7 @@ import pathlib
 import random
 import subprocess
 import sys
+import threading
 import unittest
 
 FOLDER, KVD, ROOT = (pathlib.Path(argument).resolve() for argument in sys.argv[1:4])
@@ -22,7 +23,7 @@ sys.path[:0] = [str(HERE), str(ROOT / "tests/client/python")]
 from daemon import Daemon  # noqa: E402
 from environment import python_of  # noqa: E402
 
-PATIENCE = 300  # Seconds, for an engine to do anything.
+PATIENCE = 600  # Seconds of an engine's life.
 TOKENS = 2000
 BLOCK = 32
 
@@ -50,12 +51,14 @@ class Engine:
         task = {"model": str(FOLDER / "models" / model), "connector": transfer, "rounds": rounds,
                 "engine": {name: value for name, value in options.items() if value is not None},
                 "environment": environment or {}, **task}
-        self.log = FOLDER / f"engine-{os.getpid()}.log"
+        self._log = open(FOLDER / f"engine-{os.getpid()}.log", "a+", errors="replace")
         self._process = subprocess.Popen(
             [PYTHON, "-B", HERE / "engine_run.py"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=open(self.log, "a"), text=True,
+            stderr=self._log, text=True,
             env={**os.environ, "KVD_FAULT": fault or "",
                  "PYTHONPATH": f"{ROOT / 'client/python'}:{HERE}"})
+        self._watchdog = threading.Timer(PATIENCE, self._process.kill)
+        self._watchdog.start()
         self._say(json.dumps(task))
 
     def _say(self, line):
@@ -68,18 +71,21 @@ class Engine:
     def answer(self):
         line = self._process.stdout.readline()
         if not line:
-            self._process.wait(timeout=PATIENCE)
-            raise AssertionError("the engine ended: " + self.tail())
+            status = self.end()
+            raise AssertionError(f"the engine ended with {status}: {self.tail()}")
         return json.loads(line)
 
     def tail(self):
-        return "".join(self.log.read_text(errors="replace").splitlines(keepends=True)[-40:])
+        with open(self._log.name, errors="replace") as log:
+            return "".join(log.readlines()[-40:])
 
     def end(self):
         """Waits for it, so that the last saves are done. Returns the exit status."""
         self._process.stdin.close()
         status = self._process.wait(timeout=PATIENCE)
         self._process.stdout.close()
+        self._watchdog.cancel()
+        self._log.close()
         return status
 
 
@@ -164,7 +170,7 @@ class VllmTest(unittest.TestCase):
         roomy, = live(self.daemon, [asked], connector={"kv_role": "kv_producer"}, max_tokens=200)
 
         tight, again = live(self.daemon, [asked, asked], together=True, max_tokens=200,
-                            engine={"num_gpu_blocks_override": 40})
+                            engine={"num_gpu_blocks_override": 40, "max_model_len": 1024})
 
         self.assertGreater(tight["metrics"]["vllm:num_preemptions"], 0)
         self.assertEqual(tokens(tight), tokens(roomy))

@@ -27,11 +27,11 @@ Group = Tuple[int, GroupPages]  # With its number.
 
 
 class _Mover(threading.Thread):
-    """Runs jobs one after another until stop()."""
+    """Runs jobs one after another until stop(), which lets those run that were added before."""
 
-    def __init__(self, name: str, run: Callable[[Any], None]):
+    def __init__(self, name: str, run: Callable[[Any], None], device: torch.device):
         super().__init__(name=name, daemon=True)
-        self._run, self._jobs = run, queue.SimpleQueue()
+        self._run, self._jobs, self._device = run, queue.SimpleQueue(), device
         self._idle = threading.Condition()
         self._waiting = 0
         self.start()
@@ -51,6 +51,8 @@ class _Mover(threading.Thread):
         self.join()
 
     def run(self) -> None:
+        if self._device.type == "cuda":  # Beside the engine's own work, not behind it.
+            torch.cuda.set_stream(torch.cuda.Stream(self._device))
         while True:
             job = self._jobs.get()
             if job is None:
@@ -76,6 +78,7 @@ class WorkerSide:
         self._groups: List[GroupPages] = []
         self._shards: List[int] = []
         self._movers: List[_Mover] = []
+        self._gave_up = 0.0  # When a save last ran out of time. The saver's only.
 
         self._mu = threading.Lock()  # Of what follows, which the movers write and the main thread takes.
         self._loaded: List[Tuple[Job, int]] = []  # With the first block that is not there.
@@ -92,14 +95,17 @@ class WorkerSide:
                         for group in self.layout.groups]
         self._daemon.register(descriptor(self._vllm_config, self.layout,
                                          block_tokens(self._kv_cache_config)))
-        self._loader = _Mover("kvd-load", self._load)
-        self._saver = _Mover("kvd-save", self._save)
+        device = self._groups[0].device
+        self._loader = _Mover("kvd-load", self._load, device)
+        self._saver = _Mover("kvd-save", self._save, device)
         self._movers = [self._loader, self._saver]
         self._buffers = {mover: self._new_buffer() for mover in self._movers}
 
     def start_loads(self, plan: ToWorkers) -> None:
+        # From now on, so that behind a daemon that hangs not each waits for its own time.
+        deadline = time.monotonic() + self._options.load_timeout_ms / 1000
         for job in plan.loads:
-            self._loader.add(job)
+            self._loader.add((job, deadline))
 
     def start_saves(self, plan: ToWorkers) -> None:
         """After the step's work was handed to the device."""
@@ -110,7 +116,7 @@ class WorkerSide:
             written = torch.Event(device=self._groups[0].device)
             written.record()
         for job in plan.saves:
-            self._saver.add((job, written))
+            self._saver.add((job, written, time.monotonic()))
 
     def fence(self, plan: ToWorkers) -> None:
         """Before the step writes: where saves have no references, their pages may be anybody's now."""
@@ -166,10 +172,11 @@ class WorkerSide:
             raise kvd.Unavailable("the daemon never was there")
         return self._daemon.client, self._daemon.namespace
 
-    def _load(self, job: Job) -> None:
+    def _load(self, job_and_deadline: Tuple[Job, float]) -> None:
+        job, deadline = job_and_deadline
         good = job.first
         try:
-            good = self._load_blocks(job)
+            good = self._load_blocks(job, deadline)
             self._daemon.note(None)
         except kvd.KvdError as error:
             self._daemon.note(error)
@@ -180,10 +187,9 @@ class WorkerSide:
                 if good < job.last:
                     self._stats.add("load_failures")
 
-    def _load_blocks(self, job: Job) -> int:
+    def _load_blocks(self, job: Job, deadline: float) -> int:
         """Returns the first block that is not there for every group. Groups that have pages from the
         same block on are got together."""
-        deadline = time.monotonic() + self._options.load_timeout_ms / 1000
         starts: Dict[int, List[int]] = {}
         for number, pages in enumerate(job.pages):
             starts.setdefault(self._first_whole(job, number), []).append(number)
@@ -219,14 +225,18 @@ class WorkerSide:
             first += count
         return first
 
-    def _save(self, job_and_event: Tuple[Job, Any]) -> None:
-        job, written = job_and_event
+    def _save(self, job_event_and_time: Tuple[Job, Any, float]) -> None:
+        job, written, added = job_event_and_time
         try:
+            if added < self._gave_up:  # Behind one that ran out of time: its pages are wanted back.
+                raise kvd.DeadlineExceeded("the daemon does not take what is saved in time")
             if written is not None:
                 written.synchronize()
             self._save_blocks(job)
             self._daemon.note(None)
         except kvd.KvdError as error:
+            if isinstance(error, kvd.DeadlineExceeded):
+                self._gave_up = time.monotonic() if added >= self._gave_up else self._gave_up
             self._daemon.note(error)
             self._count("save_failures")
         finally:  # Whatever happens: the pages' references are given back by this.
