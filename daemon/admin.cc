@@ -50,6 +50,13 @@ grpc::Status Invalid(const std::string& message) {
   return {grpc::StatusCode::INVALID_ARGUMENT, message};
 }
 
+// Blocks that lookups found on NVMe, of all tenants.
+uint64_t NvmeLookups(const ControlMetrics& metrics) {
+  uint64_t blocks = metrics.others().lookup_nvme_blocks;
+  for (uint32_t i = 0; i < metrics.tenants(); ++i) blocks += metrics.tenant(i).lookup_nvme_blocks;
+  return blocks;
+}
+
 uint32_t RowLimit(uint32_t asked) { return std::min(asked == 0 ? kDefaultRows : asked, kMaxRows); }
 
 }  // namespace
@@ -137,7 +144,10 @@ class AdminServer::Impl final : public v1::Admin::Service {
         traffic.set_evicted_blocks(evicted);
       };
       const ControlCounters& counters = control.counters();
-      add("dram", counters.lookup_hit_blocks, residency.counts().evicted);
+      const MovementCounters& movement = control.metrics().movement;
+      const uint64_t from_nvme = NvmeLookups(control.metrics());
+      add("dram", counters.lookup_hit_blocks - from_nvme, residency.counts().evicted);
+      if (control.movement() != nullptr) add("nvme", from_nvme, movement.nvme_evicted_blocks);
       add("miss", counters.lookup_blocks - counters.lookup_hit_blocks, 0);
       out.domains = control.ListDomains();
       out.capacity_bytes = control.store().arena().capacity_bytes();

@@ -236,6 +236,19 @@ void AddProblems(v1::StatusReply& status, uint64_t capacity_bytes) {
                      " leases were refused since start because a session, a user or "
                      "the daemon had as many as it may; 'kvctl leases' says who keeps them"));
   }
+  if (CounterOf(status, "nvme_out") > 0) {
+    AddProblem(
+        status, "KVD1005", "error",
+        "the NVMe tier takes no reads: the log says why ('nvme.out'); it is tried again every "
+        "few seconds, and memory serves meanwhile");
+  }
+  if (const uint64_t withheld = CounterOf(status, "withheld_parts");
+      CounterOf(status, "former_readers") > 0 && withheld > 0) {
+    AddProblem(status, "KVD1006", "warn",
+               absl::StrCat(withheld, " parts wait for ", CounterOf(status, "former_readers"),
+                            " sessions of before the restart: their room is used again when those "
+                            "processes have ended or connected anew"));
+  }
 }
 
 }  // namespace kvd

@@ -1019,6 +1019,7 @@ std::vector<std::pair<std::string, uint64_t>> Control::Counters() const {
   const auto of_record = [record](auto count) { return record == nullptr ? 0 : count(*record); };
   const MovementCounters& m = metrics_.movement;
   return {
+      {"nvme_out", movement_ != nullptr && !movement_->tier().readable() ? 1u : 0u},
       {"nvme_moves", m.moves},
       {"nvme_written_blocks", m.written_blocks},
       {"nvme_written_bytes", m.written_bytes},
