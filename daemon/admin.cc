@@ -32,6 +32,8 @@ constexpr uint32_t kMaxRows = 10'000;
 constexpr uint32_t kDefaultRows = 1000;
 constexpr uint32_t kRowsPerTurn = 128;
 constexpr uint32_t kInspected = 16;
+constexpr absl::Duration kVerifyCall = absl::Milliseconds(500);
+constexpr absl::Duration kVerifyTurn = absl::Milliseconds(1);
 constexpr size_t kDomainsShown = 64;
 constexpr size_t kEventsPerTurn = 512;
 // Who follows has a thread of ours.
@@ -234,6 +236,74 @@ class AdminServer::Impl final : public v1::Admin::Service {
       }
       if (from + kAuditSlots > turn.max_blocks) return grpc::Status::OK;
     }
+  }
+
+  grpc::Status Verify(grpc::ServerContext* context, const v1::VerifyRequest* request,
+                      v1::VerifyReply* reply) override {
+    struct Turn {
+      Scrubber::RunId run = 0;
+      absl::StatusOr<Scrubber::Progress> progress = absl::UnknownError("not begun");
+    };
+    Turn turn{.run = request->run()};
+    const absl::Time end = absl::Now() + kVerifyCall;
+    do {
+      const bool answered =
+          OnControl<Turn>(turn, [run = turn.run, ns = request->namespace_id(),
+                                 key = request->key()](Control& control, Turn& out) {
+            out.run = run;
+            if (out.run == 0) {
+              const absl::StatusOr<Scrubber::RunId> begun = control.BeginVerify(ns, key);
+              if (!begun.ok()) {
+                out.progress = begun.status();
+                return;
+              }
+              out.run = *begun;
+            }
+            out.progress = control.ContinueVerify(out.run);
+          });
+      if (!answered) return Busy();
+      if (!turn.progress.ok()) return ToGrpc(turn.progress.status());
+      if (context->IsCancelled()) return grpc::Status::CANCELLED;
+      if (!turn.progress->done) absl::SleepFor(kVerifyTurn);  // The copiers and the disk have to.
+    } while (!turn.progress->done && absl::Now() < end);
+    reply->set_run(turn.run);
+    reply->set_done(turn.progress->done);
+    reply->set_blocks(turn.progress->blocks);
+    reply->set_parts(turn.progress->parts);
+    reply->set_bytes(turn.progress->bytes);
+    reply->set_damaged(turn.progress->damaged);
+    reply->set_skipped(turn.progress->skipped);
+    return grpc::Status::OK;
+  }
+
+  grpc::Status Quarantine(grpc::ServerContext*, const v1::QuarantineRequest*,
+                          v1::QuarantineReply* reply) override {
+    struct Turn {
+      std::vector<Quarantined> entries;
+      std::vector<uint32_t> hash_bytes;
+      uint64_t total = 0;
+      Nanos now = 0;
+    };
+    Turn turn;
+    const bool answered = OnControl<Turn>(turn, [](Control& control, Turn& out) {
+      const QuarantineList& list = control.quarantine();
+      out.entries.assign(list.entries().begin(), list.entries().end());
+      for (const Quarantined& entry : out.entries) {
+        out.hash_bytes.push_back(control.hash_bytes(entry.ns));
+      }
+      out.total = list.total();
+      out.now = control.now();
+    });
+    if (!answered) return Busy();
+    reply->set_total(turn.total);
+    const int64_t unix_now_ms = absl::ToUnixMillis(absl::Now());
+    for (size_t i = 0; i < turn.entries.size(); ++i) {
+      const Quarantined& entry = turn.entries[i];
+      const int64_t age_ms = (turn.now - entry.time) / kMillisecond;
+      Write(entry, turn.hash_bytes[i], static_cast<uint64_t>(unix_now_ms - age_ms),
+            options_.domain_name, *reply->add_entries());
+    }
+    return grpc::Status::OK;
   }
 
   // ---- who --------------------------------------------------------------------------------------

@@ -147,6 +147,42 @@ void Write(const DomainRow& row, const DomainName& name, v1::DomainUse& out) {
   out.set_rejected_blocks(row.rejected_blocks);
 }
 
+namespace {
+
+std::string_view FinderName(FoundBy found_by) {
+  switch (found_by) {
+    case FoundBy::kClient:
+      return "client";
+    case FoundBy::kRead:
+      return "read";
+    case FoundBy::kReclaim:
+      return "reclaim";
+    case FoundBy::kScrubber:
+      return "scrubber";
+  }
+  return "";
+}
+
+}  // namespace
+
+void Write(const Quarantined& entry, uint32_t key_bytes, uint64_t unix_ms, const DomainName& name,
+           v1::QuarantineEntry& out) {
+  out.set_number(entry.number);
+  out.set_unix_ms(unix_ms);
+  out.set_domain(name(entry.domain));
+  out.set_namespace_id(entry.ns);
+  out.set_key(entry.key.bytes.data(), key_bytes);
+  out.set_depth(entry.depth);
+  out.set_group(entry.id.group);
+  out.set_shard(entry.id.shard);
+  out.set_tier(entry.on_nvme ? "nvme" : "dram");
+  out.set_region(entry.region);
+  out.set_offset(entry.offset);
+  out.set_length(entry.length);
+  out.set_crc32c(entry.sum);
+  out.set_found_by(Text(FinderName(entry.found_by)));
+}
+
 void Write(const Event& event, uint32_t key_bytes, const DomainName& name, v1::Event& out) {
   const auto write = [key_bytes](const ChainHash& hash) {
     return std::string(reinterpret_cast<const char*>(hash.bytes.data()), key_bytes);

@@ -204,10 +204,9 @@ class Control : private Movement::Listener {
   bool Continue(Sweep& sweep);
 
   // Checks the chain that ends at `key`, or, without one, all blocks of `ns` (0: of all), against
-  // their sums. Continue with the answer until it is done, and end it.
+  // their sums. Continue with the answer, a turn each, until it is done.
   absl::StatusOr<Scrubber::RunId> BeginVerify(NamespaceId ns, std::string_view key);
-  Scrubber::Progress ContinueVerify(Scrubber::RunId run) { return scrubber_.Continue(run); }
-  void EndVerify(Scrubber::RunId run) { scrubber_.End(run); }
+  absl::StatusOr<Scrubber::Progress> ContinueVerify(Scrubber::RunId run);
   // What was found damaged lately.
   const QuarantineList& quarantine() const { return quarantine_; }
   const Scrubber& scrubber() const { return scrubber_; }

@@ -306,9 +306,16 @@ absl::StatusOr<Scrubber::RunId> Control::BeginVerify(NamespaceId ns, std::string
     deepest = residency_.Find(ns, KeyList(key, hash_bytes(ns))[0]);
     if (deepest == 0) return absl::NotFoundError("key: no such block");
   }
-  const Scrubber::RunId run = scrubber_.Begin(ns, deepest);
+  const Scrubber::RunId run = scrubber_.Begin(ns, deepest, clock_.Now());
   if (run == 0) return absl::ResourceExhaustedError("verify: as many run as may; wait for one");
   return run;
+}
+
+absl::StatusOr<Scrubber::Progress> Control::ContinueVerify(Scrubber::RunId run) {
+  control_.AssertHeld();
+  const std::optional<Scrubber::Progress> progress = scrubber_.Continue(run, clock_.Now());
+  if (!progress.has_value()) return absl::NotFoundError("run: there is no such run, or it is over");
+  return *progress;
 }
 
 // --- letting blocks leave

@@ -2,11 +2,14 @@
 
 #include <algorithm>
 #include <utility>
+#include <vector>
 
 namespace kvd {
 namespace {
 
 constexpr uint32_t kSlotsPerTurn = 1024;
+constexpr uint32_t kWorkOfBlock = 16;  // As much as looking at so many slots.
+constexpr Nanos kPatience = 60 * kSecond;
 constexpr Nanos kIdle = 100 * kMillisecond;  // Between looks at an index that has nothing.
 
 }  // namespace
@@ -142,26 +145,36 @@ Nanos Scrubber::NextDeadline() const { return background_.in_flight > 0 ? INT64_
 
 // --- for an operator -----------------------------------------------------------------------------
 
-Scrubber::RunId Scrubber::Begin(NamespaceId ns, BlockRef deepest) {
+Scrubber::RunId Scrubber::Begin(NamespaceId ns, BlockRef deepest, Nanos now) {
+  std::vector<RunId> forgotten;
+  for (const auto& [id, run] : runs_) {
+    if (run->seen + kPatience < now) forgotten.push_back(id);
+  }
+  for (const RunId id : forgotten) End(id);
   if (runs_.size() >= kMostRuns) return 0;
   auto run = std::make_unique<Run>();
   run->ns = ns;
+  run->seen = now;
   run->deepest = run->at = deepest;
   if (deepest != 0) residency_.Lease(deepest);  // What it stands on stays.
   runs_[++last_run_] = std::move(run);
   return last_run_;
 }
 
-Scrubber::Progress Scrubber::Continue(RunId id) {
-  Run* run = Find(id);
+std::optional<Scrubber::Progress> Scrubber::Continue(RunId id, Nanos now) {
+  Run* run = id == 0 ? nullptr : Find(id);
+  if (run == nullptr) return std::nullopt;
+  run->seen = now;
   uint32_t work = kSlotsPerTurn;
   while (!run->walked && work > 0 && run->in_flight < options_.checks_in_flight) {
     const BlockRef block = NextBlock(*run, work);
     if (block != 0) CheckBlock(*run, id, block);
-    work -= std::min(work, 16u);
+    work -= std::min(work, kWorkOfBlock);
   }
-  run->progress.done = run->walked && run->in_flight == 0;
-  return run->progress;
+  Progress progress = run->progress;
+  progress.done = run->walked && run->in_flight == 0;
+  if (progress.done) End(id);
+  return progress;
 }
 
 void Scrubber::End(RunId id) {

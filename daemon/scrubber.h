@@ -9,6 +9,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 
 #include "absl/container/flat_hash_map.h"
 #include "daemon/movement.h"
@@ -46,11 +47,11 @@ class Scrubber {
   Nanos NextDeadline() const;
 
   // A walk over all blocks of `ns` (0: of all), or, where `deepest` is not 0, over its chain. At
-  // most four at a time: 0 then. End() it.
-  RunId Begin(NamespaceId ns, BlockRef deepest);
-  // One turn.
-  Progress Continue(RunId run);
-  void End(RunId run);
+  // most four at a time: 0 then. It ends when it is done, or when nobody went on with it for a
+  // minute.
+  RunId Begin(NamespaceId ns, BlockRef deepest, Nanos now);
+  // One turn. Empty: there is no such walk (any more).
+  std::optional<Progress> Continue(RunId run, Nanos now);
 
   // A check of a part, or of a record, has ended. False: it was not one of these.
   bool PartChecked(PartRef part, bool intact);
@@ -67,6 +68,7 @@ class Scrubber {
     uint32_t next = 1;     // The next slot.
     uint32_t in_flight = 0;
     bool walked = false;
+    Nanos seen = 0;  // Somebody went on with it.
     Progress progress;
   };
   struct Check {
@@ -80,6 +82,7 @@ class Scrubber {
   bool CheckPart(PartRef part);
   Run* Find(RunId run);
   void Ended(const Check& check, bool intact);
+  void End(RunId run);
 
   Store& store_;
   Residency& residency_;
