@@ -32,6 +32,22 @@ constexpr absl::Duration kStep = absl::Milliseconds(4);
 constexpr double kDramBar = 0.99;
 constexpr double kNvmeBar = 0.999;
 
+// Those that can be passed at all.
+std::vector<std::string> PointsOf(const CrashOptions& options) {
+  constexpr std::string_view kOfNvme[] = {
+      "demote.", "index.", "nvme.", "promote.", "reclaim.",    "record.",
+      "recover", "scope.", "seal.", "segment.", "superblock.", "start.nvme_opened"};
+  if (!options.only.empty()) return {options.only};
+  std::vector<std::string> points;
+  for (const std::string_view point : kKillPoints) {
+    const bool of_nvme = std::any_of(
+        std::begin(kOfNvme), std::end(kOfNvme),
+        [point](std::string_view prefix) { return point.substr(0, prefix.size()) == prefix; });
+    if (!of_nvme || options.nvme_bytes > 0) points.emplace_back(point);
+  }
+  return points;
+}
+
 // What beside the clients gives the daemon something to do: the operator, sessions that come and
 // go, a process that dies.
 class SideShow {
@@ -111,6 +127,7 @@ class CrashRun {
  public:
   CrashRun(const CrashOptions& options, std::string folder)
       : options_(options),
+        points_(PointsOf(options)),
         random_(options.seed),
         live_bytes_(options.dram_bytes / 2 + options.nvme_bytes / 4),
         account_(options.seed),
@@ -125,9 +142,7 @@ class CrashRun {
   }
 
   absl::StatusOr<CrashResult> Run() {
-    for (const std::string_view point : kKillPoints) {
-      result_.kills_by_point[std::string(point)] = 0;
-    }
+    for (const std::string& point : points_) result_.kills_by_point[point] = 0;
     result_.kills_by_point["random"] = 0;
     for (; result_.cycles < options_.cycles; ++result_.cycles) {
       if (absl::Status status = Cycle(); !status.ok()) return status;
@@ -144,7 +159,7 @@ class CrashRun {
   std::string PointOfCycle() {
     if (!options_.only.empty()) return options_.only;
     if (result_.cycles % 2 == 0) return "";
-    return std::string(kKillPoints[result_.cycles / 2 % kKillPointCount]);
+    return points_[result_.cycles / 2 % points_.size()];
   }
 
   absl::Status Cycle() {
@@ -271,6 +286,7 @@ class CrashRun {
   }
 
   const CrashOptions options_;
+  const std::vector<std::string> points_;
   std::mt19937_64 random_;
   SystemClock clock_;
   const uint64_t live_bytes_;
@@ -346,7 +362,7 @@ absl::Status JudgeCrash(const CrashResult& result) {
         "of blocks acknowledged a second before a kill, found after it: DRAM ", result.dram.found,
         " of ", result.dram.expected, ", NVMe ", result.nvme.found, " of ", result.nvme.expected));
   }
-  if (result.cycles >= 4 * kKillPointCount) {
+  if (result.cycles >= 4 * result.kills_by_point.size()) {
     for (const auto& [point, kills] : result.kills_by_point) {
       if (kills == 0) {
         return absl::DataLossError(absl::StrCat("nothing passed the kill point ", point));

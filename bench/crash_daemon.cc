@@ -154,7 +154,11 @@ absl::Status CrashDaemon::Drop(CrashNamespace ns) {
   v1::DropNamespaceRequest request;
   request.set_namespace_id(*number);
   v1::DropNamespaceReply reply;
-  return operator_->Ask("drop", &v1::Admin::Stub::DropNamespace, request, reply);
+  absl::Status status = operator_->Ask("drop", &v1::Admin::Stub::DropNamespace, request, reply);
+  if (status.ok() && !reply.dropped()) {
+    status = absl::FailedPreconditionError("drop: some of it is held");
+  }
+  return status;
 }
 
 absl::Status CrashDaemon::Audit() {

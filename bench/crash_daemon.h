@@ -54,7 +54,7 @@ class CrashDaemon {
 
   // --- the operator's calls; all fail when the daemon dies below them ---------------------------
   absl::Status Evict(const CrashChain& chain);
-  absl::Status Drop(CrashNamespace ns);
+  absl::Status Drop(CrashNamespace ns);  // kFailedPrecondition: not all of it may go.
   // kInternal when the index does not add up, or has blocks whose parents are nowhere.
   absl::Status Audit();
 

@@ -1,42 +1,51 @@
-// NVMe: reads and writes of 2 MiB blocks between a device and an arena, as the tier asks for them
-// (a header page and the payload, one job), beside a bare io_uring loop over the same file and
-// memory.
+// NVMe: records of 2 MiB between a tier and an arena, beside a bare io_uring loop between a file
+// of the same disk and the same memory. The tier is whole but for its index: headers, footers,
+// sums, syncs and the reclaiming of dead segments are in its figures.
 
-#include <fcntl.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <functional>
+#include <optional>
+#include <system_error>
 #include <utility>
 
 #include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/time/clock.h"
+#include "bench/machine.h"
 #include "bench/micro_run.h"
 #include "bench/payload.h"
 #include "bench/uring_floor.h"
 #include "proto/types/checksum.h"
 #include "tiers/device_file.h"
 #include "tiers/memory_region.h"
-#include "tiers/uring_device.h"
+#include "tiers/open_device.h"
+#include "tiers/segment_tier.h"
 
 namespace kvd {
 namespace {
 
 constexpr uint32_t kBlockBytes = 2u << 20;
-constexpr uint32_t kRecordBytes = kNvmePageBytes + kBlockBytes;
 constexpr uint64_t kRegionBytes = 256u << 20;  // As an arena has them.
 constexpr uint32_t kRegions = 4;
 constexpr uint32_t kBlocksPerRegion = kRegionBytes / kBlockBytes;
-constexpr uint32_t kSlots = kRegions * kBlocksPerRegion - 1;      // The last has the headers.
-constexpr uint64_t kFileBytes = uint64_t{kSlots} * kRecordBytes;  // As many records as slots.
-constexpr uint64_t kFreeBytes = kFileBytes + (1u << 30);          // What must be there: leave some.
+constexpr uint32_t kSlots = kRegions * kBlocksPerRegion;
+constexpr uint64_t kTierBytes = 1536u << 20;
+constexpr uint32_t kRecords = 256;  // Live in the tier; a third of it.
+constexpr uint64_t kBareBytes = uint64_t{kSlots} * kBlockBytes;
+constexpr uint64_t kRoomBytes = kTierBytes + kBareBytes + (1u << 30);  // Some is to stay free.
 constexpr uint32_t kBlocksPerSample = 128;
 constexpr uint32_t kDepths[] = {1, 2, 4, 8, 16};  // Of the bare loop.
-constexpr uint32_t kJobsAhead = 32;               // What the control thread has submitted.
+constexpr uint32_t kJobsAhead = 32;               // What the control thread has begun.
+constexpr Nanos kPatience = 10 * kSecond;         // A tier that does nothing for so long is broken.
 
-enum class Sums : uint8_t { kNone, kTaken };
+enum class Way : uint8_t { kRead, kWrite };
 
 // What moving some bytes took.
 struct Cost {
@@ -44,221 +53,313 @@ struct Cost {
   double cpu_us_per_mb = 0;  // Of this process; us for 10^6 bytes are ms for 10^9.
 };
 
-double ProcessCpuSeconds() {
-  timespec time;
-  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time);
-  return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_nsec) * 1e-9;
-}
+constexpr double kSampleMegabytes = double{kBlocksPerSample} * kBlockBytes * 1e-6;
 
+// Of a sample that starts now.
 class CostMeter {
  public:
-  Cost CostOf(uint64_t bytes) const {
-    const double megabytes = static_cast<double>(bytes) * 1e-6;
-    return {static_cast<double>(bytes) / static_cast<double>(clock_.Now() - start_),
-            (ProcessCpuSeconds() - cpu_) * 1e6 / megabytes};
+  Cost Read() const {
+    return {kSampleMegabytes * 1e6 / static_cast<double>(clock_.Now() - start_),
+            (CpuSecondsOf(getpid()) - cpu_) * 1e6 / kSampleMegabytes};
   }
 
  private:
   const SystemClock clock_;
   const Nanos start_ = clock_.Now();
-  const double cpu_ = ProcessCpuSeconds();
+  const double cpu_ = CpuSecondsOf(getpid());
 };
 
-class NvmeBench {
+// The i-th of `count` places, none beside the one before. Requires: `step` and `count` have no
+// common divisor.
+uint32_t Scattered(uint64_t i, uint32_t step, uint32_t count) {
+  return static_cast<uint32_t>(i * step % count);
+}
+
+// The memory of an arena, each slot with a payload.
+class BenchArena {
  public:
-  static absl::StatusOr<std::unique_ptr<NvmeBench>> Start(MicroRun& run);
-
-  absl::Status Measure(NvmeJob::Kind kind, std::string_view row, std::string_view cpu_row);
-
- private:
-  explicit NvmeBench(MicroRun& run) : run_(run) {}
   absl::Status Open();
-  absl::Status Fill();
-
-  absl::Span<std::byte> Slot(uint32_t i) {
+  absl::Span<std::byte> slot(uint32_t i) const {
     return {regions_[i / kBlocksPerRegion].data() + uint64_t{i % kBlocksPerRegion} * kBlockBytes,
             kBlockBytes};
   }
-  absl::Span<std::byte> Header(uint32_t i) {
-    return {regions_.back().data() + kRegionBytes - kBlockBytes + i * kNvmePageBytes,
-            kNvmePageBytes};
-  }
-  struct Move {
-    uint32_t record = 0;
-    uint32_t slot = 0;
-  };
-  // The next block to move: its places lie beside neither those of the one before.
-  Move NextMove(NvmeJob::Kind kind);
-  absl::StatusOr<Cost> RunDevice(NvmeJob::Kind kind, Sums sums);
-  absl::StatusOr<Cost> RunFloor(NvmeJob::Kind kind, uint32_t depth);
-  absl::Status WaitUntil(uint32_t jobs_at_most);
+  std::vector<absl::Span<std::byte>> memory() const;
+  uint32_t NextSlot() { return Scattered(next_++, 171, kSlots); }
 
-  MicroRun& run_;
+ private:
   std::vector<MemoryRegion> regions_;
-  std::shared_ptr<const DeviceFile> file_;
-  std::unique_ptr<UringFloor> floor_;
-  std::unique_ptr<UringDevice> device_;
-  const SystemClock clock_;
-  uint64_t next_record_ = 0;
-  uint64_t next_slot_ = 0;
-  std::vector<uint32_t> sums_;       // By payload.
-  std::vector<uint32_t> in_slot_;    // Which payload.
-  std::vector<uint32_t> in_record_;  // Likewise.
-  uint32_t header_sum_ = 0;          // All are alike.
-
-  absl::Mutex mutex_;
-  absl::CondVar ended_;
-  uint32_t jobs_ = 0;      // Under way.
-  uint32_t wait_for_ = 0;  // jobs_ at which somebody is to be woken.
-  NvmeDone failed_;        // The first that did not end well.
+  uint64_t next_ = 0;
 };
 
-absl::StatusOr<std::unique_ptr<NvmeBench>> NvmeBench::Start(MicroRun& run) {
-  auto bench = std::unique_ptr<NvmeBench>(new NvmeBench(run));
-  if (absl::Status opened = bench->Open(); !opened.ok()) return opened;
-  if (absl::Status filled = bench->Fill(); !filled.ok()) return filled;
-  return bench;
-}
-
-absl::Status NvmeBench::Open() {
-  std::string path = "/var/tmp/kvd-bench-nvme-XXXXXX";  // On a disk, where /tmp may be memory.
-  struct statvfs room = {};
-  if (statvfs("/var/tmp", &room) != 0 || room.f_bavail * room.f_frsize < kFreeBytes) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("NVMe rows need ", kFreeBytes >> 20, " MiB free in /var/tmp"));
-  }
-  const int made = mkstemp(path.data());
-  if (made < 0) return absl::UnavailableError(absl::StrCat("no file can be made: ", path));
-  close(made);
-  // It goes with us, however we end.
-  const absl::Cleanup unlinked = [&path] { unlink(path.c_str()); };
-  absl::StatusOr<std::shared_ptr<const DeviceFile>> file = DeviceFile::Open(path, kFileBytes);
-  if (!file.ok()) return file.status();
-  file_ = *std::move(file);
-  if (!file_->notes().empty()) return absl::UnavailableError(file_->notes().front());
-
-  std::vector<absl::Span<std::byte>> memory;
+absl::Status BenchArena::Open() {
   for (uint32_t i = 0; i < kRegions; ++i) {
     absl::StatusOr<MemoryRegion> region = MemoryRegion::Create(kRegionBytes, PageKind::kHugetlb);
     if (!region.ok()) return region.status();
     regions_.push_back(*std::move(region));
-    memory.push_back({regions_.back().data(), kRegionBytes});
   }
-  absl::StatusOr<std::unique_ptr<UringFloor>> floor = UringFloor::Create(file_->fd(), memory);
-  if (!floor.ok()) return floor.status();
-  floor_ = *std::move(floor);
-  absl::StatusOr<std::unique_ptr<UringDevice>> device =
-      UringDevice::Open(file_, {.memory = memory}, clock_);
-  if (!device.ok()) return device.status();
-  device_ = *std::move(device);
-  if (!device_->notes().empty()) return absl::UnavailableError(device_->notes().front());
-  device_->SetSink([this](const NvmeDone& done) {
-    absl::MutexLock lock(&mutex_);
-    if (done.outcome != NvmeOutcome::kOk && failed_.outcome == NvmeOutcome::kOk) failed_ = done;
-    if (--jobs_ == wait_for_) ended_.Signal();
-  });
+  for (uint32_t i = 0; i < kSlots; ++i) FillPayload({}, i, 0, slot(i));
   return absl::OkStatus();
 }
 
-absl::Status NvmeBench::Fill() {
-  // Each block of the file is written once: space that never was costs a file system more.
-  std::vector<FloorRequest> requests;
-  for (uint32_t i = 0; i < kSlots; ++i) {
-    FillPayload({}, i, 0, Slot(i));
-    sums_.push_back(Crc32c(Slot(i)));
-    in_slot_.push_back(i);
-    in_record_.push_back(i);
-    const uint64_t offset = uint64_t{i} * kRecordBytes;
-    requests.push_back({offset, Header(0)});
-    requests.push_back({offset + kNvmePageBytes, Slot(i)});
-  }
-  header_sum_ = Crc32c(Header(0));
-  return floor_->Write(requests, 4);
+std::vector<absl::Span<std::byte>> BenchArena::memory() const {
+  std::vector<absl::Span<std::byte>> memory;
+  for (const MemoryRegion& region : regions_) memory.push_back({region.data(), kRegionBytes});
+  return memory;
 }
 
-NvmeBench::Move NvmeBench::NextMove(NvmeJob::Kind kind) {
-  const Move move = {static_cast<uint32_t>(next_record_++ * (kSlots / 2 + 1) % kSlots),
-                     static_cast<uint32_t>(next_slot_++ * (kSlots / 3 + 1) % kSlots)};
-  if (kind == NvmeJob::Kind::kRead) {
-    in_slot_[move.slot] = in_record_[move.record];
-  } else {
-    in_record_[move.record] = in_slot_[move.slot];
+// The bare loop and its file.
+class BareCase {
+ public:
+  explicit BareCase(BenchArena& arena) : arena_(arena) {}
+  absl::Status Open(const std::string& path);
+  absl::StatusOr<Cost> Run(Way way, uint32_t depth);
+
+ private:
+  BenchArena& arena_;
+  std::shared_ptr<const DeviceFile> file_;
+  std::unique_ptr<UringFloor> floor_;
+  uint64_t next_ = 0;
+};
+
+// Writes all of a file once: space that never was written costs a file system more.
+absl::Status FillWithZeros(const DeviceFile& file) {
+  constexpr uint64_t kPieceBytes = 16u << 20;
+  absl::StatusOr<MemoryRegion> zeros = MemoryRegion::Create(kPieceBytes, PageKind::kSmall);
+  if (!zeros.ok()) return zeros.status();
+  for (uint64_t at = 0; at < file.size_bytes(); at += kPieceBytes) {
+    const uint64_t bytes = std::min(kPieceBytes, file.size_bytes() - at);
+    const absl::Status written = file.WriteNow(at, {zeros->data(), bytes});
+    if (!written.ok()) return written;
   }
-  return move;
+  return absl::OkStatus();
 }
 
-absl::StatusOr<Cost> NvmeBench::RunFloor(NvmeJob::Kind kind, uint32_t depth) {
+absl::Status BareCase::Open(const std::string& path) {
+  absl::StatusOr<std::shared_ptr<const DeviceFile>> file = DeviceFile::Open(path, kBareBytes);
+  if (!file.ok()) return file.status();
+  file_ = *std::move(file);
+  if (!file_->notes().empty()) return absl::UnavailableError(file_->notes().front());
+  if (absl::Status filled = FillWithZeros(*file_); !filled.ok()) return filled;
+  absl::StatusOr<std::unique_ptr<UringFloor>> floor =
+      UringFloor::Create(file_->fd(), arena_.memory());
+  if (!floor.ok()) return floor.status();
+  floor_ = *std::move(floor);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Cost> BareCase::Run(Way way, uint32_t depth) {
   std::vector<FloorRequest> requests;
   for (uint32_t i = 0; i < kBlocksPerSample; ++i) {
-    const Move move = NextMove(kind);
-    requests.push_back({uint64_t{move.record} * kRecordBytes + kNvmePageBytes, Slot(move.slot)});
+    const uint64_t offset = uint64_t{Scattered(next_++, 201, kSlots)} * kBlockBytes;
+    requests.push_back({offset, arena_.slot(arena_.NextSlot())});
   }
   const CostMeter meter;
   const absl::Status ran =
-      kind == NvmeJob::Kind::kRead ? floor_->Read(requests, depth) : floor_->Write(requests, depth);
+      way == Way::kRead ? floor_->Read(requests, depth) : floor_->Write(requests, depth);
   if (!ran.ok()) return ran;
-  return meter.CostOf(uint64_t{kBlocksPerSample} * kBlockBytes);
+  return meter.Read();
 }
 
-absl::StatusOr<Cost> NvmeBench::RunDevice(NvmeJob::Kind kind, Sums sums) {
+// The tier, and this thread as its control thread.
+class TierCase final : public NvmeTier::Owner {
+ public:
+  explicit TierCase(BenchArena& arena) : arena_(arena) {}
+  absl::Status Open(const std::string& path);
+
+  absl::StatusOr<Cost> Read();
+  absl::StatusOr<Cost> Write();
+  // CPU time of summing a sample once, us for 10^6 bytes.
+  double SumCpu() const;
+
+  void NvmeEnded(const NvmeTier::Completion& completion) override;
+  void NvmeMoved(uint32_t occupant, RecordPlace to) override { records_[occupant - 1].place = to; }
+  void NvmeLost(uint32_t /*occupant*/, NvmeOutcome outcome) override { failed_ = outcome; }
+
+ private:
+  struct Record {
+    RecordInfo info;
+    RecordPlace place;
+  };
+  // The i-th record that was ever appended; the last kRecords of them live.
+  Record& record(uint64_t i) { return records_[i % (2 * kRecords)]; }
+
+  // Calls `begin` until it has begun so many jobs, and waits for all; `begin` says false when the
+  // tier takes no more for now.
+  absl::Status RunJobs(uint32_t count, const std::function<bool()>& begin);
+  bool BeginRead();
+  bool BeginAppend();
+  void Sleep();
+
+  BenchArena& arena_;
+  const SystemClock clock_;
+  std::unique_ptr<NvmeDevice> device_;
+  std::unique_ptr<SegmentTier> tier_;
+  ScopeNumber scope_ = 0;
+  std::vector<Record> records_ = std::vector<Record>(2 * kRecords);  // By occupant - 1.
+  std::vector<uint32_t> slot_sums_;                                  // Of the payload in each slot.
+  uint32_t jobs_ = 0;                                                // Under way.
+  Nanos last_ended_ = 0;
+  uint64_t next_read_ = 0;
+  uint64_t next_append_ = 0;
+  NvmeOutcome failed_ = NvmeOutcome::kOk;
+
+  absl::Mutex mutex_;
+  absl::CondVar woken_;
+  bool wake_ ABSL_GUARDED_BY(mutex_) = false;
+};
+
+absl::Status TierCase::Open(const std::string& path) {
+  {
+    absl::StatusOr<std::shared_ptr<const DeviceFile>> file = DeviceFile::Open(path, kTierBytes);
+    if (!file.ok()) return file.status();
+    if (absl::Status filled = FillWithZeros(**file); !filled.ok()) return filled;
+  }
+  absl::StatusOr<OpenedNvmeDevice> opened =
+      OpenNvmeDevice({.path = path, .size_bytes = kTierBytes, .memory = arena_.memory()}, clock_);
+  if (!opened.ok()) return opened.status();
+  if (!opened->notes.empty()) return absl::UnavailableError(opened->notes.front());
+  device_ = std::move(opened->device);
+
+  SegmentTierOptions options;
+  options.devices = {device_.get()};
+  options.clock = &clock_;
+  options.owner = this;
+  options.wake = [this] {
+    absl::MutexLock lock(&mutex_);
+    wake_ = true;
+    woken_.Signal();
+  };
+  std::vector<RecoveredRecord> found;
+  RecoveryReport report;
+  absl::StatusOr<std::unique_ptr<SegmentTier>> tier = OpenSegmentTier(options, found, report);
+  if (!tier.ok()) return tier.status();
+  tier_ = *std::move(tier);
+  const absl::StatusOr<ScopeNumber> scope = tier_->AddScope("bench", "{}");
+  if (!scope.ok()) return scope.status();
+  scope_ = *scope;
+  for (uint32_t i = 0; i < kSlots; ++i) slot_sums_.push_back(Crc32c(arena_.slot(i)));
+  return RunJobs(kRecords, [this] { return BeginAppend(); });
+}
+
+absl::StatusOr<Cost> TierCase::Read() {
   const CostMeter meter;
-  for (uint32_t i = 0; i < kBlocksPerSample; ++i) {
-    const Move move = NextMove(kind);
-    NvmeJob job{.kind = kind, .offset = uint64_t{move.record} * kRecordBytes, .tag = move.record};
-    job.pieces = {Header(i % kJobsAhead), Slot(move.slot)};
-    if (sums == Sums::kTaken) job.sums = {header_sum_, sums_[in_record_[move.record]]};
-    {
-      absl::MutexLock lock(&mutex_);
+  const absl::Status ran = RunJobs(kBlocksPerSample, [this] { return BeginRead(); });
+  if (!ran.ok()) return ran;
+  return meter.Read();
+}
+
+absl::StatusOr<Cost> TierCase::Write() {
+  const CostMeter meter;
+  const absl::Status ran = RunJobs(kBlocksPerSample, [this] { return BeginAppend(); });
+  if (!ran.ok()) return ran;
+  return meter.Read();
+}
+
+absl::Status TierCase::RunJobs(uint32_t count, const std::function<bool()>& begin) {
+  last_ended_ = clock_.Now();
+  for (uint32_t begun = 0; begun < count || jobs_ > 0;) {
+    while (begun < count && jobs_ < kJobsAhead && begin()) {
+      ++begun;
       ++jobs_;
     }
-    if (!device_->Submit(std::move(job))) return absl::InternalError("the device takes no job");
-    // As the control thread does: it comes back when there is something to do, not for each job.
-    if (i % (kJobsAhead / 2) == kJobsAhead / 2 - 1) {
-      if (absl::Status waited = WaitUntil(kJobsAhead / 2); !waited.ok()) return waited;
+    tier_->Poll(clock_.Now());
+    if (failed_ != NvmeOutcome::kOk) {
+      return absl::DataLossError(
+          absl::StrCat("a job of the NVMe tier ended with outcome ", static_cast<int>(failed_)));
     }
+    if (clock_.Now() - last_ended_ > kPatience) {
+      return absl::DeadlineExceededError("the NVMe tier does nothing any more");
+    }
+    if (begun < count || jobs_ > 0) Sleep();
   }
-  if (absl::Status waited = WaitUntil(0); !waited.ok()) return waited;
-  return meter.CostOf(uint64_t{kBlocksPerSample} * kBlockBytes);
+  return absl::OkStatus();
 }
 
-absl::Status NvmeBench::WaitUntil(uint32_t jobs_at_most) {
+void TierCase::Sleep() {
+  const Nanos until = std::min(tier_->NextDeadline(), clock_.Now() + kSecond);
+  const absl::Time deadline = absl::Now() + absl::Nanoseconds(until - clock_.Now());
   absl::MutexLock lock(&mutex_);
-  wait_for_ = jobs_at_most;
-  while (jobs_ > jobs_at_most) ended_.Wait(&mutex_);
-  if (failed_.outcome == NvmeOutcome::kOk) return absl::OkStatus();
-  return absl::DataLossError(absl::StrCat("record ", failed_.tag, " of the NVMe file: outcome ",
-                                          static_cast<int>(failed_.outcome), ", errno ",
-                                          failed_.error));
+  while (!wake_ && !woken_.WaitWithDeadline(&mutex_, deadline)) {
+  }
+  wake_ = false;
 }
 
-absl::Status NvmeBench::Measure(NvmeJob::Kind kind, std::string_view row,
-                                std::string_view cpu_row) {
-  if (!run_.WantedAny({row, cpu_row})) return absl::OkStatus();
+bool TierCase::BeginRead() {
+  const Record& from = record(next_append_ - 1 - Scattered(next_read_, kRecords / 2 + 1, kRecords));
+  const uint32_t slot = arena_.NextSlot();
+  if (!tier_->Read(from.place, from.info, arena_.slot(slot), INT64_MAX, 0)) return false;
+  slot_sums_[slot] = from.info.sum;
+  ++next_read_;
+  return true;
+}
+
+bool TierCase::BeginAppend() {
+  const uint32_t slot = arena_.NextSlot();
+  RecordInfo info{.scope = scope_, .length = kBlockBytes, .sum = slot_sums_[slot]};
+  std::memcpy(info.key.bytes.data(), &next_append_, sizeof next_append_);
+  const auto occupant = static_cast<uint32_t>(next_append_ % (2 * kRecords)) + 1;
+  const std::optional<RecordPlace> place =
+      tier_->Append(info, arena_.slot(slot), occupant, occupant);
+  if (!place.has_value()) return false;
+  if (next_append_ >= kRecords) tier_->Drop(record(next_append_ - kRecords).place, kBlockBytes);
+  record(next_append_++) = {info, *place};
+  return true;
+}
+
+void TierCase::NvmeEnded(const NvmeTier::Completion& completion) {
+  --jobs_;
+  last_ended_ = clock_.Now();
+  if (completion.outcome != NvmeOutcome::kOk) failed_ = completion.outcome;
+}
+
+double TierCase::SumCpu() const {
+  const double start = CpuSecondsOfThisThread();
+  for (uint32_t i = 0; i < kBlocksPerSample; ++i)
+    Crc32c(arena_.slot(i * kSlots / kBlocksPerSample));
+  return (CpuSecondsOfThisThread() - start) * 1e6 / kSampleMegabytes;
+}
+
+// --- rows
+// ------------------------------------------------------------------------------------------
+
+absl::Status MeasureWay(MicroRun& run, TierCase& tier, BareCase& bare, Way way,
+                        std::string_view row, std::string_view cpu_row) {
+  if (!run.WantedAny({row, cpu_row})) return absl::OkStatus();
   constexpr size_t kDepthCount = std::size(kDepths);
-  // The device's rate and CPU, then the rates of the bare loop by depth, then its CPU likewise.
-  const absl::StatusOr<Rounds> rounds = run_.Take([&]() -> absl::StatusOr<std::vector<double>> {
+  // The tier's rate and CPU, then the rates of the bare loop by depth, then its CPU likewise.
+  const absl::StatusOr<Rounds> rounds = run.Take([&]() -> absl::StatusOr<std::vector<double>> {
     std::vector<double> figures(2 + 2 * kDepthCount);
-    const bool read = kind == NvmeJob::Kind::kRead;
-    absl::StatusOr<Cost> cost = RunDevice(kind, read ? Sums::kTaken : Sums::kNone);
+    const absl::StatusOr<Cost> cost = way == Way::kRead ? tier.Read() : tier.Write();
     if (!cost.ok()) return cost.status();
     figures[0] = cost->gigabytes_per_second;
+    figures[1] = cost->cpu_us_per_mb - (way == Way::kRead ? tier.SumCpu() : 0);
     for (size_t i = 0; i < kDepthCount; ++i) {
-      const absl::StatusOr<Cost> bare = RunFloor(kind, kDepths[i]);
-      if (!bare.ok()) return bare.status();
-      figures[2 + i] = bare->gigabytes_per_second;
-      figures[2 + kDepthCount + i] = bare->cpu_us_per_mb;
+      const absl::StatusOr<Cost> floor = bare.Run(way, kDepths[i]);
+      if (!floor.ok()) return floor.status();
+      figures[2 + i] = floor->gigabytes_per_second;
+      figures[2 + kDepthCount + i] = floor->cpu_us_per_mb;
     }
-    if (read) cost = RunDevice(kind, Sums::kNone);
-    if (!cost.ok()) return cost.status();
-    figures[1] = cost->cpu_us_per_mb;
     return figures;
   });
   if (!rounds.ok()) return rounds.status();
   const size_t best = rounds->LargestOf(2, 2 + kDepthCount);
   const std::string floor = absl::StrCat("bare io_uring loop, depth ", kDepths[best - 2]);
-  run_.Add(row, *rounds, 0, best, floor);
-  run_.Add(cpu_row, *rounds, 1, best + kDepthCount, floor);
+  run.Add(row, *rounds, 0, best, floor);
+  run.Add(cpu_row, *rounds, 1, best + kDepthCount, floor);
   return absl::OkStatus();
+}
+
+absl::Status MeasureIn(const std::string& folder, MicroRun& run) {
+  BenchArena arena;
+  if (absl::Status opened = arena.Open(); !opened.ok()) return opened;
+  BareCase bare(arena);
+  if (absl::Status opened = bare.Open(folder + "/bare"); !opened.ok()) return opened;
+  TierCase tier(arena);
+  if (absl::Status opened = tier.Open(folder + "/tier"); !opened.ok()) return opened;
+  const absl::Status read =
+      MeasureWay(run, tier, bare, Way::kRead, "nvme_read_2mib", "nvme_read_2mib_cpu");
+  if (!read.ok()) return read;
+  return MeasureWay(run, tier, bare, Way::kWrite, "nvme_write_2mib", "nvme_write_2mib_cpu");
 }
 
 }  // namespace
@@ -269,12 +370,20 @@ absl::Status MeasureNvme(MicroRun& run) {
     return absl::OkStatus();
   }
   run.Place(Placement::kAnywhere);
-  absl::StatusOr<std::unique_ptr<NvmeBench>> bench = NvmeBench::Start(run);
-  if (!bench.ok()) return bench.status();
-  absl::Status read =
-      (*bench)->Measure(NvmeJob::Kind::kRead, "nvme_read_2mib", "nvme_read_2mib_cpu");
-  if (!read.ok()) return read;
-  return (*bench)->Measure(NvmeJob::Kind::kWrite, "nvme_write_2mib", "nvme_write_2mib_cpu");
+  std::string folder = "/var/tmp/kvd-bench-XXXXXX";  // On a disk, where /tmp may be memory.
+  struct statvfs room = {};
+  if (statvfs("/var/tmp", &room) != 0 || room.f_bavail * room.f_frsize < kRoomBytes) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("the NVMe rows need ", kRoomBytes >> 20, " MiB free in /var/tmp"));
+  }
+  if (mkdtemp(folder.data()) == nullptr) {
+    return absl::UnavailableError(absl::StrCat(folder, ": no such folder can be made"));
+  }
+  const absl::Cleanup removed = [&folder] {
+    std::error_code ignored;
+    std::filesystem::remove_all(folder, ignored);
+  };
+  return MeasureIn(folder, run);
 }
 
 }  // namespace kvd

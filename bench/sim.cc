@@ -14,8 +14,10 @@
 #include "bench/commands.h"
 #include "bench/payload.h"
 #include "bench/progress.h"
+#include "bench/sim_tiers.h"
 #include "bench/table.h"
 #include "nlohmann/json.hpp"
+#include "policy/admissions.h"
 #include "policy/policies.h"
 #include "proto/types/check.h"
 #include "proto/types/limits.h"
@@ -111,11 +113,23 @@ SimResult Simulator::Result() const {
   return result;
 }
 
+namespace {
+
+absl::StatusOr<std::unique_ptr<TraceSimulator>> MakeSimulator(const SimOptions& options,
+                                                              const std::string& policy,
+                                                              uint64_t capacity) {
+  if (options.nvme_blocks == 0) return Simulator::Create(policy, capacity);
+  return TwoTierSimulator::Create(policy, capacity, options.nvme_blocks, options.admission);
+}
+
+}  // namespace
+
 absl::StatusOr<std::vector<SimResult>> Simulate(const SimOptions& options) {
-  std::vector<std::unique_ptr<Simulator>> simulators;
+  std::vector<std::unique_ptr<TraceSimulator>> simulators;
   for (const std::string& policy : options.policies) {
     for (const uint64_t capacity : options.capacities_blocks) {
-      absl::StatusOr<std::unique_ptr<Simulator>> simulator = Simulator::Create(policy, capacity);
+      absl::StatusOr<std::unique_ptr<TraceSimulator>> simulator =
+          MakeSimulator(options, policy, capacity);
       if (!simulator.ok()) return simulator.status();
       simulators.push_back(*std::move(simulator));
     }
@@ -134,7 +148,7 @@ absl::StatusOr<std::vector<SimResult>> Simulate(const SimOptions& options) {
     absl::StatusOr<bool> more = (*reader)->Next(request);
     if (!more.ok()) return more.status();
     if (!*more) break;
-    for (const std::unique_ptr<Simulator>& simulator : simulators) {
+    for (const std::unique_ptr<TraceSimulator>& simulator : simulators) {
       simulator->Request(request.hash_ids);
     }
     progress.Add();
@@ -142,7 +156,7 @@ absl::StatusOr<std::vector<SimResult>> Simulate(const SimOptions& options) {
   progress.Finish();
 
   std::vector<SimResult> results;
-  for (const std::unique_ptr<Simulator>& simulator : simulators) {
+  for (const std::unique_ptr<TraceSimulator>& simulator : simulators) {
     results.push_back(simulator->Result());
   }
   return results;
@@ -162,17 +176,25 @@ void PrintJson(const std::vector<SimResult>& results) {
                     {"blocks_hit", result.blocks_hit},
                     {"blocks_stored", result.blocks_stored},
                     {"evicted_blocks", result.evicted_blocks}});
+    if (result.nvme_blocks == 0) continue;
+    rows.back().update({{"nvme_blocks", result.nvme_blocks},
+                        {"admission", result.admission},
+                        {"nvme_blocks_hit", result.nvme_blocks_hit},
+                        {"nvme_blocks_written", result.nvme_blocks_written},
+                        {"lost_blocks", result.lost_blocks}});
   }
   std::cout << rows.dump(2) << std::endl;
 }
 
 void PrintTable(const std::vector<SimResult>& results) {
-  Table table({"policy", "capacity", "requests", "blocks asked", "blocks hit", "hit ratio",
-               "evicted", "stranded"});
+  Table table({"policy", "capacity", "NVMe", "requests", "blocks asked", "blocks hit", "hit ratio",
+               "hit on NVMe", "written", "lost", "evicted", "stranded"});
   for (const SimResult& result : results) {
-    table.AddRow({result.policy, WithCommas(result.capacity_blocks), WithCommas(result.requests),
-                  WithCommas(result.blocks_asked), WithCommas(result.blocks_hit),
-                  absl::StrFormat("%.4f", result.hit_ratio()), WithCommas(result.evicted_blocks),
+    table.AddRow({result.policy, WithCommas(result.capacity_blocks), WithCommas(result.nvme_blocks),
+                  WithCommas(result.requests), WithCommas(result.blocks_asked),
+                  WithCommas(result.blocks_hit), absl::StrFormat("%.4f", result.hit_ratio()),
+                  WithCommas(result.nvme_blocks_hit), WithCommas(result.nvme_blocks_written),
+                  WithCommas(result.lost_blocks), WithCommas(result.evicted_blocks),
                   WithCommas(result.stranded_blocks)});
   }
   std::cout << table.ToString() << std::flush;
@@ -197,6 +219,12 @@ void AddSimCommand(CLI::App& app) {
                    "Most blocks kept, separated by commas")
       ->delimiter(',')
       ->required();
+  command
+      ->add_option("--nvme-blocks", options->nvme_blocks,
+                   "Most blocks kept on NVMe beside them; 0: one tier")
+      ->check(CLI::NonNegativeNumber);
+  command->add_option("--admission", options->admission,
+                      absl::StrCat("What NVMe takes: ", std::string(AdmissionNames())));
   command->add_option("--limit", options->limit, "Only the first requests of the trace")
       ->check(CLI::PositiveNumber);
   command->add_flag("--json", *json, "One JSON array on standard output");

@@ -32,6 +32,12 @@ struct SimResult {
   uint64_t blocks_stored = 0;
   uint64_t evicted_blocks = 0;
   uint64_t stranded_blocks = 0;
+  // Of two tiers.
+  uint64_t nvme_blocks = 0;  // Capacity; 0: one tier.
+  std::string admission;
+  uint64_t nvme_blocks_hit = 0;      // Of blocks_hit; not in DRAM when they were looked up.
+  uint64_t nvme_blocks_written = 0;  // With ancestors.
+  uint64_t lost_blocks = 0;          // Left DRAM before they were on NVMe.
 
   double hit_ratio() const {  // 0 when nothing was asked.
     return blocks_asked == 0 ? 0
@@ -39,18 +45,26 @@ struct SimResult {
   }
 };
 
-class Simulator {
+class TraceSimulator {
+ public:
+  virtual ~TraceSimulator() = default;
+
+  // One request: its blocks in order, root first.
+  virtual void Request(absl::Span<const uint64_t> hash_ids) = 0;
+
+  // What happened so far. Walks the whole index for stranded blocks.
+  virtual SimResult Result() const = 0;
+};
+
+class Simulator final : public TraceSimulator {
  public:
   // kInvalidArgument when there is no such policy (the message names all), or when `capacity` is
   // zero or more than the index can count; kResourceExhausted when there is no memory for it.
   static absl::StatusOr<std::unique_ptr<Simulator>> Create(const std::string& policy,
                                                            uint64_t capacity_blocks);
 
-  // One request: its blocks in order, root first.
-  void Request(absl::Span<const uint64_t> hash_ids);
-
-  // What happened so far. Walks the whole index for stranded blocks.
-  SimResult Result() const;
+  void Request(absl::Span<const uint64_t> hash_ids) override;
+  SimResult Result() const override;
 
  private:
   class NoRoom final : public RoomOwner {
@@ -74,8 +88,10 @@ struct SimOptions {
   std::string trace;  // As TraceReader::Open() takes it.
   std::vector<std::string> policies;
   std::vector<uint64_t> capacities_blocks;
-  uint64_t limit = 0;  // Requests; 0: all.
-  bool quiet = true;   // No progress bar.
+  uint64_t nvme_blocks = 0;                // 0: one tier.
+  std::string admission = "second-touch";  // Of two tiers.
+  uint64_t limit = 0;                      // Requests; 0: all.
+  bool quiet = true;                       // No progress bar.
 };
 
 // Reads the trace once for all pairs of a policy and a capacity; results in the order of policies,

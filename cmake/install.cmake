@@ -54,7 +54,8 @@ install(TARGETS kvd_shared EXPORT kvdTargets
   LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR} COMPONENT runtime NAMELINK_COMPONENT development
   FILE_SET HEADERS DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} COMPONENT development)
 # python: libkvd.so.0 inside the package `kvd`, which client/python/pyproject.toml builds.
-install(TARGETS kvd_shared LIBRARY DESTINATION . COMPONENT python NAMELINK_SKIP
+# One file: a wheel would hold a link's target twice.
+install(FILES $<TARGET_FILE:kvd_shared> DESTINATION . RENAME libkvd.so.0 COMPONENT python
   EXCLUDE_FROM_ALL)
 install(EXPORT kvdTargets NAMESPACE kvd:: DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/kvd
   COMPONENT development)

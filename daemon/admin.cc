@@ -198,8 +198,10 @@ class AdminServer::Impl final : public v1::Admin::Service {
           dram.set_regions(arena.regions());
           dram.set_regions_free(arena.free_regions());
           dram.set_region_bytes(arena.region_bytes());
-          if (control.movement() == nullptr) return;
-          const NvmeTier& tier = control.movement()->tier();
+          const Movement* movement = control.movement();
+          if (movement == nullptr) return;
+          out.set_moves_in_flight(movement->moves());
+          const NvmeTier& tier = movement->tier();
           v1::TierStatus& nvme = *out.add_tiers();
           nvme.set_name("nvme");
           nvme.set_state(!tier.readable() ? "offline" : tier.writable() ? "online" : "degraded");

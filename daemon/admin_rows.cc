@@ -115,20 +115,21 @@ void Write(const BlockRow& row, const DomainName& name, v1::BlockStatus& out) {
   out.set_depth(row.depth);
   out.set_state(Text(StateName(row.state)));
   out.set_bytes(row.bytes);
+  out.set_nvme_bytes(row.nvme_bytes);
   out.set_children(row.children);
   out.set_leases(row.leases);
   for (const PartRow& part : row.parts) {
     v1::PartStatus& added = *out.add_parts();
     added.set_group(part.id.group);
     added.set_shard(part.id.shard);
-    added.set_tier("dram");
+    added.set_tier(part.on_nvme ? "nvme" : "dram");
     added.set_region(part.region);
     added.set_offset(part.offset);
     added.set_length(part.length);
     added.set_generation(part.generation);
     added.set_crc32c(part.sum);
     added.set_holds(part.holds);
-    added.set_state(part.committed ? "committed" : "reserved");
+    added.set_state(part.committed ? "committed" : part.on_nvme ? "writing" : "reserved");
   }
 }
 

@@ -199,6 +199,21 @@ BlockRow Control::RowOf(BlockRef ref, const BlockFilter& filter, uint32_t& work)
                          .holds = part.holds,
                          .committed = committed});
   }
+  for (ColdRef at = block.first_cold; at != 0; at = residency_.cold(at).next) {
+    const ColdPart& cold = residency_.cold(at);
+    const bool committed = cold.state == ColdState::kCommitted;
+    if (committed) row.nvme_bytes += cold.length;
+    ++parts;
+    if (!filter.with_parts) continue;
+    row.parts.push_back({.id = cold.id,
+                         .on_nvme = true,
+                         .region = cold.place.segment,
+                         .offset = uint64_t{cold.place.page} * kNvmePageBytes,
+                         .length = cold.length,
+                         .generation = cold.generation,
+                         .sum = cold.sum,
+                         .committed = committed});
+  }
   Spend(work, kWorkOfRow + row.children + parts);
   return row;
 }
@@ -271,6 +286,29 @@ absl::Status Control::UnpinChain(LeaseId pin_id) {
   if (!pins_.contains(pin_id)) return absl::NotFoundError("pin_id: no such pin");
   EndLease(pin_id, EventReason::kAdmin);
   return absl::OkStatus();
+}
+
+// --- checking
+// -----------------------------------------------------------------------------------------
+
+absl::StatusOr<Scrubber::RunId> Control::BeginVerify(NamespaceId ns, std::string_view key) {
+  control_.AssertHeld();
+  if (ns != 0 && FindNamespace(ns) == nullptr) {
+    return absl::NotFoundError(absl::StrCat("namespace_id: no namespace ", ns));
+  }
+  BlockRef deepest = 0;
+  if (!key.empty()) {
+    if (ns == 0) return InvalidField("namespace_id", "must name the namespace of the key");
+    if (key.size() != hash_bytes(ns)) {
+      return InvalidField("key", absl::StrCat("must be one whole hash of ", hash_bytes(ns),
+                                              " bytes, got ", key.size()));
+    }
+    deepest = residency_.Find(ns, KeyList(key, hash_bytes(ns))[0]);
+    if (deepest == 0) return absl::NotFoundError("key: no such block");
+  }
+  const Scrubber::RunId run = scrubber_.Begin(ns, deepest);
+  if (run == 0) return absl::ResourceExhaustedError("verify: as many run as may; wait for one");
+  return run;
 }
 
 // --- letting blocks leave

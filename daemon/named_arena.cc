@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "daemon/process_identity.h"
+#include "proto/types/kill_point.h"
 
 namespace kvd {
 
@@ -31,6 +32,7 @@ absl::StatusOr<std::unique_ptr<NamedArena>> NamedArena::Open(RegionDirectory& di
   // Files that no row names: of a kill between the making of one and its row.
   std::set<uint32_t> strays = named->folder_->RegionNumbers();
   for (uint32_t i = 0; i < geometry.regions; ++i) strays.erase(named->arena_->Number(i));
+  KVD_KILL_POINT("restore.regions_opened");
   for (const uint32_t number : strays) named->folder_->RemoveRegion(number);
   return named;
 }
@@ -44,6 +46,7 @@ absl::Status NamedArena::TakeOver(const SlotTable::Geometry& geometry) {
         FormerReaders::Find((*table)->sessions());
     if (readers.ok()) {
       table_ = *std::move(table);
+      KVD_KILL_POINT("restore.table_taken_over");
       readers_ = *std::move(readers);
       std::set<uint32_t> living;
       for (const FormerReaders::Reader& reader : readers_) living.insert(reader.number);
@@ -64,6 +67,7 @@ absl::Status NamedArena::TakeOver(const SlotTable::Geometry& geometry) {
   absl::StatusOr<std::unique_ptr<SlotTable>> table = SlotTable::Create(*folder_, geometry);
   if (!table.ok()) return table.status();
   table_ = *std::move(table);
+  KVD_KILL_POINT("restore.table_created");
   return absl::OkStatus();
 }
 

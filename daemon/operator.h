@@ -57,7 +57,8 @@ struct NamespaceRow {
 
 struct PartRow {
   PartId id;
-  uint32_t region = 0;  // As clients know it.
+  bool on_nvme = false;
+  uint32_t region = 0;  // As clients know it; or segment.
   uint64_t offset = 0;
   uint32_t length = 0;
   uint32_t generation = 0;
@@ -73,7 +74,8 @@ struct BlockRow {
   std::string parent;  // Empty: a root.
   uint32_t depth = 0;  // 1 for a root.
   BlockState state = BlockState::kFree;
-  uint64_t bytes = 0;
+  uint64_t bytes = 0;       // In DRAM ...
+  uint64_t nvme_bytes = 0;  // ... and on NVMe.
   uint32_t children = 0;
   uint32_t leases = 0;
   std::vector<PartRow> parts;  // Where they were asked for.

@@ -34,6 +34,12 @@ Tone ToneOfState(const std::string& state) {
   return state == "stub" ? Tone::kBad : Tone::kDim;
 }
 
+// Where its bytes are.
+std::string TierOf(const v1::BlockStatus& block) {
+  if (block.nvme_bytes() == 0) return block.bytes() == 0 ? "-" : "dram";
+  return block.bytes() == 0 ? "nvme" : "both";
+}
+
 absl::StatusOr<ExitCode> List(Call& call, const BlockOptions& options) {
   const absl::StatusOr<KeyPrefix> prefix = ParseKeyPrefix(options.key);
   if (!prefix.ok()) return prefix.status();
@@ -69,6 +75,7 @@ absl::StatusOr<ExitCode> List(Call& call, const BlockOptions& options) {
                {"DOMAIN"},
                {"DEPTH", Align::kRight},
                {"STATE"},
+               {"TIER"},
                {"SIZE", Align::kRight},
                {"CHILDREN", Align::kRight},
                {"LEASES", Align::kRight},
@@ -82,7 +89,8 @@ absl::StatusOr<ExitCode> List(Call& call, const BlockOptions& options) {
                Printable(block.domain()),
                Count(block.depth()),
                {Printable(block.state()), ToneOfState(block.state())},
-               Size(block.bytes()),
+               TierOf(block),
+               Size(std::max(block.bytes(), block.nvme_bytes())),
                Count(block.children()),
                Count(block.leases()),
                block.parent().empty() ? "-" : name(block.parent())});

@@ -33,6 +33,7 @@ class CommandLine {
  private:
   ExitCode Once(Call& call);
   ExitCode Fail(const absl::Status& status);
+  std::string WhatIsUnknown() const;
 
   Environment& environment_;
   CLI::App app_;

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "bench/sim_tiers.h"
 #include "bench/trace.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -204,6 +205,56 @@ TEST(SimTest, ALimitTakesTheFirstRequests) {
   ASSERT_TRUE(results.ok()) << results.status();
   EXPECT_EQ((*results)[0].requests, 17);
   EXPECT_EQ((*results)[1].capacity_blocks, 2000);
+}
+
+// --- two tiers -----------------------------------------------------------------------------------
+
+SimResult RunTwoTiers(const std::vector<Chain>& trace, uint64_t capacity, uint64_t nvme,
+                      const std::string& admission) {
+  auto simulator = TwoTierSimulator::Create("lru", capacity, nvme, admission);
+  EXPECT_TRUE(simulator.ok()) << simulator.status();
+  for (const Chain& chain : trace) (*simulator)->Request(chain);
+  return (*simulator)->Result();
+}
+
+uint64_t HitsOfOneTier(const std::vector<Chain>& trace, uint64_t capacity) {
+  const std::unique_ptr<Simulator> simulator = MustCreate(capacity);
+  for (const Chain& chain : trace) simulator->Request(chain);
+  return simulator->Result().blocks_hit;
+}
+
+TEST(TwoTierSimTest, NvmeThatTakesAllIsWorthAsMuchDram) {
+  for (uint32_t seed = 1; seed <= 10; ++seed) {
+    SCOPED_TRACE(testing::Message() << "seed " << seed);
+    const std::vector<Chain> trace = RandomTrace(seed, 2000);
+    const SimResult both = RunTwoTiers(trace, 200, 800, "all");
+    const uint64_t small = HitsOfOneTier(trace, 200);
+    const uint64_t large = HitsOfOneTier(trace, 1000);
+    EXPECT_EQ(both.stranded_blocks, 0u);
+    EXPECT_GT(both.nvme_blocks_hit, 0u);
+    EXPECT_LE(both.nvme_blocks_hit, both.blocks_hit);
+    EXPECT_GT(both.blocks_hit, small);
+    // What is in both tiers counts twice, so a little less than one tier of the sum.
+    EXPECT_GT(static_cast<double>(both.blocks_hit), 0.9 * static_cast<double>(large));
+  }
+}
+
+TEST(TwoTierSimTest, AdmissionSaysWhatIsWritten) {
+  const std::vector<Chain> trace = RandomTrace(3, 2000);
+  const SimResult all = RunTwoTiers(trace, 200, 800, "all");
+  const SimResult some = RunTwoTiers(trace, 200, 800, "second-touch");
+  const SimResult none = RunTwoTiers(trace, 200, 800, "none");
+  EXPECT_GT(some.nvme_blocks_written, 0u);
+  EXPECT_LT(some.nvme_blocks_written, all.nvme_blocks_written);
+  EXPECT_EQ(none.nvme_blocks_written, 0u);
+  EXPECT_EQ(none.nvme_blocks_hit, 0u);
+  EXPECT_GT(some.blocks_hit, none.blocks_hit);
+}
+
+TEST(TwoTierSimTest, BadArgumentsAreNamed) {
+  EXPECT_TRUE(absl::IsInvalidArgument(TwoTierSimulator::Create("lru", 10, 10, "some").status()));
+  EXPECT_TRUE(absl::IsInvalidArgument(TwoTierSimulator::Create("mru", 10, 10, "all").status()));
+  EXPECT_TRUE(absl::IsInvalidArgument(TwoTierSimulator::Create("lru", 0, 10, "all").status()));
 }
 
 }  // namespace

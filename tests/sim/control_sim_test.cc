@@ -1,6 +1,7 @@
 // The daemon's decisions under seeded random load: several processes of two domains put, look up,
 // load, report damage, die, while time jumps and copiers are slow. After each step an oracle knows
-// what may be answered. KVD_SIM_SEEDS says how many runs, KVD_SEED where they begin.
+// what may be answered. With a second tier its jobs end late, fail, come back damaged, and its
+// records move, rot and are lost. KVD_SIM_SEEDS says how many runs, KVD_SEED where they begin.
 
 #include <gtest/gtest.h>
 
@@ -31,7 +32,8 @@ constexpr uint32_t kWindowBytes = 600;
 
 class ControlSim {
  public:
-  explicit ControlSim(uint64_t seed) : random_(seed), h_(OptionsOf(random_)) {
+  ControlSim(uint64_t seed, bool two_tiers)
+      : random_(seed), two_tiers_(two_tiers), h_(OptionsOf(random_, two_tiers)) {
     for (int i = 0; i < 4; ++i) OpenProcess();
   }
 
@@ -66,8 +68,10 @@ class ControlSim {
     } else if (dice < 97) {
       PinSome();
     }
+    if (two_tiers_) LetNvmeWork();
     if (Dice(3) != 0) Poll();
     CheckHolds();
+    ASSERT_LE(h_.nvme.payloads_changed(), damage_done_) << "room was used again under a write";
     ASSERT_LE(h_.arena->reserved_bytes(), h_.arena->capacity_bytes());
   }
 
@@ -84,7 +88,17 @@ class ControlSim {
       Poll();
     }
     h_.clock.Advance(kMaxPinMs * kMillisecond);
-    for (int round = 0; round < 20; ++round) Poll();
+    h_.nvme.set_readable(true);
+    h_.nvme.set_writable(true);
+    h_.nvme.takes_reads = h_.nvme.takes_writes = true;
+    for (int round = 0; round < 20; ++round) {
+      h_.nvme.EndAll();
+      Poll();
+    }
+    if (two_tiers_) {
+      ASSERT_EQ(h_.control.movement()->moves(), 0u);
+    }
+    ASSERT_EQ(h_.nvme.jobs(), 0u);
     for (const auto& call : calls_) ASSERT_EQ(call->ended, 1) << "a call ended not once";
     ASSERT_EQ(h_.control.sessions(), 0u);
     ASSERT_EQ(h_.control.leases(), 0u);
@@ -95,8 +109,11 @@ class ControlSim {
     ASSERT_EQ(h_.counts().quarantined_parts, 0u);
     ASSERT_EQ(h_.board.copying(), 0u);
     h_.Audit();
-    while (h_.store.residency().EvictNext()) {
+    while (h_.store.residency().EvictNext() || h_.store.residency().EvictNextCold()) {
     }
+    ASSERT_EQ(h_.counts().cold_parts, 0u);
+    ASSERT_EQ(h_.nvme.records(), 0u);
+    ASSERT_EQ(h_.nvme.live_bytes(), 0u);
     ASSERT_EQ(h_.counts().used, 0u);
     ASSERT_EQ(h_.counts().parts, 0u);
     ASSERT_EQ(h_.arena->reserved_bytes(), 0u);
@@ -106,6 +123,8 @@ class ControlSim {
   uint64_t extents_checked() const { return extents_checked_; }
   const ControlCounters& counters() const { return h_.control.counters(); }
   uint64_t evicted() const { return h_.counts().evicted; }
+  const MovementCounters& moved() const { return h_.control.metrics().movement; }
+  uint64_t loads_waited() const { return loads_waited_; }
   uint64_t quarantined_seen() const { return quarantined_seen_; }
 
  private:
@@ -152,7 +171,7 @@ class ControlSim {
     std::shared_ptr<MemoryStaging> staging;
   };
 
-  static ControlHarness::Options OptionsOf(Random& random) {
+  static ControlHarness::Options OptionsOf(Random& random, bool two_tiers) {
     ControlHarness::Options options;
     options.region_bytes = 16u << 10;
     options.arena_bytes = (4 + random() % 8) * options.region_bytes;
@@ -166,6 +185,13 @@ class ControlSim {
     options.control.session_leases = 8;
     options.control.holds = {.max_holds = 24, .max_extents = 128};
     options.control.session_hold_bytes = 16u << 10;
+    if (!two_tiers) return options;
+    options.nvme_bytes = (10 + random() % 300) * NvmeTier::RoomOf(kFullBytes);
+    options.max_blocks = 100 + static_cast<uint32_t>(random() % 600);
+    options.control.movement.free_share = 2 + static_cast<uint32_t>(random() % 8);
+    options.admission = random() % 4 == 0 ? "second-touch" : "all";
+    options.control.max_load_waiters = 1 + static_cast<uint32_t>(random() % 8);
+    options.control.block_waiters = 1 + static_cast<uint32_t>(random() % 4);
     return options;
   }
 
@@ -433,7 +459,10 @@ class ControlSim {
 
   void LoadSome() {
     const Process& process = AnyProcess();
-    Go(Start<LoadCall>(process, AnyNamespace(process), AnyChain(), {}));
+    auto& call = Start<LoadCall>(process, AnyNamespace(process), AnyChain(), {});
+    call.held->call.remaining_ms = static_cast<uint32_t>(Dice(3000));
+    Go(call);
+    loads_waited_ += call.held->waits();
   }
   void Ended(CallOf<LoadCall>& call) {
     if (!call.held->step.ok()) return;
@@ -512,6 +541,7 @@ class ControlSim {
     if (extent.length != 0 && Dice(2) == 0 &&
         damaged_.insert({extent.region, extent.offset, extent.generation}).second) {
       h_.Damage(extent);
+      ++damage_done_;
     }
     h_.ReportDamage(process->session, held.id, {static_cast<uint32_t>(i)});
   }
@@ -536,6 +566,40 @@ class ControlSim {
           if (!copies_.empty()) EndCopy(Dice(copies_.size()));
           break;
       }
+    }
+  }
+
+  // Jobs end in any order, some badly.
+  void LetNvmeWork() {
+    for (uint64_t n = Dice(6); n > 0 && h_.nvme.jobs() > 0; --n) {
+      const size_t i = Dice(3) == 0 ? Dice(h_.nvme.jobs()) : 0;
+      const uint64_t dice = Dice(40);
+      NvmeOutcome outcome = NvmeOutcome::kOk;
+      if (dice == 0) outcome = NvmeOutcome::kError;
+      if (dice == 1 && !h_.nvme.is_write(i)) outcome = NvmeOutcome::kCorrupt;
+      if (dice == 2 && !h_.nvme.is_write(i)) outcome = NvmeOutcome::kExpired;
+      h_.nvme.End(i, outcome);
+    }
+    switch (Dice(100)) {
+      case 0:
+        h_.nvme.Damage(random_());
+        break;
+      case 1:
+        h_.nvme.Reclaim(random_(), /*lose=*/Dice(4) == 0);
+        Poll();
+        break;
+      case 2:
+        h_.nvme.set_readable(Dice(4) != 0);
+        break;
+      case 3:
+        h_.nvme.set_writable(Dice(4) != 0);
+        break;
+      case 4:
+        h_.nvme.takes_writes = Dice(4) != 0;
+        h_.nvme.takes_reads = Dice(4) != 0;
+        break;
+      default:
+        break;
     }
   }
 
@@ -581,6 +645,7 @@ class ControlSim {
   }
 
   Random random_;
+  const bool two_tiers_;
   ControlHarness h_;
   std::vector<Process> processes_;
   std::set<NamespaceId> hybrid_;
@@ -592,12 +657,14 @@ class ControlSim {
   std::vector<std::pair<uint32_t, LeaseId>> leases_;
   std::set<std::tuple<uint32_t, uint64_t, uint32_t>> damaged_;  // Region, offset, generation.
   uint64_t extents_checked_ = 0;
+  uint64_t damage_done_ = 0;
+  uint64_t loads_waited_ = 0;
   uint64_t quarantined_seen_ = 0;
 };
 
-TEST(ControlSimTest, NoSeedBreaksAPromise) {
+void RunSeeds(bool two_tiers, uint64_t seeds) {
   const uint64_t first = NumberFromEnvironment("KVD_SEED", 1);
-  const uint64_t seeds = NumberFromEnvironment("KVD_SIM_SEEDS", RoundsForThisBuild(400));
+  seeds = NumberFromEnvironment("KVD_SIM_SEEDS", seeds);
   uint64_t committed = 0;
   uint64_t checked = 0;
   uint64_t evicted = 0;
@@ -606,9 +673,13 @@ TEST(ControlSimTest, NoSeedBreaksAPromise) {
   uint64_t waits = 0;
   uint64_t early_commits = 0;
   uint64_t sums_differ = 0;
+  uint64_t demoted = 0;
+  uint64_t promoted = 0;
+  uint64_t damaged_records = 0;
+  uint64_t loads_waited = 0;
   for (uint64_t seed = first; seed < first + seeds; ++seed) {
     SCOPED_TRACE(testing::Message() << "KVD_SEED=" << seed << " KVD_SIM_SEEDS=1");
-    ControlSim sim(seed);
+    ControlSim sim(seed, two_tiers);
     for (int step = 0; step < 1500; ++step) {
       sim.Step();
       if (step % 16 == 0) sim.Audit();
@@ -626,6 +697,10 @@ TEST(ControlSimTest, NoSeedBreaksAPromise) {
     waits += sim.counters().reserve_waits;
     early_commits += sim.counters().commit_waits;
     sums_differ += sim.counters().put_sums_differ;
+    demoted += sim.moved().demoted_blocks + sim.moved().clean_blocks;
+    promoted += sim.moved().promoted_blocks;
+    damaged_records += sim.moved().damaged_records;
+    loads_waited += sim.loads_waited();
   }
   // So that a simulation in which nothing happens does not pass.
   EXPECT_GT(committed, 20 * seeds);
@@ -638,6 +713,19 @@ TEST(ControlSimTest, NoSeedBreaksAPromise) {
     EXPECT_GT(early_commits, 0u);
     EXPECT_GT(sums_differ, 0u);
   }
+  if (two_tiers && seeds >= 10) {
+    EXPECT_GT(demoted, 20 * seeds);
+    EXPECT_GT(promoted, 10 * seeds);
+    EXPECT_GT(damaged_records, 0u);
+    EXPECT_GT(loads_waited, seeds);
+  }
+}
+
+TEST(ControlSimTest, NoSeedBreaksAPromise) {
+  RunSeeds(/*two_tiers=*/false, RoundsForThisBuild(300));
+}
+TEST(ControlSimTest, NoSeedBreaksAPromiseInTwoTiers) {
+  RunSeeds(/*two_tiers=*/true, RoundsForThisBuild(300));
 }
 
 }  // namespace

@@ -45,6 +45,16 @@ class FakeNvmeTier final : public NvmeTier {
     return absl::OkStatus();
   }
 
+  uint32_t max_payload_bytes() const override { return 1u << 20; }
+  // What a test has put here by Seed().
+  bool Adopt(RecordPlace place, uint32_t occupant) override {
+    const auto it = records_.find(Number(place));
+    if (it == records_.end()) return false;
+    it->second.occupant = occupant;
+    live_ += RoomOf(it->second.info.length);
+    return true;
+  }
+
   std::optional<RecordPlace> Append(const RecordInfo& info, absl::Span<std::byte> payload,
                                     uint32_t occupant, uint64_t tag) override {
     KVD_CHECK(info.scope != 0 && occupant != 0 && payload.size() >= info.length);
@@ -54,7 +64,12 @@ class FakeNvmeTier final : public NvmeTier {
     records_[Number(place)] = {.info = info, .occupant = occupant};
     live_ += RoomOf(info.length);
     KVD_CHECK(live_ <= capacity_) << live_ << " of " << capacity_;
-    jobs_.push_back({.write = true, .place = place, .info = info, .payload = payload, .tag = tag});
+    jobs_.push_back({.write = true,
+                     .place = place,
+                     .info = info,
+                     .payload = payload,
+                     .sum = Crc32c(payload.first(info.length)),
+                     .tag = tag});
     ++appends_;
     return place;
   }
@@ -63,6 +78,7 @@ class FakeNvmeTier final : public NvmeTier {
             uint64_t tag) override {
     if (!takes_reads || jobs_.size() >= max_jobs) return false;
     ++records_.at(Number(place)).readers;
+    std::memset(target.data(), kUntouched, target.size());
     jobs_.push_back(
         {.place = place, .info = info, .payload = target, .deadline = deadline, .tag = tag});
     ++reads_;
@@ -100,12 +116,23 @@ class FakeNvmeTier final : public NvmeTier {
   bool is_write(size_t i) const { return jobs_[i].write; }
   const RecordInfo& info(size_t i) const { return jobs_[i].info; }
 
+  // A record that an earlier process left; it lives when it is adopted.
+  RecordPlace Seed(const RecordInfo& info, absl::Span<const std::byte> payload) {
+    const RecordPlace place{.segment = 1 + next_ / 16, .page = next_ % 16};
+    ++next_;
+    Record record{.info = info, .written = true};
+    record.bytes.assign(payload.begin(), payload.end());
+    records_[Number(place)] = std::move(record);
+    return place;
+  }
+
   // Ends job `i`; its owner hears of it at the next Poll().
   void End(size_t i, NvmeOutcome outcome = NvmeOutcome::kOk) {
     const Job job = jobs_[i];
     jobs_.erase(jobs_.begin() + static_cast<ptrdiff_t>(i));
     Record& record = records_.at(Number(job.place));
     if (job.write) {
+      payloads_changed_ += Crc32c(job.payload.first(job.info.length)) != job.sum;
       if (outcome == NvmeOutcome::kOk) {
         record.written = true;
         record.bytes.assign(job.payload.begin(), job.payload.begin() + job.info.length);
@@ -115,6 +142,9 @@ class FakeNvmeTier final : public NvmeTier {
       }
     } else {
       --record.readers;
+      for (const std::byte byte : job.payload) {
+        KVD_CHECK(byte == std::byte{kUntouched}) << "somebody wrote where a read goes";
+      }
       if (outcome == NvmeOutcome::kOk) outcome = Deliver(record, job);
       // After an error the target holds garbage.
       if (outcome != NvmeOutcome::kOk) std::memset(job.payload.data(), 0xee, job.payload.size());
@@ -145,6 +175,8 @@ class FakeNvmeTier final : public NvmeTier {
   void set_writable(bool writable) { writable_ = writable; }
 
   size_t records() const { return records_.size(); }
+  // Writes under which the payload became another: its room was used again, or a test damaged it.
+  uint64_t payloads_changed() const { return payloads_changed_; }
   uint64_t appends() const { return appends_; }
   uint64_t reads() const { return reads_; }
   bool purged(ScopeNumber scope) const { return purged_.contains(scope); }
@@ -156,6 +188,8 @@ class FakeNvmeTier final : public NvmeTier {
   double us_per_byte = 0.001;
 
  private:
+  static constexpr int kUntouched = 0xcd;
+
   struct Record {
     RecordInfo info;
     uint32_t occupant = 0;
@@ -168,6 +202,7 @@ class FakeNvmeTier final : public NvmeTier {
     RecordPlace place;
     RecordInfo info;
     absl::Span<std::byte> payload;
+    uint32_t sum = 0;  // Of a write's payload when it began.
     Nanos deadline = 0;
     uint64_t tag = 0;
   };
@@ -213,6 +248,7 @@ class FakeNvmeTier final : public NvmeTier {
   std::deque<Job> jobs_;
   std::vector<Completion> ended_;
   std::vector<std::pair<uint64_t, bool>> reclaims_;
+  uint64_t payloads_changed_ = 0;
   uint64_t appends_ = 0;
   uint64_t reads_ = 0;
   bool writable_ = true;

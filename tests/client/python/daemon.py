@@ -13,7 +13,7 @@ class Daemon:
     """`with Daemon(KVD) as daemon:`, or start() and stop(). `folder` is where the socket lies; a daemon
     that is started again there is found by clients of the first."""
 
-    def __init__(self, program, *arguments, dram="256MiB"):
+    def __init__(self, program, *arguments, dram="64MiB"):
         self._program, self._arguments, self._dram = program, arguments, dram
         self._folder = tempfile.TemporaryDirectory(prefix="kvd-test-")
         self.folder = pathlib.Path(self._folder.name)
@@ -44,6 +44,10 @@ class Daemon:
     def stop(self):
         """In good order."""
         self._end(signal.SIGTERM)
+
+    @property
+    def pid(self):
+        return self._process.pid
 
     def freeze(self):
         """It is there, and answers nothing until thaw()."""

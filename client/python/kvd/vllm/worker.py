@@ -1,0 +1,318 @@
+"""A worker's side: moves pages between the engine's cache and the daemon, on two threads of its own.
+
+Threads: the worker's main thread calls everything public and waits for nothing but `fence`. One thread
+loads and one saves, job after job, each through a buffer of its own, so that a save never delays a load.
+Errors: a load that fails in part is reported with the pages that hold garbage; a save that fails is a
+miss later on. Every call of the daemon has a deadline, so every job ends.
+"""
+
+import queue
+import threading
+import time
+from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
+
+import torch
+
+import kvd
+
+from .daemon import Daemon, logger
+from .layout import block_tokens, descriptor, shard_of
+from .messages import NO_PAGE, FromWorkers, Job, ToWorkers, WorkerLayout
+from .options import Options
+from .pages import GroupPages, describe
+from .stats import KvdStats
+
+MAX_BLOCKS_OF_A_PUT = 2048
+Group = Tuple[int, GroupPages]  # With its number.
+
+
+class _Mover(threading.Thread):
+    """Runs jobs one after another until stop()."""
+
+    def __init__(self, name: str, run: Callable[[Any], None]):
+        super().__init__(name=name, daemon=True)
+        self._run, self._jobs = run, queue.SimpleQueue()
+        self._idle = threading.Condition()
+        self._waiting = 0
+        self.start()
+
+    def add(self, job: Any) -> None:
+        with self._idle:
+            self._waiting += 1
+        self._jobs.put(job)
+
+    def wait(self) -> None:
+        """Until everything that was added has run."""
+        with self._idle:
+            self._idle.wait_for(lambda: self._waiting == 0)
+
+    def stop(self) -> None:
+        self._jobs.put(None)
+        self.join()
+
+    def run(self) -> None:
+        while True:
+            job = self._jobs.get()
+            if job is None:
+                return
+            try:
+                self._run(job)
+            except Exception:  # A thread that ends would be a hang of everything after it.
+                logger.exception("kvd: %s: a job failed", self.name)
+            with self._idle:
+                self._waiting -= 1
+                self._idle.notify_all()
+
+
+class WorkerSide:
+    def __init__(self, vllm_config: Any, kv_cache_config: Any, options: Options, tp_rank: int,
+                 pp_rank: int):
+        self._vllm_config = vllm_config
+        self._kv_cache_config = kv_cache_config
+        self._options = options
+        self._tp_rank, self._pp_rank = tp_rank, pp_rank
+        self._daemon = Daemon(options.endpoint, f"worker {pp_rank}.{tp_rank}")
+        self.layout: Optional[WorkerLayout] = None
+        self._groups: List[GroupPages] = []
+        self._shards: List[int] = []
+        self._movers: List[_Mover] = []
+
+        self._mu = threading.Lock()  # Of what follows, which the movers write and the main thread takes.
+        self._loaded: List[Tuple[Job, int]] = []  # With the first block that is not there.
+        self._told = FromWorkers()
+        self._stats = KvdStats()
+        self._invalid: Set[int] = set()  # Main thread only.
+
+    # ---- main thread ----------------------------------------------------------------------------
+
+    def register(self, kv_caches: Dict[str, torch.Tensor]) -> None:
+        """Raises CannotDescribe, Refused or kvd.InvalidArgument where this engine cannot be served."""
+        self._groups, self.layout = describe(self._kv_cache_config, kv_caches)
+        self._shards = [shard_of(group, self._vllm_config, self._tp_rank, self._pp_rank)
+                        for group in self.layout.groups]
+        self._daemon.register(descriptor(self._vllm_config, self.layout,
+                                         block_tokens(self._kv_cache_config)))
+        self._loader = _Mover("kvd-load", self._load)
+        self._saver = _Mover("kvd-save", self._save)
+        self._movers = [self._loader, self._saver]
+        self._buffers = {mover: self._new_buffer() for mover in self._movers}
+
+    def start_loads(self, plan: ToWorkers) -> None:
+        for job in plan.loads:
+            self._loader.add(job)
+
+    def start_saves(self, plan: ToWorkers) -> None:
+        """After the step's work was handed to the device."""
+        if not plan.saves:
+            return
+        written = None
+        if self._groups[0].device.type != "cpu":
+            written = torch.Event(device=self._groups[0].device)
+            written.record()
+        for job in plan.saves:
+            self._saver.add((job, written))
+
+    def fence(self, plan: ToWorkers) -> None:
+        """Before the step writes: where saves have no references, their pages may be anybody's now."""
+        if plan.fence and self._movers:
+            self._saver.wait()
+
+    def finished_loads(self) -> Tuple[Set[str], Set[str]]:
+        """Requests whose load has ended since the last call, each told once; and of them those that
+        failed. `invalid_pages()` is of the same moment."""
+        with self._mu:
+            loaded, self._loaded = self._loaded, []
+        failed = [(job, good) for job, good in loaded if good < job.last]
+        for job, good in failed:
+            for group, layout in zip(job.pages, self.layout.groups):
+                self._invalid.update(group[(good - job.first) * layout.pages:])
+        self._invalid.discard(NO_PAGE)
+        return {job.request for job, _ in loaded}, {job.request for job, _ in failed}
+
+    def invalid_pages(self) -> Set[int]:
+        invalid, self._invalid = self._invalid, set()
+        return invalid
+
+    def take_told(self) -> Optional[FromWorkers]:
+        with self._mu:
+            told, self._told = self._told, FromWorkers()
+        return told if told.saved or told.orphaned else None
+
+    def take_stats(self) -> KvdStats:
+        with self._mu:
+            stats, self._stats = self._stats, KvdStats()
+        return stats
+
+    def shutdown(self) -> None:
+        self._daemon.stop()
+        for mover in self._movers:
+            mover.stop()
+        self._movers = []
+
+    # ---- movers ---------------------------------------------------------------------------------
+
+    def _count(self, name: str, count: int = 1) -> None:
+        with self._mu:
+            self._stats.add(name, count)
+
+    def _new_buffer(self) -> torch.Tensor:
+        """Room for at least one block."""
+        block = sum(group.part_bytes for group in self.layout.groups)
+        return torch.empty(max(self._options.staging_bytes, block), dtype=torch.uint8,
+                           pin_memory=self._groups[0].device.type == "cuda")
+
+    def _client(self) -> Tuple[kvd.Client, kvd.Namespace]:
+        if self._daemon.namespace is None:
+            raise kvd.Unavailable("the daemon never was there")
+        return self._daemon.client, self._daemon.namespace
+
+    def _load(self, job: Job) -> None:
+        good = job.first
+        try:
+            good = self._load_blocks(job)
+            self._daemon.note(None)
+        except kvd.KvdError as error:
+            self._daemon.note(error)
+        finally:  # Whatever happens: an engine that is not told waits for ever.
+            with self._mu:
+                self._loaded.append((job, good))
+                self._stats.add("loaded_blocks", good - job.first)
+                if good < job.last:
+                    self._stats.add("load_failures")
+
+    def _load_blocks(self, job: Job) -> int:
+        """Returns the first block that is not there for every group. Groups that have pages from the
+        same block on are got together."""
+        deadline = time.monotonic() + self._options.load_timeout_ms / 1000
+        starts: Dict[int, List[int]] = {}
+        for number, pages in enumerate(job.pages):
+            starts.setdefault(self._first_whole(job, number), []).append(number)
+        good = job.last
+        for start, numbers in sorted(starts.items()):
+            reached = self._load_groups(job, start, numbers, deadline)
+            # What a window lacks is needed at the end: nothing of the job serves without it.
+            good = min(good, reached if start == job.first or reached == job.last else job.first)
+        return good
+
+    def _first_whole(self, job: Job, number: int) -> int:
+        """Where the pages of a group begin that go on to the end."""
+        pages, count = job.pages[number], self.layout.groups[number].pages
+        missing = len(pages) - next((i for i, page in enumerate(reversed(pages)) if page == NO_PAGE),
+                                    len(pages))
+        return job.first + -(-missing // count)
+
+    def _load_groups(self, job: Job, first: int, numbers: Sequence[int], deadline: float) -> int:
+        client, namespace = self._client()
+        buffer = self._buffers[self._loader]
+        parts = [(number, self._shards[number]) for number in numbers]
+        while first < job.last:
+            count, rows = self._rows(buffer, numbers, min(job.last - first, MAX_BLOCKS_OF_A_PUT))
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise kvd.DeadlineExceeded("a load took longer than load_timeout_ms")
+            got = client.get(namespace, job.keys[first * job.hash_bytes:], rows.view(-1), parts=parts,
+                             parent=job.parent(first), max_blocks=count, timeout=left)
+            whole = got.hit_blocks == job.last - first  # Else a window may lack what it needs.
+            self._each_group(job, numbers, first, got.blocks, rows, GroupPages.scatter)
+            if not whole or got.blocks < count:
+                return first + got.blocks
+            first += count
+        return first
+
+    def _save(self, job_and_event: Tuple[Job, Any]) -> None:
+        job, written = job_and_event
+        try:
+            if written is not None:
+                written.synchronize()
+            self._save_blocks(job)
+            self._daemon.note(None)
+        except kvd.KvdError as error:
+            self._daemon.note(error)
+            self._count("save_failures")
+        finally:  # Whatever happens: the pages' references are given back by this.
+            with self._mu:
+                self._told.saved[job.job] = 1
+
+    def _save_blocks(self, job: Job) -> None:
+        deadline = time.monotonic() + self._options.save_timeout_ms / 1000
+        first = job.first
+        while first < job.last:
+            numbers = self._stored_here(job, first)
+            end = first + 1
+            while end < job.last and self._stored_here(job, end) == numbers:
+                end += 1
+            if numbers and not self._save_groups(job, first, end, numbers, deadline):
+                return
+            first = end
+
+    def _stored_here(self, job: Job, block: int) -> List[int]:
+        """The groups that have this block, and whose part of it this worker brings."""
+        numbers = []
+        for number, layout in enumerate(self.layout.groups):
+            at = (block - job.first) * layout.pages
+            brought = self._tp_rank == 0 or not layout.replicated
+            if brought and NO_PAGE not in job.pages[number][at:at + layout.pages]:
+                numbers.append(number)
+        return numbers
+
+    def _save_groups(self, job: Job, first: int, end: int, numbers: Sequence[int],
+                     deadline: float) -> bool:
+        """False: the rest has nothing to be stored below."""
+        client, namespace = self._client()
+        buffer = self._buffers[self._saver]
+        parts = [(number, self._shards[number]) for number in numbers]
+        while first < end:
+            count, rows = self._rows(buffer, numbers, min(end - first, MAX_BLOCKS_OF_A_PUT))
+            self._each_group(job, numbers, first, count, rows, GroupPages.gather)
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise kvd.DeadlineExceeded("a save took longer than save_timeout_ms")
+            keys = job.keys[first * job.hash_bytes:(first + count) * job.hash_bytes]
+            put = client.put(namespace, keys, rows.view(-1), parts=parts, parent=job.parent(first),
+                             timeout=left)
+            stored = sum(state <= kvd.PutState.PARKED for state in put.states)
+            self._count("saved_blocks", stored)
+            if stored < count:
+                self._count("save_failures")
+                if put.states[stored] == kvd.PutState.NO_PARENT:
+                    with self._mu:
+                        self._told.orphaned.add(job.request)
+                return False
+            first += count
+        return True
+
+    def _rows(self, buffer: torch.Tensor, numbers: Sequence[int],
+              blocks: int) -> Tuple[int, torch.Tensor]:
+        """How many of `blocks` fit, and room for them: [count, bytes of all the groups' parts]."""
+        row = sum(self.layout.groups[number].part_bytes for number in numbers)
+        count = min(blocks, len(buffer) // row)
+        return count, buffer[:count * row].view(count, row)
+
+    def _each_group(self, job: Job, numbers: Sequence[int], first: int, count: int,
+                    rows: torch.Tensor, copy: Callable[..., None]) -> None:
+        """gather() or scatter() of `count` blocks from `first` on, of every group in `rows`."""
+        if count == 0:
+            return
+        offset = 0
+        for number in numbers:
+            layout, group = self.layout.groups[number], self._groups[number]
+            at = (first - job.first) * layout.pages
+            ids = torch.tensor(job.pages[number][at:at + count * layout.pages], device=group.device)
+            part = rows[:count, offset:offset + layout.part_bytes]
+            offset += layout.part_bytes
+            # A block of kvd may be several pages: [count, pages, bytes], which stays a view.
+            part = part.unflatten(1, (layout.pages, group.page_bytes))
+            copy_pages(group, ids, part, copy)
+        if self._groups[0].device.type != "cpu":
+            torch.accelerator.current_stream().synchronize()  # Of this thread.
+
+
+def copy_pages(group: GroupPages, ids: torch.Tensor, part: torch.Tensor,
+               copy: Callable[..., None]) -> None:
+    """`part` is [blocks, pages of each, bytes]; page by page of a block, as only that is a view."""
+    pages = part.shape[1]
+    for page in range(pages):
+        if copy is GroupPages.gather:
+            group.gather(ids[page::pages], part[:, page])
+        else:
+            group.scatter(part[:, page], ids[page::pages])

@@ -1,0 +1,24 @@
+"""The environments of engines: virtual environments below build/, from the pinned lists of this folder."""
+
+import hashlib
+import pathlib
+import subprocess
+import sys
+
+HERE = pathlib.Path(__file__).resolve().parent
+
+
+def python_of(folder, torch, requirements):
+    """The interpreter of the environment `folder`, made anew where its list has changed. PyTorch is the
+    build for CPUs where pip is configured to find it, and else the one for CUDA, which serves as well."""
+    listed = HERE / requirements
+    python = pathlib.Path(folder, "bin/python")
+    stamp = pathlib.Path(folder, "installed")
+    wanted = hashlib.sha256(listed.read_bytes() + torch.encode() + sys.version.encode()).hexdigest()
+    if not stamp.exists() or stamp.read_text() != wanted:
+        pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        for command in ([sys.executable, "-m", "venv", "--clear", folder], [*pip, torch],
+                        [*pip, "--no-deps", "-r", listed]):
+            subprocess.run(command, check=True)
+        stamp.write_text(wanted)
+    return python

@@ -1,0 +1,235 @@
+#!/usr/bin/env python3
+"""The connector in the real vLLM on a CPU: vllm_test.py FOLDER KVD ROOT [unittest arguments].
+
+FOLDER holds the environment and the models, which are made when they are missing. The oracle is the digest
+of exact log-probabilities, compared with the engine's own warm prefix cache; a control shows that it sees
+one flipped bit. Engines live in processes of their own (engine_run.py), so that a second one has nothing
+of the first but what the daemon has.
+"""
+
+import json
+import os
+import pathlib
+import random
+import subprocess
+import sys
+import unittest
+
+FOLDER, KVD, ROOT = (pathlib.Path(argument).resolve() for argument in sys.argv[1:4])
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(ROOT / "tests/client/python")]
+
+from daemon import Daemon  # noqa: E402
+from environment import python_of  # noqa: E402
+
+PATIENCE = 300  # Seconds, for an engine to do anything.
+TOKENS = 2000
+BLOCK = 32
+
+
+def prompts(count, seed, tokens=TOKENS):
+    numbers = random.Random(seed)
+    return [[numbers.randrange(512) for _ in range(tokens)] for _ in range(count)]
+
+
+class Engine:
+    """A vLLM in a process of its own, for the rounds that it is given."""
+
+    def __init__(self, daemon, rounds, model="llama", fault=None, environment=None, connector=None,
+                 extra=None, **task):
+        transfer = {"kv_connector": "KvdConnector", "kv_role": "kv_both",
+                    "kv_connector_module_path": "faulty" if fault else "kvd.vllm",
+                    "kv_connector_extra_config": {"endpoint": daemon.endpoint,
+                                                  # Long, so that a slow machine fails no test.
+                                                  "lookup_timeout_ms": 20000, **(extra or {})},
+                    **(connector or {})}
+        options = {"dtype": "float32", "max_model_len": 4096, "block_size": BLOCK,
+                   **task.pop("engine", {})}
+        if model == "deepseek":  # MLA chooses the size of its blocks.
+            options.update(dtype="bfloat16", block_size=None)
+        task = {"model": str(FOLDER / "models" / model), "connector": transfer, "rounds": rounds,
+                "engine": {name: value for name, value in options.items() if value is not None},
+                "environment": environment or {}, **task}
+        self.log = FOLDER / f"engine-{os.getpid()}.log"
+        self._process = subprocess.Popen(
+            [PYTHON, "-B", HERE / "engine_run.py"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=open(self.log, "a"), text=True,
+            env={**os.environ, "KVD_FAULT": fault or "",
+                 "PYTHONPATH": f"{ROOT / 'client/python'}:{HERE}"})
+        self._say(json.dumps(task))
+
+    def _say(self, line):
+        self._process.stdin.write(line + "\n")
+        self._process.stdin.flush()
+
+    def go_on(self):
+        self._say("")
+
+    def answer(self):
+        line = self._process.stdout.readline()
+        if not line:
+            self._process.wait(timeout=PATIENCE)
+            raise AssertionError("the engine ended: " + self.tail())
+        return json.loads(line)
+
+    def tail(self):
+        return "".join(self.log.read_text(errors="replace").splitlines(keepends=True)[-40:])
+
+    def end(self):
+        """Waits for it, so that the last saves are done. Returns the exit status."""
+        self._process.stdin.close()
+        status = self._process.wait(timeout=PATIENCE)
+        self._process.stdout.close()
+        return status
+
+
+def live(daemon, rounds, **options):
+    """A whole life: what it answered in each round."""
+    engine = Engine(daemon, rounds, **options)
+    answers = [engine.answer() for _ in rounds]
+    status = engine.end()
+    if status != 0:
+        raise AssertionError(f"the engine ended with {status}: {engine.tail()}")
+    return answers
+
+
+def digests(answer):
+    return [one["digest"] for one in answer["answers"]]
+
+
+def tokens(answer):
+    return [one["tokens"] for one in answer["answers"]]
+
+
+def cached(answer):
+    return [one["cached"] for one in answer["answers"]]
+
+
+class VllmTest(unittest.TestCase):
+    def setUp(self):
+        self.daemon = Daemon(KVD, dram="512MiB")
+        self.daemon.start()
+        self.addCleanup(self.daemon.__exit__)
+
+    def assert_a_second_engine_is_as_warm(self, model, whole, warm_cached=True, **options):
+        asked = prompts(2, seed=1)
+        cold, warm = live(self.daemon, [asked, asked], model=model, **options)
+        loaded, = live(self.daemon, [asked], model=model, **options)
+
+        self.assertEqual(cached(cold), [0, 0])
+        self.assertEqual(cached(loaded), [whole, whole])
+        self.assertEqual(tokens(loaded), tokens(cold))
+        if warm_cached:
+            self.assertEqual(cached(warm), cached(loaded))
+            self.assertEqual(digests(loaded), digests(warm))
+        return asked, loaded
+
+    def test_a_second_engine_is_as_warm_as_the_first_and_one_flipped_bit_shows(self):
+        whole = (TOKENS - 1) // BLOCK * BLOCK
+        asked, loaded = self.assert_a_second_engine_is_as_warm("llama", whole)
+
+        flipped, = live(self.daemon, [asked[:1]], fault="flip")
+
+        self.assertEqual(loaded["metrics"]["vllm:kvd_connector_loaded_blocks"], 2 * whole // BLOCK)
+        self.assertEqual(loaded["metrics"]["vllm:external_prefix_cache_hits"], 2 * whole)
+        self.assertEqual(cached(flipped), [whole])
+        self.assertNotEqual(digests(flipped), digests(loaded)[:1], "the oracle is blind")
+
+    def test_a_hybrid_model(self):
+        # What full attention has and windows lack is found only where the windows were stored too.
+        self.assert_a_second_engine_is_as_warm("gemma3", 1920, engine={"block_size": None})
+
+    def test_a_model_with_mla(self):
+        self.assert_a_second_engine_is_as_warm("deepseek", 1984)
+
+    def test_two_ranks(self):
+        two = {"engine": {"tensor_parallel_size": 2},
+               "environment": {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}}
+        self.assert_a_second_engine_is_as_warm("llama", 1984, **two)
+
+    def test_without_the_engines_own_cache_in_chunks_and_through_a_small_buffer(self):
+        plain = {"engine": {"enable_prefix_caching": False, "max_num_batched_tokens": 256},
+                 "extra": {"staging_bytes": 200 << 10}}
+        asked = prompts(2, seed=2)
+
+        first, second = live(self.daemon, [asked, asked], **plain)
+        third, = live(self.daemon, [asked], **plain)
+
+        self.assertEqual((cached(first), cached(second), cached(third)), ([0, 0], [1984] * 2, [1984] * 2))
+        self.assertEqual(digests(second), digests(third))
+        self.assertEqual(tokens(first), tokens(third))
+
+    def test_preemption_under_a_tiny_cache(self):
+        asked = prompts(6, seed=3, tokens=300)
+        roomy, = live(self.daemon, [asked], connector={"kv_role": "kv_producer"}, max_tokens=200)
+
+        tight, again = live(self.daemon, [asked, asked], together=True, max_tokens=200,
+                            engine={"num_gpu_blocks_override": 40})
+
+        self.assertGreater(tight["metrics"]["vllm:num_preemptions"], 0)
+        self.assertEqual(tokens(tight), tokens(roomy))
+        self.assertEqual(tokens(again), tokens(roomy))
+        self.assertGreater(min(cached(again)), 0)
+
+    def test_the_daemon_may_come_late_and_go_at_any_time(self):
+        asked = prompts(2, seed=4)
+        self.daemon.kill()
+        engine = Engine(self.daemon, [asked[:1], asked, asked, asked, asked], wait=True,
+                        engine={"enable_prefix_caching": False})
+
+        self.assertEqual(cached(engine.answer()), [0])  # It started, and serves.
+        self.daemon.start()
+        rounds = []
+        for change in (None, None, self.daemon.kill, self.daemon.start):
+            if change is not None:
+                change()
+            engine.go_on()
+            rounds.append(engine.answer())
+        self.assertEqual(engine.end(), 0)
+
+        for answer in rounds:
+            self.assertEqual(tokens(answer), tokens(rounds[0]))
+        self.assertEqual(cached(rounds[2]), [0, 0])  # Away.
+        self.assertGreater(rounds[3]["metrics"]["vllm:kvd_connector_saved_blocks"],
+                           rounds[2]["metrics"]["vllm:kvd_connector_saved_blocks"] - 1)
+
+    def lose_the_daemon_in_a_load(self, fault, policy):
+        asked = prompts(2, seed=5)
+        healthy, = live(self.daemon, [asked])
+        engine = Engine(self.daemon, [asked[:1], asked[1:]], fault=f"{fault}:{self.daemon.pid}",
+                        connector={"kv_load_failure_policy": policy},
+                        extra={"staging_bytes": 200 << 10, "load_timeout_ms": 1000})
+        lost, after = engine.answer(), engine.answer()
+        if fault == "freeze":
+            self.daemon.thaw()
+        self.assertEqual(engine.end(), 0)
+        self.assertEqual(lost["metrics"]["vllm:kvd_connector_load_failures"], 1)
+        self.assertEqual(tokens(after), tokens(healthy)[1:])  # The engine lives.
+        return healthy, lost
+
+    def test_a_daemon_killed_in_a_load_costs_a_recomputation(self):
+        healthy, lost = self.lose_the_daemon_in_a_load("kill", "recompute")
+        self.assertEqual(tokens(lost), tokens(healthy)[:1])
+
+    def test_a_daemon_that_freezes_in_a_load_costs_a_recomputation(self):
+        healthy, lost = self.lose_the_daemon_in_a_load("freeze", "recompute")
+        self.assertEqual(tokens(lost), tokens(healthy)[:1])
+
+    def test_a_daemon_killed_in_a_load_fails_that_request_where_the_policy_is_fail(self):
+        _, lost = self.lose_the_daemon_in_a_load("kill", "fail")
+        self.assertEqual([one["finish"] for one in lost["answers"]], ["error"])
+
+    def test_what_cannot_work_is_refused_with_one_sentence(self):
+        for options, sentence in [
+                ({"engine": {"prefix_caching_hash_algo": "xxhash"}}, "set PYTHONHASHSEED=0"),
+                ({"extra": {"lease": 1}}, "kv_connector_extra_config has no lease; there are: ")]:
+            with self.subTest(sentence):
+                engine = Engine(self.daemon, [prompts(1, 6)], **options)
+                with self.assertRaisesRegex(AssertionError, sentence):
+                    engine.answer()
+
+
+if __name__ == "__main__":
+    PYTHON = python_of(FOLDER / "vllm", "torch==2.13.0", "requirements-vllm.txt")
+    subprocess.run([PYTHON, "-B", HERE / "models.py", FOLDER / "models"], check=True)
+    unittest.main(argv=sys.argv[:1] + sys.argv[4:])
