@@ -82,17 +82,24 @@ bool NamedArena::HasRows(uint32_t region) const {
 // Regions of before that hold something, and new ones for the rest.
 absl::StatusOr<std::vector<Arena::NamedRegion>> NamedArena::OpenRegions(
     const SlotTable::Geometry& geometry) {
+  constexpr uint64_t kRemadeAtStart = uint64_t{4} << 30;  // Bytes: a second or so.
+  uint64_t remade_bytes = 0;
   std::vector<Arena::NamedRegion> regions;
   for (uint32_t i = 0; i < geometry.regions; ++i) {
     const std::optional<SlotTable::Region> row = table_->region(i);
     if (row.has_value() && row->number != 0) {
       absl::StatusOr<MemoryRegion> memory =
           MemoryRegion::Attach(*folder_, row->number, geometry.region_bytes);
-      if (memory.ok()) {
+      // Nobody may be given what somebody had, and new memory takes time: some of it now, so that
+      // the first puts find room, the rest meanwhile.
+      const bool left = row->used && !HasRows(i) && remade_bytes < kRemadeAtStart;
+      if (memory.ok() && !left) {
         regions.push_back({*std::move(memory), row->used});
         continue;
       }
-      if (HasRows(i)) ++regions_lost_;
+      if (left) remade_bytes += geometry.region_bytes;
+      if (!left && HasRows(i)) ++regions_lost_;
+      folder_->RemoveRegion(row->number);  // Its room may be all that there is.
     } else if (!row.has_value()) {
       ++regions_lost_;
     }

@@ -305,7 +305,7 @@ const Option kOptions[] = {
      .otherwise = "none: everything ends with the process",
      .example = "/var/lib/kvd",
      .help = "Folder of what outlives the process; made if its parent exists. With it blocks in "
-             "memory survive a restart, a kill and an upgrade, and NVMe can be used. One daemon "
+             "memory survive a restart, a crash and an upgrade, and NVMe can be used. One daemon "
              "at a time",
      .set = [](std::string_view text, const MemoryLimit&,
                Config& config) { return SetAbsolutePath(text, &config.data); },
