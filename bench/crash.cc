@@ -8,6 +8,7 @@
 #include <memory>
 #include <optional>
 #include <random>
+#include <set>
 #include <utility>
 
 #include "CLI/CLI.hpp"
@@ -212,7 +213,6 @@ class CrashRun {
   // What was acknowledged long enough before the last kill is there, and nothing that was dropped.
   void TakeAccount() {
     const Nanos by = last_kill_ - kAcknowledgedBefore;
-    CrashResult::Hits& hits = arena_lost_ ? result_.nvme : result_.dram;
     for (size_t i = 0; i < account_.chains(); ++i) {
       CrashChain& chain = account_.chain(i);
       const uint32_t known = chain.StoredBy(INT64_MAX);
@@ -221,10 +221,19 @@ class CrashRun {
       if (got < 0) continue;
       const auto found = static_cast<uint32_t>(got);
       const uint32_t expected = chain.StoredBy(by);
-      hits.expected += expected;
-      hits.found += std::min(found, expected);
-      for (uint32_t block = found; block < kCrashChainBlocks; ++block) account_.Lost(chain, block);
+      for (uint32_t block = 0; block < expected; ++block) {
+        CrashResult::Hits& hits = chain.on_nvme[block] ? result_.nvme : result_.dram;
+        // Without its ancestors in the arena, a block of it cannot be expected either.
+        if (arena_lost_ && !chain.on_nvme[block]) break;
+        ++hits.expected;
+        hits.found += block < found;
+      }
+      for (uint32_t block = found; block < kCrashChainBlocks; ++block) {
+        account_.Lost(chain, block);
+        chain.on_nvme[block] = false;
+      }
     }
+    if (options_.nvme_bytes > 0) NoteWhatIsOnNvme();
     for (CrashChain* chain : side_show_.dropped()) {
       if (auditor_.Get(*chain, 16, "get after a drop") > 0) {
         account_.Wrong(*chain, 0, "its namespace was dropped before the daemon was killed");
@@ -233,6 +242,20 @@ class CrashRun {
     side_show_.ForgetDropped();
     if (absl::Status audit = daemon_.Audit(); absl::IsInternal(audit)) Fail(audit);
     arena_lost_ = false;
+  }
+
+  void NoteWhatIsOnNvme() {
+    for (const CrashNamespace ns : {CrashNamespace::kPlain, CrashNamespace::kSharded}) {
+      const absl::StatusOr<std::set<std::string>> keys = daemon_.KeysOnNvme(ns);
+      if (!keys.ok()) continue;
+      for (size_t i = 0; i < account_.chains(); ++i) {
+        CrashChain& chain = account_.chain(i);
+        if (chain.ns != ns || chain.retired) continue;
+        for (uint32_t block = 0; block < kCrashChainBlocks; ++block) {
+          chain.on_nvme[block] = keys->contains(std::string(chain.key(block)));
+        }
+      }
+    }
   }
 
   void Load(const std::string& point) {
