@@ -8,6 +8,7 @@
 #include <memory>
 #include <optional>
 #include <random>
+#include <set>
 #include <utility>
 
 #include "CLI/CLI.hpp"
@@ -31,6 +32,22 @@ constexpr absl::Duration kPointPatience = absl::Milliseconds(1500);  // For a po
 constexpr absl::Duration kStep = absl::Milliseconds(4);
 constexpr double kDramBar = 0.99;
 constexpr double kNvmeBar = 0.999;
+
+// Those that can be passed at all.
+std::vector<std::string> PointsOf(const CrashOptions& options) {
+  constexpr std::string_view kOfNvme[] = {
+      "demote.", "index.", "nvme.", "promote.", "reclaim.",    "record.",
+      "recover", "scope.", "seal.", "segment.", "superblock.", "start.nvme_opened"};
+  if (!options.only.empty()) return {options.only};
+  std::vector<std::string> points;
+  for (const std::string_view point : kKillPoints) {
+    const bool of_nvme = std::any_of(
+        std::begin(kOfNvme), std::end(kOfNvme),
+        [point](std::string_view prefix) { return point.substr(0, prefix.size()) == prefix; });
+    if (!of_nvme || options.nvme_bytes > 0) points.emplace_back(point);
+  }
+  return points;
+}
 
 // What beside the clients gives the daemon something to do: the operator, sessions that come and
 // go, a process that dies.
@@ -111,6 +128,7 @@ class CrashRun {
  public:
   CrashRun(const CrashOptions& options, std::string folder)
       : options_(options),
+        points_(PointsOf(options)),
         random_(options.seed),
         live_bytes_(options.dram_bytes / 2 + options.nvme_bytes / 4),
         account_(options.seed),
@@ -125,9 +143,7 @@ class CrashRun {
   }
 
   absl::StatusOr<CrashResult> Run() {
-    for (const std::string_view point : kKillPoints) {
-      result_.kills_by_point[std::string(point)] = 0;
-    }
+    for (const std::string& point : points_) result_.kills_by_point[point] = 0;
     result_.kills_by_point["random"] = 0;
     for (; result_.cycles < options_.cycles; ++result_.cycles) {
       if (absl::Status status = Cycle(); !status.ok()) return status;
@@ -144,7 +160,7 @@ class CrashRun {
   std::string PointOfCycle() {
     if (!options_.only.empty()) return options_.only;
     if (result_.cycles % 2 == 0) return "";
-    return std::string(kKillPoints[result_.cycles / 2 % kKillPointCount]);
+    return points_[result_.cycles / 2 % points_.size()];
   }
 
   absl::Status Cycle() {
@@ -197,7 +213,6 @@ class CrashRun {
   // What was acknowledged long enough before the last kill is there, and nothing that was dropped.
   void TakeAccount() {
     const Nanos by = last_kill_ - kAcknowledgedBefore;
-    CrashResult::Hits& hits = arena_lost_ ? result_.nvme : result_.dram;
     for (size_t i = 0; i < account_.chains(); ++i) {
       CrashChain& chain = account_.chain(i);
       const uint32_t known = chain.StoredBy(INT64_MAX);
@@ -206,10 +221,19 @@ class CrashRun {
       if (got < 0) continue;
       const auto found = static_cast<uint32_t>(got);
       const uint32_t expected = chain.StoredBy(by);
-      hits.expected += expected;
-      hits.found += std::min(found, expected);
-      for (uint32_t block = found; block < kCrashChainBlocks; ++block) account_.Lost(chain, block);
+      for (uint32_t block = 0; block < expected; ++block) {
+        CrashResult::Hits& hits = chain.on_nvme[block] ? result_.nvme : result_.dram;
+        // Without its ancestors in the arena, a block of it cannot be expected either.
+        if (arena_lost_ && !chain.on_nvme[block]) break;
+        ++hits.expected;
+        hits.found += block < found;
+      }
+      for (uint32_t block = found; block < kCrashChainBlocks; ++block) {
+        account_.Lost(chain, block);
+        chain.on_nvme[block] = false;
+      }
     }
+    if (options_.nvme_bytes > 0) NoteWhatIsOnNvme();
     for (CrashChain* chain : side_show_.dropped()) {
       if (auditor_.Get(*chain, 16, "get after a drop") > 0) {
         account_.Wrong(*chain, 0, "its namespace was dropped before the daemon was killed");
@@ -218,6 +242,20 @@ class CrashRun {
     side_show_.ForgetDropped();
     if (absl::Status audit = daemon_.Audit(); absl::IsInternal(audit)) Fail(audit);
     arena_lost_ = false;
+  }
+
+  void NoteWhatIsOnNvme() {
+    for (const CrashNamespace ns : {CrashNamespace::kPlain, CrashNamespace::kSharded}) {
+      const absl::StatusOr<std::set<std::string>> keys = daemon_.KeysOnNvme(ns);
+      if (!keys.ok()) continue;
+      for (size_t i = 0; i < account_.chains(); ++i) {
+        CrashChain& chain = account_.chain(i);
+        if (chain.ns != ns || chain.retired) continue;
+        for (uint32_t block = 0; block < kCrashChainBlocks; ++block) {
+          chain.on_nvme[block] = keys->contains(std::string(chain.key(block)));
+        }
+      }
+    }
   }
 
   void Load(const std::string& point) {
@@ -271,6 +309,7 @@ class CrashRun {
   }
 
   const CrashOptions options_;
+  const std::vector<std::string> points_;
   std::mt19937_64 random_;
   SystemClock clock_;
   const uint64_t live_bytes_;
@@ -346,7 +385,7 @@ absl::Status JudgeCrash(const CrashResult& result) {
         "of blocks acknowledged a second before a kill, found after it: DRAM ", result.dram.found,
         " of ", result.dram.expected, ", NVMe ", result.nvme.found, " of ", result.nvme.expected));
   }
-  if (result.cycles >= 4 * kKillPointCount) {
+  if (result.cycles >= 4 * result.kills_by_point.size()) {
     for (const auto& [point, kills] : result.kills_by_point) {
       if (kills == 0) {
         return absl::DataLossError(absl::StrCat("nothing passed the kill point ", point));

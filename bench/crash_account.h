@@ -45,6 +45,8 @@ struct CrashChain {
   std::string keys;
   // When the block at this place was known to be stored; 0: it is not, or nobody can say.
   std::array<std::atomic<Nanos>, kCrashChainBlocks> stored{};
+  // Seen on NVMe; of the one thread that takes account.
+  std::array<bool, kCrashChainBlocks> on_nvme{};
   std::atomic<bool> retired{false};  // Evicted or dropped: it may be there or not.
 
   std::string_view key(uint32_t block) const {

@@ -154,7 +154,30 @@ absl::Status CrashDaemon::Drop(CrashNamespace ns) {
   v1::DropNamespaceRequest request;
   request.set_namespace_id(*number);
   v1::DropNamespaceReply reply;
-  return operator_->Ask("drop", &v1::Admin::Stub::DropNamespace, request, reply);
+  absl::Status status = operator_->Ask("drop", &v1::Admin::Stub::DropNamespace, request, reply);
+  if (status.ok() && !reply.dropped()) {
+    status = absl::FailedPreconditionError("drop: some of it is held");
+  }
+  return status;
+}
+
+absl::StatusOr<std::set<std::string>> CrashDaemon::KeysOnNvme(CrashNamespace ns) {
+  const absl::StatusOr<uint32_t> number = NumberOf(ns);
+  if (!number.ok()) return number.status();
+  std::set<std::string> keys;
+  v1::BlocksRequest request;
+  request.set_namespace_id(*number);
+  request.set_limit(10'000);
+  do {
+    v1::BlocksReply reply;
+    absl::Status status = operator_->Ask("blocks", &v1::Admin::Stub::Blocks, request, reply);
+    if (!status.ok()) return status;
+    for (const v1::BlockStatus& block : reply.blocks()) {
+      if (block.nvme_bytes() > 0) keys.insert(block.key());
+    }
+    request.set_cursor(reply.next_cursor());
+  } while (request.cursor() != 0);
+  return keys;
 }
 
 absl::Status CrashDaemon::Audit() {

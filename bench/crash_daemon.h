@@ -9,6 +9,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -54,7 +55,9 @@ class CrashDaemon {
 
   // --- the operator's calls; all fail when the daemon dies below them ---------------------------
   absl::Status Evict(const CrashChain& chain);
-  absl::Status Drop(CrashNamespace ns);
+  absl::Status Drop(CrashNamespace ns);  // kFailedPrecondition: not all of it may go.
+  // Keys of the blocks of `ns` that lie on NVMe, whether in DRAM as well or not.
+  absl::StatusOr<std::set<std::string>> KeysOnNvme(CrashNamespace ns);
   // kInternal when the index does not add up, or has blocks whose parents are nowhere.
   absl::Status Audit();
 

@@ -14,7 +14,7 @@ absl::StatusOr<std::vector<MicroRow>> Micro(const MicroOptions& options) {
   if (!selected.ok()) return selected.status();
   MicroRun run(options, *std::move(selected));
   for (const auto& measure : {MeasureLookups, MeasureIndex, MeasurePayload, MeasureStream,
-                              MeasureNvme, MeasureManyParts}) {
+                              MeasureNvme, MeasureRecovery, MeasureManyParts}) {
     const absl::Status status = measure(run);
     run.Place(Placement::kAnywhere);
     if (!status.ok()) std::cerr << "kvd-bench micro: " << status.message() << std::endl;

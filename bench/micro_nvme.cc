@@ -23,8 +23,8 @@
 #include "bench/payload.h"
 #include "bench/uring_floor.h"
 #include "proto/types/checksum.h"
+#include "proto/types/host_memory.h"
 #include "tiers/device_file.h"
-#include "tiers/memory_region.h"
 #include "tiers/open_device.h"
 #include "tiers/segment_tier.h"
 
@@ -75,37 +75,38 @@ uint32_t Scattered(uint64_t i, uint32_t step, uint32_t count) {
   return static_cast<uint32_t>(i * step % count);
 }
 
-// The memory of an arena, each slot with a payload.
+// Memory as of an arena, each slot with a payload. On huge pages, as an arena is to be: on small
+// ones each block is hundreds of segments for the disk, or few, as chance will have it, and what
+// is measured is that.
 class BenchArena {
  public:
-  absl::Status Open();
-  absl::Span<std::byte> slot(uint32_t i) const {
-    return {regions_[i / kBlocksPerRegion].data() + uint64_t{i % kBlocksPerRegion} * kBlockBytes,
-            kBlockBytes};
+  BenchArena() : bytes_(kRegions * kRegionBytes + kHugePage, Touch::kNow) {
+    for (uint32_t i = 0; i < kSlots; ++i) FillPayload({}, i, 0, slot(i));
   }
-  std::vector<absl::Span<std::byte>> memory() const;
+  absl::Span<std::byte> slot(uint32_t i) const {
+    return region(i / kBlocksPerRegion)
+        .subspan(uint64_t{i % kBlocksPerRegion} * kBlockBytes, kBlockBytes);
+  }
+  std::vector<absl::Span<std::byte>> memory() const {
+    std::vector<absl::Span<std::byte>> memory;
+    for (uint32_t i = 0; i < kRegions; ++i) memory.push_back(region(i));
+    return memory;
+  }
   uint32_t NextSlot() { return Scattered(next_++, 171, kSlots); }
 
  private:
-  std::vector<MemoryRegion> regions_;
+  static constexpr uint64_t kHugePage = 2u << 20;
+
+  absl::Span<std::byte> region(uint32_t i) const {
+    // Where the first huge page may begin.
+    const auto address = reinterpret_cast<uintptr_t>(&bytes_[0]);
+    const uint64_t first = (kHugePage - address % kHugePage) % kHugePage;
+    return {const_cast<std::byte*>(&bytes_[first + i * kRegionBytes]), kRegionBytes};
+  }
+
+  MappedArray<std::byte> bytes_;
   uint64_t next_ = 0;
 };
-
-absl::Status BenchArena::Open() {
-  for (uint32_t i = 0; i < kRegions; ++i) {
-    absl::StatusOr<MemoryRegion> region = MemoryRegion::Create(kRegionBytes, PageKind::kHugetlb);
-    if (!region.ok()) return region.status();
-    regions_.push_back(*std::move(region));
-  }
-  for (uint32_t i = 0; i < kSlots; ++i) FillPayload({}, i, 0, slot(i));
-  return absl::OkStatus();
-}
-
-std::vector<absl::Span<std::byte>> BenchArena::memory() const {
-  std::vector<absl::Span<std::byte>> memory;
-  for (const MemoryRegion& region : regions_) memory.push_back({region.data(), kRegionBytes});
-  return memory;
-}
 
 // The bare loop and its file.
 class BareCase {
@@ -124,11 +125,10 @@ class BareCase {
 // Writes all of a file once: space that never was written costs a file system more.
 absl::Status FillWithZeros(const DeviceFile& file) {
   constexpr uint64_t kPieceBytes = 16u << 20;
-  absl::StatusOr<MemoryRegion> zeros = MemoryRegion::Create(kPieceBytes, PageKind::kSmall);
-  if (!zeros.ok()) return zeros.status();
+  const MappedArray<std::byte> zeros(kPieceBytes, Touch::kNow);
   for (uint64_t at = 0; at < file.size_bytes(); at += kPieceBytes) {
     const uint64_t bytes = std::min(kPieceBytes, file.size_bytes() - at);
-    const absl::Status written = file.WriteNow(at, {zeros->data(), bytes});
+    const absl::Status written = file.WriteNow(at, {&zeros[0], bytes});
     if (!written.ok()) return written;
   }
   return absl::OkStatus();
@@ -351,7 +351,6 @@ absl::Status MeasureWay(MicroRun& run, TierCase& tier, BareCase& bare, Way way,
 
 absl::Status MeasureIn(const std::string& folder, MicroRun& run) {
   BenchArena arena;
-  if (absl::Status opened = arena.Open(); !opened.ok()) return opened;
   BareCase bare(arena);
   if (absl::Status opened = bare.Open(folder + "/bare"); !opened.ok()) return opened;
   TierCase tier(arena);

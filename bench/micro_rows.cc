@@ -18,6 +18,9 @@ constexpr MicroBar AtMost(double limit) {
 constexpr MicroBar AtLeast(double limit) {
   return {MicroBar::Of::kRatio, MicroBar::Sense::kAtLeast, limit};
 }
+constexpr MicroBar ValueAtLeast(double limit) {
+  return {MicroBar::Of::kValue, MicroBar::Sense::kAtLeast, limit};
+}
 constexpr MicroBar ValueAtMost(double limit) {
   return {MicroBar::Of::kValue, MicroBar::Sense::kAtMost, limit};
 }
@@ -43,6 +46,9 @@ constexpr MicroRowSpec kSpecs[] = {
     {"nvme_read_2mib_cpu", "us", ValueAtMost(15)},
     {"nvme_write_2mib", "GB/s", AtLeast(0.90)},
     {"nvme_write_2mib_cpu", "us", ValueAtMost(15)},
+    {"index_rebuild_footers", "k/s", ValueAtLeast(200)},
+    {"start_1m_clean", "ms", ValueAtMost(1000)},
+    {"start_1m_killed", "ms", ValueAtMost(2500)},
     {"metrics_cost_lookup_256", "us", AtMost(1.03)},
     {"metrics_scrape_1m_blocks", "us", ValueAtMost(10'000)},
     {"metrics_scrape_size_1m_blocks", "MiB", ValueAtMost(0.25)},

@@ -30,7 +30,7 @@ struct MicroBar {
 // One row as it is promised, before anything is measured.
 struct MicroRowSpec {
   std::string_view name;
-  std::string_view unit;  // "us", "GB/s" (10^9 bytes) or "MiB".
+  std::string_view unit;  // "us", "ms", "GB/s" (10^9 bytes), "k/s" (1,000 a second) or "MiB".
   std::optional<MicroBar> bar;
 };
 

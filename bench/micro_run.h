@@ -97,6 +97,7 @@ absl::Status MeasureLookups(MicroRun& run);    // bench/micro_lookup.cc
 absl::Status MeasurePayload(MicroRun& run);    // bench/micro_payload.cc
 absl::Status MeasureStream(MicroRun& run);     // bench/micro_stream.cc
 absl::Status MeasureNvme(MicroRun& run);       // bench/micro_nvme.cc
+absl::Status MeasureRecovery(MicroRun& run);   // bench/micro_recovery.cc
 absl::Status MeasureIndex(MicroRun& run);      // bench/micro_index.cc
 absl::Status MeasureManyParts(MicroRun& run);  // bench/micro_index.cc
 

@@ -83,6 +83,8 @@ class World {
     if (!copies.ok()) return copies.status();
     const std::vector<uint32_t> before = SumsOf(*copies);
     std::vector<std::vector<Touched>> touched;
+    // What is beside the parts takes all of them with it: not every time.
+    beside_ = Dice(4) == 0;
     for (uint64_t i = 0; i < mutations; ++i) touched.push_back(MutateOnce(*copies));
     const std::vector<uint32_t> after = SumsOf(*copies);
     if (nvme_) daemon_.RemoveArena();
@@ -151,7 +153,7 @@ class World {
 
   std::vector<Touched> MutateOnce(const std::vector<StoredCopy>& copies) {
     const uint64_t dice = Dice(16);
-    if (copies.empty() || dice == 0) return MutateBeside();
+    if (copies.empty() || (dice == 0 && beside_)) return MutateBeside();
     const StoredCopy& copy = copies[Dice(copies.size())];
     const bool header = Dice(3) == 0;
     const Touched target{header ? copy.header_file : copy.payload_file,
@@ -306,6 +308,7 @@ class World {
   }
 
   const bool nvme_;
+  bool beside_ = false;
   MutateResult& result_;
   std::mt19937_64 random_;
   CrashAccount account_;

@@ -64,6 +64,7 @@ constexpr uint32_t kSeedChains = 8;
 constexpr uint64_t kSeed = 20'261'121;
 constexpr size_t kPatternBytes = 64;
 constexpr absl::Duration kCallTimeout = absl::Seconds(10);
+constexpr absl::Duration kSpin = absl::Microseconds(60);  // Of kvd's client.
 
 using Sources = absl::Span<const absl::Span<const std::byte>>;
 using Targets = absl::Span<const absl::Span<std::byte>>;
@@ -166,7 +167,7 @@ class SharedBuffer {
 class KvdStore : public Store {
  public:
   explicit KvdStore(const std::string& endpoint)
-      : client_({.endpoint = endpoint, .timeout = kCallTimeout}) {}
+      : client_({.endpoint = endpoint, .timeout = kCallTimeout, .spin = kSpin}) {}
 
   std::byte* sources() override { return sources_.data(); }
 

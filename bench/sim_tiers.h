@@ -50,7 +50,8 @@ class TwoTierSimulator final : public TraceSimulator, private Movement::Listener
                    uint64_t nvme_blocks);
   static std::unique_ptr<Arena> MakeArena(RegionDirectory& directory, uint32_t capacity_blocks);
   void Landed(BlockRef, bool) override {}
-  void RecordDamaged(const Block&, const ColdPart&, NvmeOutcome) override {}
+  void RecordDamaged(const Block&, const ColdPart&, Finder) override {}
+  void RecordChecked(ColdRef, NvmeOutcome) override {}
 
   uint32_t LoadPrefix(const Residency::Prefix& prefix);
   void StoreRest(const KeyList& keys, uint32_t from, BlockRef above);

@@ -58,6 +58,8 @@ using absl::StrCat;
 using kvd::ReadStruct;
 using kvd::ResultOf;
 
+constexpr uint64_t kMaxSpinUs = 10'000;  // Beyond this a sleep costs nothing beside it.
+
 // A buffer, not a std::string: telling of an error must not fail, nor run at the end of a thread.
 constexpr size_t kMessageBytes = 512;
 thread_local char last_message[kMessageBytes] = "";
@@ -340,6 +342,15 @@ kvd_status kvd_client_create(const kvd_client_options* options, kvd_client** cli
     }
     if (given.staging_bytes != 0) known.staging_bytes = given.staging_bytes;
     known.copy_loop = Text(given.copy_loop);
+    known.tls.certificate = Text(given.tls_certificate);
+    known.tls.key = Text(given.tls_key);
+    known.tls.authority = Text(given.tls_authority);
+    known.tls.server_name = Text(given.tls_server_name);
+    if (given.spin_us > kMaxSpinUs) {
+      return InvalidArgumentError(
+          StrCat("options.spin_us: ", given.spin_us, " is more than ", kMaxSpinUs));
+    }
+    known.spin = Microseconds(given.spin_us);
     NoticeForks();
     auto made = std::make_unique<kvd_client>(std::move(known));
     made->serial = clients_made.fetch_add(1, std::memory_order_relaxed) + 1;

@@ -266,7 +266,7 @@ template <typename Pending, typename TakeBack>
 absl::Status Client::Impl::Finish(Started<Pending>& started, typename Pending::Reply* reply,
                                   absl::Time deadline, TakeBack take_back) {
   absl::Status status;
-  if (started.call->Await(deadline)) {
+  if (started.call->Await(deadline, options_.spin)) {
     status = started.call->status();
     if (status.ok()) *reply = std::move(started.call->reply());
   } else {

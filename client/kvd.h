@@ -103,15 +103,25 @@ typedef struct kvd_client kvd_client;
 
 typedef struct kvd_client_options {
   size_t struct_size;
-  const char* endpoint;           /* "unix:PATH"; null: $KVD_ENDPOINT, or where a daemon of this
-                                     user listens by default, or that of the package. */
+  const char*
+      endpoint; /* "unix:PATH", "stream:unix:PATH", "tcp:HOST:PORT"; null: $KVD_ENDPOINT, or where a
+                   daemon of this user listens by default, or that of the package. */
   uint64_t timeout_us;            /* Of a call that names none; 0: 1 s. */
   uint64_t reconnect_interval_us; /* At most one attempt in this time; 0: 0.1 s. */
   uint64_t staging_bytes;         /* Memory for puts; 0: 16 MiB, which is also the most. */
   const char* copy_loop;          /* Null: calibrated, once in a process. */
+  /* Of "tcp:HOST:PORT", PEM files; null for other endpoints. The identity in the certificate is who
+   * the daemon takes this client for. */
+  const char* tls_certificate;
+  const char* tls_key;
+  const char* tls_authority;   /* Whoever it vouches for is believed to be the daemon. */
+  const char* tls_server_name; /* That the daemon's certificate must have; null: the host's. */
+  uint64_t spin_us; /* How long a get or a lookup looks for its answer before the thread sleeps: as
+                       much CPU time for a wake-up less. 60 where the caller has a CPU for itself;
+                       0: it sleeps at once. At most 10,000. */
 } kvd_client_options;
 #define KVD_CLIENT_OPTIONS_INIT \
-  { sizeof(kvd_client_options), NULL, 0, 0, 0, NULL }
+  { sizeof(kvd_client_options), NULL, 0, 0, 0, NULL, NULL, NULL, NULL, NULL, 0 }
 
 /* Does not connect: the first call does. `options` may be null. The first client of a process
  * calibrates the copy loops, which takes some milliseconds. */

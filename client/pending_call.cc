@@ -11,12 +11,22 @@ void PendingCallBase::GiveUp() {
   Await(absl::InfiniteFuture());
 }
 
-bool PendingCallBase::Await(absl::Time until) {
+bool PendingCallBase::Await(absl::Time until, absl::Duration spin) {
   if (ended_) return true;
+  if (spin > absl::ZeroDuration()) {
+    const absl::Time asleep_from = std::min(until, absl::Now() + spin);
+    while (absl::Now() < asleep_from) {
+      if (Ends(absl::UnixEpoch())) return true;
+    }
+  }
+  // gRPC takes a time before the epoch for one that never comes.
+  return Ends(std::max(until, absl::UnixEpoch()));
+}
+
+bool PendingCallBase::Ends(absl::Time by) {
   void* tag = nullptr;
   bool ok = false;
-  // gRPC takes a time before the epoch for one that never comes.
-  const auto deadline = absl::ToChronoTime(std::max(until, absl::UnixEpoch()));
+  const auto deadline = absl::ToChronoTime(by);
   ended_ = queue_.AsyncNext(&tag, &ok, deadline) == grpc::CompletionQueue::GOT_EVENT;
   return ended_;
 }

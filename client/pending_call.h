@@ -34,8 +34,9 @@ class PendingCallBase {
   PendingCallBase(const PendingCallBase&) = delete;
   PendingCallBase& operator=(const PendingCallBase&) = delete;
 
-  // Whether the call has ended, waiting until `until` for that. A time in the past only looks.
-  bool Await(absl::Time until);
+  // Whether the call has ended, waiting until `until` for that. A time in the past only looks. For
+  // the first `spin` of it the thread does not sleep.
+  bool Await(absl::Time until, absl::Duration spin = absl::ZeroDuration());
   bool ended() const { return ended_; }
   void Cancel() { context_.TryCancel(); }
   // Ends it here at once, whatever the daemon does. No effect on one that has ended.
@@ -51,6 +52,9 @@ class PendingCallBase {
   grpc::CompletionQueue queue_;  // Of this call alone: whoever waits drives it.
   grpc::Status status_;
   bool ended_ = false;
+
+ private:
+  bool Ends(absl::Time by);  // Sleeps until it does, or until then.
 };
 
 template <typename Request, typename ReplyType>

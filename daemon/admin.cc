@@ -32,6 +32,8 @@ constexpr uint32_t kMaxRows = 10'000;
 constexpr uint32_t kDefaultRows = 1000;
 constexpr uint32_t kRowsPerTurn = 128;
 constexpr uint32_t kInspected = 16;
+constexpr absl::Duration kVerifyCall = absl::Milliseconds(500);
+constexpr absl::Duration kVerifyTurn = absl::Milliseconds(1);
 constexpr size_t kDomainsShown = 64;
 constexpr size_t kEventsPerTurn = 512;
 // Who follows has a thread of ours.
@@ -46,6 +48,13 @@ grpc::Status NotFound(const std::string& message) { return {grpc::StatusCode::NO
 
 grpc::Status Invalid(const std::string& message) {
   return {grpc::StatusCode::INVALID_ARGUMENT, message};
+}
+
+// Blocks that lookups found on NVMe, of all tenants.
+uint64_t NvmeLookups(const ControlMetrics& metrics) {
+  uint64_t blocks = metrics.others().lookup_nvme_blocks;
+  for (uint32_t i = 0; i < metrics.tenants(); ++i) blocks += metrics.tenant(i).lookup_nvme_blocks;
+  return blocks;
 }
 
 uint32_t RowLimit(uint32_t asked) { return std::min(asked == 0 ? kDefaultRows : asked, kMaxRows); }
@@ -135,7 +144,10 @@ class AdminServer::Impl final : public v1::Admin::Service {
         traffic.set_evicted_blocks(evicted);
       };
       const ControlCounters& counters = control.counters();
-      add("dram", counters.lookup_hit_blocks, residency.counts().evicted);
+      const MovementCounters& movement = control.metrics().movement;
+      const uint64_t from_nvme = NvmeLookups(control.metrics());
+      add("dram", counters.lookup_hit_blocks - from_nvme, residency.counts().evicted);
+      if (control.movement() != nullptr) add("nvme", from_nvme, movement.nvme_evicted_blocks);
       add("miss", counters.lookup_blocks - counters.lookup_hit_blocks, 0);
       out.domains = control.ListDomains();
       out.capacity_bytes = control.store().arena().capacity_bytes();
@@ -224,6 +236,74 @@ class AdminServer::Impl final : public v1::Admin::Service {
       }
       if (from + kAuditSlots > turn.max_blocks) return grpc::Status::OK;
     }
+  }
+
+  grpc::Status Verify(grpc::ServerContext* context, const v1::VerifyRequest* request,
+                      v1::VerifyReply* reply) override {
+    struct Turn {
+      Scrubber::RunId run = 0;
+      absl::StatusOr<Scrubber::Progress> progress = absl::UnknownError("not begun");
+    };
+    Turn turn{.run = request->run()};
+    const absl::Time end = absl::Now() + kVerifyCall;
+    do {
+      const bool answered =
+          OnControl<Turn>(turn, [run = turn.run, ns = request->namespace_id(),
+                                 key = request->key()](Control& control, Turn& out) {
+            out.run = run;
+            if (out.run == 0) {
+              const absl::StatusOr<Scrubber::RunId> begun = control.BeginVerify(ns, key);
+              if (!begun.ok()) {
+                out.progress = begun.status();
+                return;
+              }
+              out.run = *begun;
+            }
+            out.progress = control.ContinueVerify(out.run);
+          });
+      if (!answered) return Busy();
+      if (!turn.progress.ok()) return ToGrpc(turn.progress.status());
+      if (context->IsCancelled()) return grpc::Status::CANCELLED;
+      if (!turn.progress->done) absl::SleepFor(kVerifyTurn);  // The copiers and the disk have to.
+    } while (!turn.progress->done && absl::Now() < end);
+    reply->set_run(turn.run);
+    reply->set_done(turn.progress->done);
+    reply->set_blocks(turn.progress->blocks);
+    reply->set_parts(turn.progress->parts);
+    reply->set_bytes(turn.progress->bytes);
+    reply->set_damaged(turn.progress->damaged);
+    reply->set_skipped(turn.progress->skipped);
+    return grpc::Status::OK;
+  }
+
+  grpc::Status Quarantine(grpc::ServerContext*, const v1::QuarantineRequest*,
+                          v1::QuarantineReply* reply) override {
+    struct Turn {
+      std::vector<Quarantined> entries;
+      std::vector<uint32_t> hash_bytes;
+      uint64_t total = 0;
+      Nanos now = 0;
+    };
+    Turn turn;
+    const bool answered = OnControl<Turn>(turn, [](Control& control, Turn& out) {
+      const QuarantineList& list = control.quarantine();
+      out.entries.assign(list.entries().begin(), list.entries().end());
+      for (const Quarantined& entry : out.entries) {
+        out.hash_bytes.push_back(control.hash_bytes(entry.ns));
+      }
+      out.total = list.total();
+      out.now = control.now();
+    });
+    if (!answered) return Busy();
+    reply->set_total(turn.total);
+    const int64_t unix_now_ms = absl::ToUnixMillis(absl::Now());
+    for (size_t i = 0; i < turn.entries.size(); ++i) {
+      const Quarantined& entry = turn.entries[i];
+      const int64_t age_ms = (turn.now - entry.time) / kMillisecond;
+      Write(entry, turn.hash_bytes[i], static_cast<uint64_t>(unix_now_ms - age_ms),
+            options_.domain_name, *reply->add_entries());
+    }
+    return grpc::Status::OK;
   }
 
   // ---- who --------------------------------------------------------------------------------------

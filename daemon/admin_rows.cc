@@ -72,7 +72,6 @@ void Write(const LeaseRow& row, const DomainName& name, v1::LeaseStatus& out) {
   out.set_session(row.session);
   out.set_expires_in_ms(Milliseconds(row.left));
   out.set_bytes(row.bytes);
-  out.set_nvme_bytes(row.nvme_bytes);
 }
 
 void Write(const NamespaceRow& row, const DomainName& name, v1::NamespaceStatus& out) {
@@ -116,6 +115,7 @@ void Write(const BlockRow& row, const DomainName& name, v1::BlockStatus& out) {
   out.set_depth(row.depth);
   out.set_state(Text(StateName(row.state)));
   out.set_bytes(row.bytes);
+  out.set_nvme_bytes(row.nvme_bytes);
   out.set_children(row.children);
   out.set_leases(row.leases);
   for (const PartRow& part : row.parts) {
@@ -145,6 +145,42 @@ void Write(const DomainRow& row, const DomainName& name, v1::DomainUse& out) {
   out.set_held_bytes(row.held_bytes);
   out.set_committed_blocks(row.committed_blocks);
   out.set_rejected_blocks(row.rejected_blocks);
+}
+
+namespace {
+
+std::string_view FinderName(FoundBy found_by) {
+  switch (found_by) {
+    case FoundBy::kClient:
+      return "client";
+    case FoundBy::kRead:
+      return "read";
+    case FoundBy::kReclaim:
+      return "reclaim";
+    case FoundBy::kScrubber:
+      return "scrubber";
+  }
+  return "";
+}
+
+}  // namespace
+
+void Write(const Quarantined& entry, uint32_t key_bytes, uint64_t unix_ms, const DomainName& name,
+           v1::QuarantineEntry& out) {
+  out.set_number(entry.number);
+  out.set_unix_ms(unix_ms);
+  out.set_domain(name(entry.domain));
+  out.set_namespace_id(entry.ns);
+  out.set_key(entry.key.bytes.data(), key_bytes);
+  out.set_depth(entry.depth);
+  out.set_group(entry.id.group);
+  out.set_shard(entry.id.shard);
+  out.set_tier(entry.on_nvme ? "nvme" : "dram");
+  out.set_region(entry.region);
+  out.set_offset(entry.offset);
+  out.set_length(entry.length);
+  out.set_crc32c(entry.sum);
+  out.set_found_by(Text(FinderName(entry.found_by)));
 }
 
 void Write(const Event& event, uint32_t key_bytes, const DomainName& name, v1::Event& out) {
@@ -199,6 +235,19 @@ void AddProblems(v1::StatusReply& status, uint64_t capacity_bytes) {
         absl::StrCat(refused,
                      " leases were refused since start because a session, a user or "
                      "the daemon had as many as it may; 'kvctl leases' says who keeps them"));
+  }
+  if (CounterOf(status, "nvme_out") > 0) {
+    AddProblem(
+        status, "KVD1005", "error",
+        "the NVMe tier takes no reads: the log says why ('nvme.out'); it is tried again every "
+        "few seconds, and memory serves meanwhile");
+  }
+  if (const uint64_t withheld = CounterOf(status, "withheld_parts");
+      CounterOf(status, "former_readers") > 0 && withheld > 0) {
+    AddProblem(status, "KVD1006", "warn",
+               absl::StrCat(withheld, " parts wait for ", CounterOf(status, "former_readers"),
+                            " sessions of before the restart: their room is used again when those "
+                            "processes have ended or connected anew"));
   }
 }
 

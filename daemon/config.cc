@@ -17,6 +17,7 @@
 #include "daemon/tls.h"
 #include "proto/types/endpoint.h"
 #include "proto/types/kill_point.h"
+#include "proto/types/nearest.h"
 #include "proto/types/view.h"
 
 namespace kvd {

@@ -10,6 +10,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "daemon/accounts.h"
+#include "proto/types/nearest.h"
 #include "proto/types/view.h"
 
 namespace kvd {

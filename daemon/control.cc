@@ -36,7 +36,8 @@ Control::Control(Store& store, FillBoard& board, Mover& mover, Inbox& inbox, con
       leases_(options.max_leases),
       holds_(options.holds),
       event_ring_(options.events),
-      namespaces_(1) {
+      namespaces_(1),
+      scrubber_(store, mover, options.scrubber) {
   residency_.Observe(event_ring_);
 }
 
@@ -47,6 +48,7 @@ void Control::AttachNvme(NvmeTier& tier, AdmissionPolicy& admission,
   movement_ = std::make_unique<Movement>(store_, tier, admission, clock_,
                                          static_cast<Movement::Listener&>(*this), metrics_.movement,
                                          options_.movement);
+  scrubber_.Attach(*movement_);
   domain_name_ = std::move(domain_name);
 }
 
@@ -453,7 +455,34 @@ void Control::Landed(BlockRef block, bool arrived) {
   }
 }
 
-void Control::RecordDamaged(const Block&, const ColdPart&, NvmeOutcome) {}
+// --- damage
+// ---------------------------------------------------------------------------------------
+
+void Control::Quarantine(Quarantined entry) {
+  entry.time = clock_.Now();
+  entry.domain = namespaces_[entry.ns].domain;
+  const Quarantined& added = quarantine_.Add(entry);
+  if (options_.damage_found) options_.damage_found(added);
+}
+
+void Control::RecordDamaged(const Block& block, const ColdPart& cold, Finder finder) {
+  Quarantine({.ns = block.ns,
+              .key = block.key,
+              .depth = block.depth + 1,
+              .id = cold.id,
+              .on_nvme = true,
+              .region = cold.place.segment,
+              .offset = uint64_t{cold.place.page} * kNvmePageBytes,
+              .length = cold.length,
+              .sum = cold.sum,
+              .found_by = finder == Finder::kRead      ? FoundBy::kRead
+                          : finder == Finder::kReclaim ? FoundBy::kReclaim
+                                                       : FoundBy::kScrubber});
+}
+
+void Control::RecordChecked(ColdRef cold, NvmeOutcome outcome) {
+  scrubber_.RecordChecked(cold, outcome);
+}
 
 // Blocks of one slice. A block of many parts is searched for each of them.
 uint32_t Control::SliceBlocks(size_t parts) const {
@@ -768,6 +797,7 @@ void Control::Poll() {
   events_.clear();
   polled_at_ = now;
   if (movement_ != nullptr) movement_->Turn(now);
+  scrubber_.Turn(now);
   ExpireLeases(kLeasesExpiredPerPoll);
   DrainHolds();
   if (options_.record != nullptr) options_.record->Poll();
@@ -818,7 +848,7 @@ Resumable* Control::NextReady() {
 
 Nanos Control::NextDeadline() const {
   if (options_.record != nullptr && options_.record->busy()) return 0;
-  Nanos next = std::min(next_expiry_, drain_look_);
+  Nanos next = std::min({next_expiry_, drain_look_, scrubber_.NextDeadline()});
   if (movement_ != nullptr) next = std::min(next, movement_->NextDeadline());
   for (const Waiter& waiter : waiters_) next = std::min(next, waiter.until);
   return orphans_.empty() && holds_.drained() ? next : 0;
@@ -956,8 +986,19 @@ void Control::OnEvent(FillsDone& event) {
 
 void Control::OnEvent(Verified& event) {
   const Part& part = residency_.part(event.part);
+  const bool scrubbed = scrubber_.PartChecked(event.part, event.intact);
   if (!event.intact && part.state == static_cast<uint32_t>(PartState::kCommitted)) {
-    ++counters_.damage_confirmed;
+    if (!scrubbed) ++counters_.damage_confirmed;
+    const Block& block = residency_.block(part.block);
+    Quarantine({.ns = block.ns,
+                .key = block.key,
+                .depth = block.depth + 1,
+                .id = part.id,
+                .region = store_.arena().Number(part.region),
+                .offset = store_.arena().Offset(part.region, part.slot),
+                .length = part.length,
+                .sum = part.sum,
+                .found_by = scrubbed ? FoundBy::kScrubber : FoundBy::kClient});
     residency_.MarkDamaged(event.part);  // Our hold, and others', quarantine the room.
   }
   residency_.Unhold(event.part);
@@ -978,6 +1019,7 @@ std::vector<std::pair<std::string, uint64_t>> Control::Counters() const {
   const auto of_record = [record](auto count) { return record == nullptr ? 0 : count(*record); };
   const MovementCounters& m = metrics_.movement;
   return {
+      {"nvme_out", movement_ != nullptr && !movement_->tier().readable() ? 1u : 0u},
       {"nvme_moves", m.moves},
       {"nvme_written_blocks", m.written_blocks},
       {"nvme_written_bytes", m.written_bytes},

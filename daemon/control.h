@@ -37,7 +37,9 @@
 #include "daemon/movement.h"
 #include "daemon/mover.h"
 #include "daemon/operator.h"
+#include "daemon/quarantine.h"
 #include "daemon/requests.h"
+#include "daemon/scrubber.h"
 #include "daemon/store.h"
 #include "proto/types/clock.h"
 #include "proto/types/namespace_descriptor.h"
@@ -79,6 +81,9 @@ class Control : private Movement::Listener {
     uint32_t block_waiters = 64;      // of those, for one block.
     uint32_t domain_load_waiters = 128;
     Movement::Options movement;
+    Scrubber::Options scrubber;
+    // Told of everything that is found damaged, once. May be empty.
+    std::function<void(const Quarantined&)> damage_found;
     uint32_t max_namespaces = 1024;
     uint32_t max_pins = 4096;
     // Of one domain, so that a tenant who uses up what it may leaves something to the others.
@@ -198,6 +203,14 @@ class Control : private Movement::Listener {
   // One turn. True: it is done; a namespace whose last block has left is dropped then.
   bool Continue(Sweep& sweep);
 
+  // Checks the chain that ends at `key`, or, without one, all blocks of `ns` (0: of all), against
+  // their sums. Continue with the answer, a turn each, until it is done.
+  absl::StatusOr<Scrubber::RunId> BeginVerify(NamespaceId ns, std::string_view key);
+  absl::StatusOr<Scrubber::Progress> ContinueVerify(Scrubber::RunId run);
+  // What was found damaged lately.
+  const QuarantineList& quarantine() const { return quarantine_; }
+  const Scrubber& scrubber() const { return scrubber_; }
+
   void ConfigReloaded();  // What is live in the configuration has changed; for the events.
 
   EventRing& events() { return event_ring_; }
@@ -312,7 +325,9 @@ class Control : private Movement::Listener {
   bool Fetch(ExtentCursor& cursor, absl::Span<const BlockRef> blocks, uint64_t block_bytes);
   bool AwaitPromotion(LoadCall& call, const Chain& chain);
   void Landed(BlockRef block, bool arrived) override;
-  void RecordDamaged(const Block& block, const ColdPart& cold, NvmeOutcome why) override;
+  void RecordDamaged(const Block& block, const ColdPart& cold, Finder finder) override;
+  void RecordChecked(ColdRef cold, NvmeOutcome outcome) override;
+  void Quarantine(Quarantined entry);
   void NameOnMedia(NamespaceId ns);
   Step FillExtents(const Chain& chain, ExtentCursor& cursor, std::string& extents);
   Step FillSlice(const Chain& chain, ExtentCursor& cursor, std::string& extents);
@@ -396,6 +411,8 @@ class Control : private Movement::Listener {
   Nanos next_expiry_ = INT64_MAX;  // Of the reservations; may be early, never late.
 
   std::unique_ptr<Movement> movement_;  // Null: there is no NVMe.
+  Scrubber scrubber_;
+  QuarantineList quarantine_;
   std::function<std::string(DomainId)> domain_name_;
 
   struct Waiter {

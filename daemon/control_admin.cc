@@ -288,6 +288,36 @@ absl::Status Control::UnpinChain(LeaseId pin_id) {
   return absl::OkStatus();
 }
 
+// --- checking
+// -----------------------------------------------------------------------------------------
+
+absl::StatusOr<Scrubber::RunId> Control::BeginVerify(NamespaceId ns, std::string_view key) {
+  control_.AssertHeld();
+  if (ns != 0 && FindNamespace(ns) == nullptr) {
+    return absl::NotFoundError(absl::StrCat("namespace_id: no namespace ", ns));
+  }
+  BlockRef deepest = 0;
+  if (!key.empty()) {
+    if (ns == 0) return InvalidField("namespace_id", "must name the namespace of the key");
+    if (key.size() != hash_bytes(ns)) {
+      return InvalidField("key", absl::StrCat("must be one whole hash of ", hash_bytes(ns),
+                                              " bytes, got ", key.size()));
+    }
+    deepest = residency_.Find(ns, KeyList(key, hash_bytes(ns))[0]);
+    if (deepest == 0) return absl::NotFoundError("key: no such block");
+  }
+  const Scrubber::RunId run = scrubber_.Begin(ns, deepest, clock_.Now());
+  if (run == 0) return absl::ResourceExhaustedError("verify: as many run as may; wait for one");
+  return run;
+}
+
+absl::StatusOr<Scrubber::Progress> Control::ContinueVerify(Scrubber::RunId run) {
+  control_.AssertHeld();
+  const std::optional<Scrubber::Progress> progress = scrubber_.Continue(run, clock_.Now());
+  if (!progress.has_value()) return absl::NotFoundError("run: there is no such run, or it is over");
+  return *progress;
+}
+
 // --- letting blocks leave
 // -------------------------------------------------------------------------
 

@@ -1,5 +1,6 @@
 #include "daemon/gateway.h"
 
+#include <grpc/grpc_security.h>
 #include <grpcpp/grpcpp.h>
 #include <grpcpp/health_check_service_interface.h>
 #include <grpcpp/server_posix.h>
@@ -367,13 +368,38 @@ class TransferService final : public v1::Transfer::Service {
   const Shared& shared_;
 };
 
-std::shared_ptr<grpc::ServerCredentials> Credentials(const TlsIdentity& tls) {
-  grpc::SslServerCredentialsOptions options(
-      GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY);
-  options.pem_root_certs = tls.client_ca;
-  options.pem_key_cert_pairs.push_back({tls.key, tls.certificate});
-  return grpc::SslServerCredentials(options);
-}
+// Credentials that are asked for anew at each handshake. gRPC's C++ interface has only those that
+// never change; its C interface has these.
+class TlsCredentials final : public grpc::ServerCredentials {
+ public:
+  explicit TlsCredentials(const TlsSource& source)
+      : source_(source),
+        credentials_(grpc_ssl_server_credentials_create_with_options(
+            grpc_ssl_server_credentials_create_options_using_config_fetcher(
+                GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY, &Fetch, this))) {}
+  ~TlsCredentials() override { grpc_server_credentials_release(credentials_); }
+
+  void SetAuthMetadataProcessor(const std::shared_ptr<grpc::AuthMetadataProcessor>&) override {}
+
+ private:
+  // gRPC has a lock around it.
+  static grpc_ssl_certificate_config_reload_status Fetch(
+      void* self, grpc_ssl_server_certificate_config** config) {
+    auto& credentials = *static_cast<TlsCredentials*>(self);
+    const std::optional<TlsIdentity> tls = credentials.source_.NewerThan(credentials.version_);
+    if (!tls.has_value()) return GRPC_SSL_CERTIFICATE_CONFIG_RELOAD_UNCHANGED;
+    const grpc_ssl_pem_key_cert_pair pair{tls->key.c_str(), tls->certificate.c_str()};
+    *config = grpc_ssl_server_certificate_config_create(tls->client_ca.c_str(), &pair, 1);
+    return GRPC_SSL_CERTIFICATE_CONFIG_RELOAD_NEW;
+  }
+  int AddPortToServer(const std::string& address, grpc_server* server) override {
+    return grpc_server_add_http2_port(server, address.c_str(), credentials_);
+  }
+
+  const TlsSource& source_;
+  grpc_server_credentials* const credentials_;
+  uint64_t version_ = 0;
+};
 
 }  // namespace
 
@@ -438,10 +464,10 @@ absl::Status Gateway::Impl::Start() {
   quota.SetMaxThreads(
       static_cast<int>(options_.bounds.max_calls + options_.bounds.max_streams + 16));
   builder.SetResourceQuota(quota);
-  if (options_.tls.has_value()) {
+  if (options_.tls != nullptr) {
     tls_acceptor_ = builder.experimental().AddExternalConnectionAcceptor(
         grpc::ServerBuilder::experimental_type::ExternalConnectionType::FROM_FD,
-        Credentials(*options_.tls));
+        std::make_shared<TlsCredentials>(*options_.tls));
   }
   server_ = builder.BuildAndStart();
   if (server_ == nullptr) {

@@ -44,7 +44,7 @@ class Gateway {
     std::string path;                // Of the Unix socket.
     int listener = -1;               // Listens there already, and stays the caller's; -1: bind it.
     std::string tcp;                 // "HOST:PORT", empty: none.
-    std::optional<TlsIdentity> tls;  // Requires: set when `tcp` is.
+    const TlsSource* tls = nullptr;  // Of `tcp`, outlives this. Requires: set when `tcp` is.
     GatewaySessions::Options bounds;
     uint32_t max_connections = 512;  // Of each of the two.
     // Of gRPC, for messages on their way in and out.

@@ -229,23 +229,37 @@ absl::StatusOr<std::unique_ptr<NvmeStack>> OpenNvme(const Config& config, const 
   return opened;
 }
 
+TlsPaths TlsPathsOf(const Config& config) {
+  return {config.tls_certificate, config.tls_key, config.tls_client_ca};
+}
+
+// What the TCP endpoint shows and believes; null: there is none.
+absl::StatusOr<std::unique_ptr<TlsSource>> OpenTls(const Config& config) {
+  if (config.tcp.empty()) return nullptr;
+  absl::StatusOr<TlsIdentity> tls = ReadTls(TlsPathsOf(config));
+  if (!tls.ok()) return tls.status();
+  return std::make_unique<TlsSource>(*std::move(tls));
+}
+
+absl::StatusOr<std::vector<std::string>> RenewTls(TlsSource* tls, const Config& config) {
+  if (tls == nullptr) return std::vector<std::string>();
+  absl::StatusOr<TlsIdentity> read = ReadTls(TlsPathsOf(config));
+  if (!read.ok()) return read.status();
+  return tls->Renew(*std::move(read));
+}
+
 absl::StatusOr<std::unique_ptr<Gateway>> StartGateway(const Config& config, int listener,
-                                                      Inbox& inbox, CopierPool& copiers,
-                                                      const Copier& copier, Domains& domains,
-                                                      GatewayMetrics& metrics,
+                                                      const TlsSource* tls, Inbox& inbox,
+                                                      CopierPool& copiers, const Copier& copier,
+                                                      Domains& domains, GatewayMetrics& metrics,
                                                       StrangerCounts& strangers) {
   Gateway::Options options{.path = config.path() + ".stream",
                            .listener = listener,
                            .tcp = config.tcp,
+                           .tls = tls,
                            .count_operations = config.op_metrics,
                            .metrics = &metrics,
                            .strangers = &strangers};
-  if (!config.tcp.empty()) {
-    absl::StatusOr<TlsIdentity> tls =
-        ReadTls({config.tls_certificate, config.tls_key, config.tls_client_ca});
-    if (!tls.ok()) return tls.status();
-    options.tls = *std::move(tls);
-  }
   return Gateway::Start(inbox, copiers, copier, domains, std::move(options));
 }
 
@@ -280,11 +294,16 @@ int Serve(const Config& config) {
 
   Domains domains(config.domains);
   Inbox inbox;
-  ConfigReloader reloader(config, [&domains, &inbox](const Config& changed) {
-    spdlog::set_level(spdlog::level::from_str(changed.log_level));
-    domains.SetRules(changed.domains);
-    inbox.Post(Task{[](Control& control) { control.ConfigReloaded(); }});
-  });
+  const absl::StatusOr<std::unique_ptr<TlsSource>> tls = OpenTls(config);
+  if (!tls.ok()) return Fail(tls.status());
+  ConfigReloader reloader(
+      config,
+      [&domains, &inbox](const Config& changed) {
+        spdlog::set_level(spdlog::level::from_str(changed.log_level));
+        domains.SetRules(changed.domains);
+        inbox.Post(Task{[](Control& control) { control.ConfigReloaded(); }});
+      },
+      [&tls](const Config& now) { return RenewTls(tls->get(), now); });
   RegionDirectory regions;
   absl::StatusOr<OpenedArena> arena = OpenArena(config, data, regions);
   if (!arena.ok()) return Fail(arena.status());
@@ -295,7 +314,6 @@ int Serve(const Config& config) {
 
   absl::StatusOr<std::unique_ptr<NvmeStack>> nvme = OpenNvme(config, clock, inbox);
   if (!nvme.ok()) return FailData(nvme.status());
-  KVD_KILL_POINT("start.nvme_opened");
 
   const std::unique_ptr<EvictionPolicy> policy = MakePolicy(config.policy, config.max_blocks);
   const std::unique_ptr<EvictionPolicy> nvme_policy =
@@ -384,7 +402,7 @@ int Serve(const Config& config) {
   }
   const std::string metrics_address = http == nullptr ? "" : http->address();
   absl::StatusOr<std::unique_ptr<Gateway>> gateway =
-      StartGateway(config, activated->at(".stream"), inbox, *copiers, copier, domains,
+      StartGateway(config, activated->at(".stream"), tls->get(), inbox, *copiers, copier, domains,
                    gateway_metrics, strangers);
   if (!gateway.ok()) return Fail(gateway.status());
   absl::StatusOr<std::unique_ptr<AdminServer>> admin =

@@ -17,6 +17,7 @@ constexpr uint32_t kColdVictims = 1024;
 constexpr size_t kMaxJobs = 1024;
 constexpr uint32_t kWritingShare = 8;  // Of DRAM, at most.
 constexpr Nanos kPrefetchPatience = 30 * kSecond;
+constexpr Nanos kCheckPatience = 30 * kSecond;
 
 // The memory of a part as the tier wants it: whole pages, where it is more than one.
 absl::Span<std::byte> Payload(std::byte* address, uint32_t length) {
@@ -86,17 +87,16 @@ void Movement::Turn(Nanos now) {
     if (told.lost) continue;
     const Op op = std::exchange(ops_[told.number], {});
     free_ops_.push_back(told.number);
-    if (op.kind == Op::Kind::kWrite) {
-      EndWrite(op, told.outcome);
-    } else {
-      EndRead(op, told.outcome);
-    }
+    if (op.kind == Op::Kind::kWrite) EndWrite(op, told.outcome);
+    if (op.kind == Op::Kind::kRead) EndRead(op, told.outcome);
+    if (op.kind == Op::Kind::kCheck) EndCheck(op, told.outcome);
   }
   // A record may be lost in the very turn in which its write is told to have ended.
   for (const Told& told : taking_in_) {
     if (!told.lost) continue;
     const ColdPart& cold = residency_.cold(told.number);
-    if (cold.block != 0 && cold.state == ColdState::kCommitted) Damaged(told.number, told.outcome);
+    if (cold.block != 0 && cold.state == ColdState::kCommitted)
+      Damaged(told.number, Listener::Finder::kReclaim);
   }
   taking_in_.clear();
   SubmitReads();
@@ -123,6 +123,11 @@ uint32_t Movement::NewOp(Op op) {
   }
   ops_[tag] = std::move(op);
   return tag;
+}
+
+void Movement::ForgetOp(uint32_t tag) {
+  ops_[tag] = {};
+  free_ops_.push_back(tag);
 }
 
 RecordInfo Movement::InfoOf(const ColdPart& cold) const {
@@ -290,7 +295,8 @@ bool Movement::WriteChain(JobPtr job) {
   for (; job->next_depth <= depth; ++job->next_depth) {
     const BlockRef block = residency_.AncestorAt(job->victim, job->next_depth);
     const BlockRef parent = residency_.block(block).parent;
-    const bool stands = parent == 0 || residency_.block(parent).first_cold != 0;
+    const bool stands = parent == 0 || residency_.block(parent).first_cold != 0 ||
+                        !SafetyOn(Safety::kAncestors);
     if (!stands || residency_.block(block).state != BlockState::kVisible) {
       job->failed = true;  // What is above it was damaged, or left: nobody would find it there.
       return true;
@@ -330,8 +336,7 @@ bool Movement::WritePart(JobPtr job, BlockRef block, PartRef ref) {
   const std::optional<RecordPlace> place = tier_.Append(
       InfoOf(residency_.cold(cold)), Payload(store_.Address(part), part.length), cold, tag);
   if (!place.has_value()) {
-    ops_[tag] = {};
-    free_ops_.push_back(tag);
+    ForgetOp(tag);
     residency_.DropCold(cold);
     residency_.Unhold(ref);
     return false;
@@ -474,8 +479,7 @@ void Movement::SubmitReads() {
                                 .length = cold.length});
     const absl::Span<std::byte> target = Payload(store_.Address(part), cold.length);
     if (!tier_.Read(cold.place, InfoOf(cold), target, promotions_.at(read.block).deadline, tag)) {
-      ops_[tag] = {};
-      free_ops_.push_back(tag);
+      ForgetOp(tag);
       return;
     }
     reads_.pop_front();
@@ -494,17 +498,45 @@ void Movement::EndRead(const Op& op, NvmeOutcome outcome) {
     ++counters_.failed_reads;
     residency_.DropReserved(op.part);
     if (outcome == NvmeOutcome::kCorrupt && residency_.cold(op.cold).block != 0) {
-      Damaged(op.cold, outcome);
+      Damaged(op.cold, Listener::Finder::kRead);
     }
   }
   residency_.EndRead(op.cold);
   EndPromotionPart(op.block, arrived);
 }
 
-void Movement::Damaged(ColdRef cold, NvmeOutcome why) {
+bool Movement::Check(ColdRef ref) {
+  const ColdPart& cold = residency_.cold(ref);
+  if (!tier_.readable() || !residency_.BeginRead(ref)) return false;
+  const uint64_t size = NvmeTier::RoomOf(cold.length) - kNvmePageBytes;
+  auto* memory = static_cast<std::byte*>(std::aligned_alloc(kNvmePageBytes, size));
+  if (memory == nullptr) {
+    residency_.EndRead(ref);
+    return false;
+  }
+  Op op{.kind = Op::Kind::kCheck, .cold = ref, .length = cold.length};
+  op.buffer.reset(memory);
+  const uint32_t tag = NewOp(std::move(op));
+  if (tier_.Read(cold.place, InfoOf(cold), {memory, size}, clock_.Now() + kCheckPatience, tag)) {
+    return true;
+  }
+  ForgetOp(tag);
+  residency_.EndRead(ref);
+  return false;
+}
+
+void Movement::EndCheck(const Op& op, NvmeOutcome outcome) {
+  if (outcome == NvmeOutcome::kCorrupt && residency_.cold(op.cold).block != 0) {
+    Damaged(op.cold, Listener::Finder::kCheck);
+  }
+  residency_.EndRead(op.cold);
+  listener_.RecordChecked(op.cold, outcome);
+}
+
+void Movement::Damaged(ColdRef cold, Listener::Finder finder) {
   ++counters_.damaged_records;
   const ColdPart record = residency_.cold(cold);
-  listener_.RecordDamaged(residency_.block(record.block), record, why);
+  listener_.RecordDamaged(residency_.block(record.block), record, finder);
   residency_.MarkColdDamaged(cold);
 }
 

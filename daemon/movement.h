@@ -16,7 +16,9 @@
 
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <deque>
 #include <functional>
 #include <list>
@@ -52,8 +54,11 @@ class Movement final : private NvmeTier::Owner, private Store::Listener {
     virtual ~Listener() = default;
     // A promotion has ended. Not `arrived`: the block is not in DRAM.
     virtual void Landed(BlockRef block, bool arrived) = 0;
-    // A record turned out to be damaged, or could not be read when it had to be.
-    virtual void RecordDamaged(const Block& block, const ColdPart& cold, NvmeOutcome why) = 0;
+    // A record turned out to be damaged; it is given up right after this.
+    enum class Finder : uint8_t { kRead, kCheck, kReclaim };
+    virtual void RecordDamaged(const Block& block, const ColdPart& cold, Finder finder) = 0;
+    // A check has ended.
+    virtual void RecordChecked(ColdRef cold, NvmeOutcome outcome) = 0;
   };
 
   // Collaborators must outlive this, and the tier must have ended its jobs before this goes.
@@ -87,6 +92,9 @@ class Movement final : private NvmeTier::Owner, private Store::Listener {
   // waits for them yet.
   void Prefetch(const Residency::Prefix& prefix, uint32_t from);
 
+  // Reads a record to look at it; the listener is told. False: not now. Requires: it is there.
+  bool Check(ColdRef cold);
+
   // A block was stored by somebody, for the admission policy.
   void Stored(BlockRef block);
 
@@ -117,13 +125,14 @@ class Movement final : private NvmeTier::Owner, private Store::Listener {
   };
   // One job of the tier's; its tag is its number.
   struct Op {
-    enum class Kind : uint8_t { kFree, kWrite, kRead };
+    enum class Kind : uint8_t { kFree, kWrite, kRead, kCheck };
     Kind kind = Kind::kFree;
     PartRef part = 0;
     ColdRef cold = 0;
     BlockRef block = 0;
     uint32_t length = 0;
     JobPtr job;
+    std::unique_ptr<std::byte, void (*)(void*)> buffer{nullptr, std::free};  // Of a check.
   };
   struct Read {  // Not taken by the tier yet.
     BlockRef block = 0;
@@ -147,7 +156,9 @@ class Movement final : private NvmeTier::Owner, private Store::Listener {
   uint32_t NewOp(Op op);
   void EndWrite(const Op& op, NvmeOutcome outcome);
   void EndRead(const Op& op, NvmeOutcome outcome);
-  void Damaged(ColdRef cold, NvmeOutcome why);
+  void EndCheck(const Op& op, NvmeOutcome outcome);
+  void Damaged(ColdRef cold, Listener::Finder finder);
+  void ForgetOp(uint32_t tag);
   void EndPromotionPart(BlockRef block, bool arrived);
   RecordInfo InfoOf(const ColdPart& cold) const;
 

@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "daemon/process_identity.h"
+#include "proto/types/kill_point.h"
 
 namespace kvd {
 
@@ -31,6 +32,7 @@ absl::StatusOr<std::unique_ptr<NamedArena>> NamedArena::Open(RegionDirectory& di
   // Files that no row names: of a kill between the making of one and its row.
   std::set<uint32_t> strays = named->folder_->RegionNumbers();
   for (uint32_t i = 0; i < geometry.regions; ++i) strays.erase(named->arena_->Number(i));
+  KVD_KILL_POINT("restore.regions_opened");
   for (const uint32_t number : strays) named->folder_->RemoveRegion(number);
   return named;
 }
@@ -44,6 +46,7 @@ absl::Status NamedArena::TakeOver(const SlotTable::Geometry& geometry) {
         FormerReaders::Find((*table)->sessions());
     if (readers.ok()) {
       table_ = *std::move(table);
+      KVD_KILL_POINT("restore.table_taken_over");
       readers_ = *std::move(readers);
       std::set<uint32_t> living;
       for (const FormerReaders::Reader& reader : readers_) living.insert(reader.number);
@@ -64,6 +67,7 @@ absl::Status NamedArena::TakeOver(const SlotTable::Geometry& geometry) {
   absl::StatusOr<std::unique_ptr<SlotTable>> table = SlotTable::Create(*folder_, geometry);
   if (!table.ok()) return table.status();
   table_ = *std::move(table);
+  KVD_KILL_POINT("restore.table_created");
   return absl::OkStatus();
 }
 
@@ -78,17 +82,24 @@ bool NamedArena::HasRows(uint32_t region) const {
 // Regions of before that hold something, and new ones for the rest.
 absl::StatusOr<std::vector<Arena::NamedRegion>> NamedArena::OpenRegions(
     const SlotTable::Geometry& geometry) {
+  constexpr uint64_t kRemadeAtStart = uint64_t{4} << 30;  // Bytes: a second or so.
+  uint64_t remade_bytes = 0;
   std::vector<Arena::NamedRegion> regions;
   for (uint32_t i = 0; i < geometry.regions; ++i) {
     const std::optional<SlotTable::Region> row = table_->region(i);
     if (row.has_value() && row->number != 0) {
       absl::StatusOr<MemoryRegion> memory =
           MemoryRegion::Attach(*folder_, row->number, geometry.region_bytes);
-      if (memory.ok()) {
+      // Nobody may be given what somebody had, and new memory takes time: some of it now, so that
+      // the first puts find room, the rest meanwhile.
+      const bool left = row->used && !HasRows(i) && remade_bytes < kRemadeAtStart;
+      if (memory.ok() && !left) {
         regions.push_back({*std::move(memory), row->used});
         continue;
       }
-      if (HasRows(i)) ++regions_lost_;
+      if (left) remade_bytes += geometry.region_bytes;
+      if (!left && HasRows(i)) ++regions_lost_;
+      folder_->RemoveRegion(row->number);  // Its room may be all that there is.
     } else if (!row.has_value()) {
       ++regions_lost_;
     }

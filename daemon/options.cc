@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cctype>
-#include <numeric>
 #include <utility>
 #include <vector>
 
@@ -306,7 +305,7 @@ const Option kOptions[] = {
      .otherwise = "none: everything ends with the process",
      .example = "/var/lib/kvd",
      .help = "Folder of what outlives the process; made if its parent exists. With it blocks in "
-             "memory survive a restart, a kill and an upgrade, and NVMe can be used. One daemon "
+             "memory survive a restart, a crash and an upgrade, and NVMe can be used. One daemon "
              "at a time",
      .set = [](std::string_view text, const MemoryLimit&,
                Config& config) { return SetAbsolutePath(text, &config.data); },
@@ -573,28 +572,6 @@ std::string TomlString(std::string_view text) {
 std::string TomlValue(const Option& option, std::string_view text) {
   const bool bare = option.kind == OptionKind::kCount || option.kind == OptionKind::kSwitch;
   return bare ? std::string(text) : TomlString(text);
-}
-
-std::string_view Nearest(std::string_view name, absl::Span<const std::string_view> known) {
-  std::string_view nearest;
-  size_t best = std::max<size_t>(2, name.size() / 3) + 1;  // Farther is another word.
-  for (const std::string_view candidate : known) {
-    // Levenshtein's distance, a row at a time.
-    std::vector<size_t> row(candidate.size() + 1);
-    std::iota(row.begin(), row.end(), 0);
-    for (size_t i = 1; i <= name.size(); ++i) {
-      size_t diagonal = std::exchange(row[0], i);
-      for (size_t j = 1; j <= candidate.size(); ++j) {
-        const size_t changed = diagonal + (name[i - 1] == candidate[j - 1] ? 0 : 1);
-        diagonal = std::exchange(row[j], std::min({row[j] + 1, row[j - 1] + 1, changed}));
-      }
-    }
-    if (row.back() < best) {
-      best = row.back();
-      nearest = candidate;
-    }
-  }
-  return nearest;
 }
 
 std::string FormatSize(uint64_t bytes) {

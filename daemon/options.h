@@ -67,9 +67,6 @@ std::string ParseDeviceCapacity(std::string_view text, uint64_t* bytes);
 std::string TomlValue(const Option& option, std::string_view text);
 std::string TomlString(std::string_view text);
 
-// Whichever of `known` is nearest to `name` by letters, if any is near.
-std::string_view Nearest(std::string_view name, absl::Span<const std::string_view> known);
-
 // 1073741824 is "1GiB": the largest unit that divides it.
 std::string FormatSize(uint64_t bytes);
 

@@ -44,6 +44,11 @@ absl::StatusOr<ConfigReloader::Outcome> ConfigReloader::ReadAgain() {
     return absl::InvalidArgumentError(absl::StrJoin(loaded.problems, "\n"));
   }
   Outcome outcome;
+  if (renew_ != nullptr) {
+    absl::StatusOr<std::vector<std::string>> renewed = renew_(next);
+    if (!renewed.ok()) return renewed.status();
+    outcome.changed = *std::move(renewed);
+  }
   const auto take_source = [&](const std::string& name) {
     const auto source = loaded.config.sources.find(name);
     next.sources.erase(name);

@@ -25,9 +25,13 @@ class ConfigReloader {
   // Puts into force what is live. Called with the configuration as it is then, by the thread that
   // reloads, and only if something changed.
   using Apply = std::function<void(const Config& config)>;
+  // Puts into force what the files hold that the configuration names, and tells the options whose
+  // files have changed. kInvalidArgument: one has a mistake, and nothing has changed.
+  using Renew = std::function<absl::StatusOr<std::vector<std::string>>(const Config& config)>;
 
-  ConfigReloader(Config running, Apply apply)
-      : apply_(std::move(apply)), running_(std::move(running)) {}
+  // `renew` may be null: there are no such files.
+  ConfigReloader(Config running, Apply apply, Renew renew = nullptr)
+      : apply_(std::move(apply)), renew_(std::move(renew)), running_(std::move(running)) {}
 
   // Also says in the log what came of it.
   //   kFailedPrecondition  started without a file: there is nothing to read.
@@ -42,6 +46,7 @@ class ConfigReloader {
   absl::StatusOr<Outcome> ReadAgain() ABSL_EXCLUSIVE_LOCKS_REQUIRED(reload_mu_);
 
   const Apply apply_;
+  const Renew renew_;
   // Held while the file is read and applied, so that the last of two reloads is what stays. Nobody
   // else waits for it. Before mu_.
   absl::Mutex reload_mu_;

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
+#include "proto/types/kill_point.h"
 #include "proto/types/limits.h"
 
 namespace kvd {
@@ -76,6 +77,7 @@ class Restorer {
       if (!found.restored) Drop(found);
     }
     record_.Withhold(std::move(readers), std::move(parts_), std::move(rooms_));
+    KVD_KILL_POINT("restore.finished");
     record_.restored().blocks = report_.blocks;
     record_.restored().bytes = report_.bytes;
     record_.restored().parts_dropped = report_.parts_dropped;
@@ -271,6 +273,7 @@ class Restorer {
       }
     }
     ++report_.blocks;
+    KVD_KILL_POINT("restore.block_inserted");
   }
 
   // Those parts of the block that agree on where it hangs, none twice in one tier.

@@ -38,6 +38,11 @@ std::optional<TraceContext> FindTrace(const grpc::ServerContext& context) {
   return ParseTraceparent({first->second.data(), first->second.size()});
 }
 
+// The methods that are refused are not parsed: gRPC keeps what came of a message that is none until
+// the next call of its method, which may never come.
+using AsyncEngine = v1::Engine::WithRawMethod_OpenSession<
+    v1::Engine::WithRawMethod_Watch<v1::Engine::AsyncService>>;
+
 // What the completion queue hands back.
 class Tag {
  public:
@@ -62,7 +67,6 @@ class Service::Impl {
  private:
   template <typename Method>
   class Call;
-  template <typename Request, typename Event>
   class RefusedStream;
   class WakeTag final : public Tag {
    public:
@@ -82,7 +86,7 @@ class Service::Impl {
   Control& control_;
   const Clock& clock_;
   const Options options_;
-  v1::Engine::AsyncService service_;
+  AsyncEngine service_;
   std::unique_ptr<grpc::ServerCompletionQueue> queue_;
   std::unique_ptr<grpc::Server> server_;
   std::unique_ptr<Acceptor> acceptor_;
@@ -251,13 +255,11 @@ class Service::Impl::Call final : public Tag, public Resumable {
 };
 
 // A method that answers with a stream, which this server does not have.
-template <typename Request, typename Event>
 class Service::Impl::RefusedStream final : public Tag {
  public:
-  using Post = void (v1::Engine::AsyncService::*)(grpc::ServerContext*, Request*,
-                                                  grpc::ServerAsyncWriter<Event>*,
-                                                  grpc::CompletionQueue*,
-                                                  grpc::ServerCompletionQueue*, void*);
+  using Post = void (AsyncEngine::*)(grpc::ServerContext*, grpc::ByteBuffer*,
+                                     grpc::ServerAsyncWriter<grpc::ByteBuffer>*,
+                                     grpc::CompletionQueue*, grpc::ServerCompletionQueue*, void*);
 
   RefusedStream(Impl& impl, Post post, const char* why)
       : impl_(impl), post_(post), why_(why), writer_(&context_) {
@@ -281,8 +283,8 @@ class Service::Impl::RefusedStream final : public Tag {
   const Post post_;
   const char* const why_;
   grpc::ServerContext context_;
-  Request request_;
-  grpc::ServerAsyncWriter<Event> writer_;
+  grpc::ByteBuffer request_;
+  grpc::ServerAsyncWriter<grpc::ByteBuffer> writer_;
   bool answered_ = false;
 };
 
@@ -322,11 +324,10 @@ absl::Status Service::Impl::Start() {
   new Call<HintMethod>(*this, Op::kOther, &Async::RequestHint);
   new Call<UnimplementedMethod<v1::RetainRequest, v1::RetainReply>>(*this, Op::kOther,
                                                                     &Async::RequestRetain);
-  new RefusedStream<v1::OpenSessionRequest, v1::OpenSessionReply>(
-      *this, &Async::RequestOpenSession,
+  new RefusedStream(
+      *this, &AsyncEngine::RequestOpenSession,
       "a session without shared memory is opened at PATH.stream; here, connect to PATH.session");
-  new RefusedStream<v1::WatchRequest, v1::WatchEvent>(*this, &Async::RequestWatch,
-                                                      "events are not in this version");
+  new RefusedStream(*this, &AsyncEngine::RequestWatch, "events are not in this version");
   const auto adopt = [this](int fd) { grpc::AddInsecureChannelFromFd(server_.get(), fd); };
   absl::StatusOr<std::unique_ptr<Acceptor>> acceptor =
       options_.listener < 0 ? Acceptor::Listen(options_.path, adopt)

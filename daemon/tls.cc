@@ -154,6 +154,23 @@ absl::StatusOr<TlsIdentity> ReadTls(const TlsPaths& paths) {
   return TlsIdentity{std::move(certificate.text), std::move(key.text), std::move(client_ca.text)};
 }
 
+std::vector<std::string> TlsSource::Renew(TlsIdentity identity) {
+  std::vector<std::string> changed;
+  absl::MutexLock lock(&mu_);
+  if (identity.certificate != identity_.certificate) changed.emplace_back("tcp.certificate");
+  if (identity.key != identity_.key) changed.emplace_back("tcp.key");
+  if (identity.client_ca != identity_.client_ca) changed.emplace_back("tcp.client_ca");
+  if (!changed.empty()) ++version_;
+  identity_ = std::move(identity);
+  return changed;
+}
+
+std::optional<TlsIdentity> TlsSource::NewerThan(uint64_t& version) const {
+  absl::MutexLock lock(&mu_);
+  if (std::exchange(version, version_) == version_) return std::nullopt;
+  return identity_;
+}
+
 void Tls13Only() { setenv("GRPC_SSL_CIPHER_SUITES", "PSK-AES256-GCM-SHA384", /*overwrite=*/1); }
 
 }  // namespace kvd

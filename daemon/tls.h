@@ -6,9 +6,15 @@
 
 #pragma once
 
+#include <cstdint>
+#include <optional>
 #include <string>
+#include <utility>
+#include <vector>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
 
 namespace kvd {
 
@@ -36,6 +42,22 @@ struct TlsIdentity {  // What is in them.
 // Reads the three files, and checks the very bytes that it returns: the files may have changed
 // since they were checked. kInvalidArgument names the option and what is wrong, as above.
 absl::StatusOr<TlsIdentity> ReadTls(const TlsPaths& paths);
+
+// What handshakes use: each asks for it, and a reload renews it. Connections that are there go on.
+class TlsSource {
+ public:
+  explicit TlsSource(TlsIdentity identity) : identity_(std::move(identity)) {}
+
+  // For the handshakes from now on. The options whose files held something else before.
+  std::vector<std::string> Renew(TlsIdentity identity);
+  // What there is now, unless it is the version that the caller knows (0: none), which is set.
+  std::optional<TlsIdentity> NewerThan(uint64_t& version) const;
+
+ private:
+  mutable absl::Mutex mu_;
+  TlsIdentity identity_ ABSL_GUARDED_BY(mu_);
+  uint64_t version_ ABSL_GUARDED_BY(mu_) = 1;
+};
 
 // Makes TLS 1.3 the only version that gRPC's servers of this process agree to. gRPC 1.51 has no
 // option for it: its list of cipher suites, which only TLS 1.2 heeds, is set to one that nobody can

@@ -61,12 +61,6 @@ std::optional<NvmeJob::Kind> NvmeQueue::NextKind() const {
   return std::nullopt;
 }
 
-bool NvmeQueue::MayBegin() const {
-  const std::optional<NvmeJob::Kind> kind = NextKind();
-  return kind.has_value() &&
-         begun_.Fits(Of(*kind).begin()->second.bytes, limits_.depth_jobs, limits_.depth_bytes);
-}
-
 std::optional<NvmeQueue::Entry> NvmeQueue::Begin() {
   if (!MayBegin()) return std::nullopt;
   const NvmeJob::Kind kind = *NextKind();

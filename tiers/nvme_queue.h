@@ -20,13 +20,15 @@
 
 namespace kvd {
 
-// A job larger than a bound in bytes is let through when there is no other.
 struct NvmeLimits {
-  // With the kernel at a time. More than a disk needs to be busy makes each job slower and nothing
-  // faster: reads of 2 MiB fill a virtual disk with two, a real one with some more.
+  // With the kernel at a time. A job begins while it has less than this, so the last may go beyond:
+  // four records of 2 MiB and a header fill 8 MiB. More than a disk needs to be busy makes each job
+  // slower and nothing faster: reads of 2 MiB fill a virtual disk with two, a real one with some
+  // more.
   uint32_t depth_jobs = 64;
   uint64_t depth_bytes = 8u << 20;
-  // Waiting or with the kernel. Writes may take half of it, so that a read finds room.
+  // Waiting or with the kernel. Writes may take half of it, so that a read finds room. A job larger
+  // than a bound in bytes is let through when there is no other.
   uint32_t accepted_jobs = 1024;
   uint64_t accepted_bytes = 256u << 20;
 };
@@ -54,11 +56,15 @@ class NvmeQueue {
 
   // The next to begin; empty: there is none, or enough has begun. It counts until End().
   std::optional<Entry> Begin();
-  bool MayBegin() const;
+  bool MayBegin() const { return !full() && NextKind().has_value(); }
   void End(const Entry& entry);
 
   bool waiting() const { return waiting_ > 0; }
   uint32_t begun() const { return begun_.jobs; }
+  // Nothing begins before something has ended, whatever it is.
+  bool full() const {
+    return begun_.jobs >= limits_.depth_jobs || begun_.bytes >= limits_.depth_bytes;
+  }
 
  private:
   struct Load {

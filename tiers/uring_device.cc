@@ -152,6 +152,7 @@ class UringDevice::Worker {
     std::vector<Ended> refused;  // Never begun: not valid, or the device is being closed.
     bool closing = false;
     bool busy = false;  // The kernel has jobs: others may come to wait for them, and expire.
+    bool full = false;  // And nothing begins before one of them has ended.
   };
 
   static bool HasSums(const std::vector<Ended>& ended) {
@@ -167,7 +168,9 @@ class UringDevice::Worker {
   void Prepare(uint32_t slot, size_t transfer);
   void ArmWake();
   io_uring_sqe* NextSqe();
-  void Wait(bool tick);
+  // Until so many requests have ended; with a tick, for a while at most.
+  void Wait(bool tick, size_t requests);
+  size_t LeastOpen() const;
   void Reap();
   void TakeResult(uint64_t user_data, int result);
   void Tell(const NvmeDone& done) {
@@ -297,7 +300,7 @@ void UringDevice::Worker::Serve() {
       if (!give_up.has_value()) give_up = clock_.Now() + options_.close_wait;
       if (free_slots_.size() == active_.size() || clock_.Now() >= *give_up) return;
     }
-    Wait(turn.busy || turn.closing);
+    Wait(turn.busy || turn.closing, turn.full ? LeastOpen() : 1);
     Reap();
   }
 }
@@ -324,6 +327,7 @@ UringDevice::Worker::Turn UringDevice::Worker::TakeTurn() {
     }
   }
   turn.busy = queue_.begun() > 0;
+  turn.full = queue_.full();
   asleep_ = true;
   return turn;
 }
@@ -383,11 +387,22 @@ io_uring_sqe* UringDevice::Worker::NextSqe() {
   return sqe;
 }
 
-void UringDevice::Worker::Wait(bool tick) {
+// How many requests must end at least before a job has ended: sleeping until then saves a wake-up
+// for each header that ends before its payload.
+size_t UringDevice::Worker::LeastOpen() const {
+  size_t least = NvmeQueue::kPiecesMax;
+  for (const std::unique_ptr<Active>& active : active_) {
+    if (active != nullptr) least = std::min(least, active->open);
+  }
+  return least;
+}
+
+void UringDevice::Worker::Wait(bool tick, size_t requests) {
   __kernel_timespec timeout = {.tv_sec = 0, .tv_nsec = kTickNanos};
   io_uring_cqe* cqe = nullptr;
   // Interrupted or timed out: the caller looks again.
-  io_uring_submit_and_wait_timeout(&ring_, &cqe, 1, tick ? &timeout : nullptr, nullptr);
+  io_uring_submit_and_wait_timeout(&ring_, &cqe, static_cast<unsigned>(requests),
+                                   tick ? &timeout : nullptr, nullptr);
 }
 
 void UringDevice::Worker::Reap() {

@@ -254,6 +254,67 @@ absl::StatusOr<ExitCode> Evict(Call& call, const BlockOptions& options) {
   return Evicted(call, call.daemon.Ask(&Admin::Stub::Evict, request));
 }
 
+// Goes on until all is checked. Damage is an answer, and one that asks for action.
+absl::StatusOr<ExitCode> Verify(Call& call, const BlockOptions& options) {
+  v1::VerifyRequest request;
+  request.set_namespace_id(options.namespace_id);
+  if (!options.key.empty()) {
+    const absl::StatusOr<v1::BlockStatus> block = FindOne(call, options);
+    if (!block.ok()) return block.status();
+    request.set_namespace_id(block->namespace_id());
+    request.set_key(block->key());
+  }
+  absl::StatusOr<v1::VerifyReply> reply;
+  do {
+    reply = call.daemon.Ask(&Admin::Stub::Verify, request);
+    if (!reply.ok()) return reply.status();
+    request.set_run(reply->run());
+  } while (!reply->done());
+  const ExitCode code = reply->damaged() > 0 ? kDegraded : kOk;
+  Tree tree = ToTree(*reply);
+  tree.erase("run");
+  if (call.Printed(tree)) return code;
+  call.out() << "checked " << Count(reply->parts()) << " parts (" << Size(reply->bytes()) << ") of "
+             << Count(reply->blocks()) << " blocks";
+  if (reply->skipped() > 0) call.out() << ", skipped " << Count(reply->skipped());
+  call.out() << ": "
+             << (reply->damaged() == 0
+                     ? std::string("all are as they were stored")
+                     : Paint(absl::StrCat(Count(reply->damaged()),
+                                          " damaged; `kvctl quarantine` lists them"),
+                             Tone::kBad, call.color()))
+             << "\n";
+  return code;
+}
+
+absl::StatusOr<ExitCode> Quarantine(Call& call, const BlockOptions& options) {
+  const absl::StatusOr<v1::QuarantineReply> reply = call.daemon.Ask(&Admin::Stub::Quarantine);
+  if (!reply.ok()) return reply.status();
+  if (call.Printed(ToTree(*reply))) return kOk;
+  Table table({{"TIME"},
+               {"KEY"},
+               {"NAMESPACE", Align::kRight},
+               {"DOMAIN"},
+               {"PART"},
+               {"TIER"},
+               {"REGION", Align::kRight},
+               {"OFFSET", Align::kRight},
+               {"SIZE", Align::kRight},
+               {"FOUND BY"}});
+  for (const v1::QuarantineEntry& entry : reply->entries()) {
+    table.Row({Clock(entry.unix_ms()), options.full ? Hex(entry.key()) : ShortHex(entry.key()),
+               Count(entry.namespace_id()), Printable(entry.domain()),
+               absl::StrCat(entry.group(), "/", entry.shard()), Printable(entry.tier()),
+               absl::StrCat(entry.region()), Count(entry.offset()), Size(entry.length()),
+               Printable(entry.found_by())});
+  }
+  table.Print(call.out(), call.color());
+  if (reply->total() > static_cast<uint64_t>(reply->entries_size())) {
+    call.environment.err << "kvctl: these are the last of " << Count(reply->total()) << "\n";
+  }
+  return kOk;
+}
+
 absl::StatusOr<ExitCode> Flush(Call& call, const BlockOptions& options) {
   const absl::Status sure = Confirm(
       call, absl::StrCat("Empty the tier ", options.tier, " of all blocks that may leave it?"));
@@ -314,6 +375,18 @@ void AddBlockVerbs(CommandLine& line) {
                              Repeat::kNo, does(Evict));
   evict->add_option("key", options->key, "Its key, or enough of it")->required();
   namespace_option(evict);
+
+  CLI::App* verify =
+      line.Add(line.app(), "verify", "Check stored bytes against their sums, in every tier",
+               "kvctl verify\nkvctl verify 7be1c09d\nkvctl verify --namespace 2 -o json",
+               Repeat::kNo, does(Verify));
+  verify->add_option("key", options->key, "The deepest block of a chain; left out: all blocks");
+  namespace_option(verify);
+
+  CLI::App* quarantine =
+      line.Add(line.app(), "quarantine", "What was found damaged lately, where, and by whom",
+               "kvctl quarantine\nkvctl quarantine -o json", Repeat::kYes, does(Quarantine));
+  quarantine->add_flag("--full", options->full, "Keys in full length");
 
   line.Add(line.app(), "flush", "Empty a tier of what may leave it (asks)",
            "kvctl flush dram\nkvctl flush dram --yes --timeout 5m", Repeat::kNo, does(Flush))

@@ -2,10 +2,13 @@
 
 #include <algorithm>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "client/kvctl/table.h"
 #include "client/kvctl/units.h"
+#include "proto/types/nearest.h"
+#include "proto/types/view.h"
 
 namespace kvd::kvctl {
 namespace {
@@ -82,11 +85,41 @@ ExitCode CommandLine::Fail(const absl::Status& status) {
   return code;
 }
 
+// What is said about the first word that the verb does not know; empty: CLI11 says it better.
+std::string CommandLine::WhatIsUnknown() const {
+  const std::vector<std::string> unknown = app_.remaining(/*recurse=*/true);
+  if (unknown.empty()) return "";
+  const std::string& word = unknown.front();
+  const CLI::App* verb = &app_;
+  while (!verb->get_subcommands().empty()) verb = verb->get_subcommands().front();
+  const bool option = word.starts_with("-");
+  std::vector<std::string> names;
+  if (option) {
+    for (const CLI::App* of : {verb, &app_}) {
+      for (const CLI::Option* known : of->get_options()) {
+        for (const std::string& name : known->get_lnames()) names.push_back("--" + name);
+      }
+    }
+  } else {
+    for (const CLI::App* known : verb->get_subcommands(nullptr)) names.push_back(known->get_name());
+  }
+  if (names.empty()) return "";  // A verb that takes no more words.
+  const std::vector<std::string_view> views(names.begin(), names.end());
+  const std::string_view near = Nearest(word.substr(0, word.find('=')), views);
+  return absl::StrCat(
+      Printable(word), ": no such ", option ? "option" : "verb", "; ",
+      near.empty() ? "see kvctl --help" : absl::StrCat("the nearest is ", View(near)));
+}
+
 ExitCode CommandLine::Run(std::vector<std::string> arguments) {
   try {
     std::reverse(arguments.begin(), arguments.end());  // As CLI11 wants them.
     app_.parse(std::move(arguments));
   } catch (const CLI::ParseError& error) {
+    if (const std::string what = WhatIsUnknown(); error.get_exit_code() != 0 && !what.empty()) {
+      environment_.err << "kvctl: " << what << "\n";
+      return kUsage;
+    }
     return app_.exit(error, environment_.out, environment_.err) == 0 ? kOk : kUsage;
   }
   options_.format = output_ == "json"   ? Format::kJson

@@ -33,6 +33,7 @@ class CommandLine {
  private:
   ExitCode Once(Call& call);
   ExitCode Fail(const absl::Status& status);
+  std::string WhatIsUnknown() const;
 
   Environment& environment_;
   CLI::App app_;
@@ -47,7 +48,7 @@ class CommandLine {
 
 void AddStatusVerbs(CommandLine& line);  // status tiers version
 void AddTop(CommandLine& line);          // top
-void AddBlockVerbs(CommandLine& line);   // ls inspect pin unpin evict flush
+void AddBlockVerbs(CommandLine& line);   // ls inspect pin unpin evict verify quarantine flush
 void AddTenantVerbs(CommandLine& line);  // leases sessions namespaces
 void AddLifeVerbs(CommandLine& line);    // drain undrain events config
 void AddDoctor(CommandLine& line);       // doctor

@@ -27,6 +27,7 @@ inline constexpr std::string_view kKillPoints[] = {
     // A start and a stop.
     "start.locked",
     "start.arena_opened",
+    "start.nvme_opened",
     "start.serving",
     "stop.draining",
     "stop.drained",
@@ -61,6 +62,11 @@ inline constexpr std::string_view kKillPoints[] = {
     "evict.after",
     "region.emptied",
     // A start finds what was left.
+    "restore.table_taken_over",
+    "restore.table_created",
+    "restore.regions_opened",
+    "restore.block_inserted",
+    "restore.finished",
     "recover.scanned",
     "recover.index_repaired",
     // The slot table.

@@ -8,6 +8,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstring>
 #include <string>
 #include <thread>
@@ -16,6 +17,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "bench/certificates.h"
 #include "client/kvd.h"
 #include "proto/types/check.h"
 #include "tests/e2e/daemon_process.h"
@@ -44,9 +46,8 @@ class CApiTest : public testing::Test {
     kvd_client_destroy(client_);
   }
 
-  kvd_client* MakeClient() {
+  kvd_client* MakeClient(kvd_client_options options = KVD_CLIENT_OPTIONS_INIT) {
     const std::string endpoint = daemon_->endpoint();
-    kvd_client_options options = KVD_CLIENT_OPTIONS_INIT;
     options.endpoint = endpoint.c_str();
     options.timeout_us = 10'000'000;
     kvd_client* client = nullptr;
@@ -481,6 +482,72 @@ TEST_F(CApiTest, ANamespaceServesOnlyTheClientThatRegisteredIt) {
 
   EXPECT_STREQ(kvd_error_message(), "ns: registered by another client");
   kvd_client_destroy(other);
+}
+
+TEST_F(CApiTest, AThreadThatSpinsGetsWhatOneThatSleepsGets) {
+  kvd_client_options options = KVD_CLIENT_OPTIONS_INIT;
+  options.spin_us = 10'000;
+  kvd_client* client = MakeClient(options);
+  kvd_namespace* ns = Register(client);
+  Chain chain(2);
+  Put(chain);
+  const std::string put = chain.bytes;
+  std::fill(chain.bytes.begin(), chain.bytes.end(), '\0');
+  kvd_get_result got = KVD_GET_RESULT_INIT;
+
+  EXPECT_EQ(kvd_get(client, ns, chain.keys.data(), 2, chain.targets.data(), chain.targets.size(),
+                    nullptr, &got),
+            KVD_OK)
+      << kvd_error_message();
+
+  EXPECT_EQ(got.blocks, 2u);
+  EXPECT_EQ(chain.bytes, put);
+  kvd_namespace_destroy(ns);
+  kvd_client_destroy(client);
+}
+
+TEST_F(CApiTest, ASpinThatIsLongerThanASleepIsRefused) {
+  kvd_client_options options = KVD_CLIENT_OPTIONS_INIT;
+  options.spin_us = 10'001;
+  kvd_client* client = nullptr;
+
+  EXPECT_EQ(kvd_client_create(&options, &client), KVD_INVALID_ARGUMENT);
+
+  EXPECT_STREQ(kvd_error_message(), "options.spin_us: 10001 is more than 10000");
+}
+
+TEST(CApiTlsTest, AClientOfAnotherHostNamesItsFiles) {
+  const TestFolder folder;
+  ASSERT_TRUE(MakeCertificates(folder.path()).ok());
+  const auto file = [&](const char* name) { return folder.path() + "/" + name; };
+  const auto daemon =
+      DaemonProcess::Start({.arguments = {"--dram", "64MiB", "--tcp", "127.0.0.1:0",
+                                          "--tls-certificate", file("server.pem"), "--tls-key",
+                                          file("server.key"), "--tls-client-ca", file("ca.pem")}});
+  ASSERT_TRUE(daemon.ok()) << daemon.status();
+  const std::string endpoint = "tcp:" + (*daemon)->Status().tcp();
+  const std::string certificate = file("client.pem"), key = file("client.key");
+  const std::string authority = file("ca.pem");
+  kvd_client_options options = KVD_CLIENT_OPTIONS_INIT;
+  options.endpoint = endpoint.c_str();
+  options.timeout_us = 10'000'000;
+  options.tls_certificate = certificate.c_str();
+  options.tls_key = key.c_str();
+  options.tls_authority = authority.c_str();
+  options.tls_server_name = kTestServerName;
+  const auto connect = [&options] {
+    kvd_client* client = nullptr;
+    EXPECT_EQ(kvd_client_create(&options, &client), KVD_OK);
+    const kvd_status status = kvd_client_connect(client, 0);
+    kvd_client_destroy(client);
+    return status;
+  };
+
+  EXPECT_EQ(connect(), KVD_OK) << kvd_error_message();
+
+  options.tls_key = "/no/such.key";
+  EXPECT_EQ(connect(), KVD_INVALID_ARGUMENT);
+  EXPECT_THAT(kvd_error_message(), HasSubstr("/no/such.key"));
 }
 
 TEST_F(CApiTest, AStructureThatWasNotBegunIsRefused) {

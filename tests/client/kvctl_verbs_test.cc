@@ -417,6 +417,21 @@ TEST_F(KvctlTest, ConfigTellsWhereValuesComeFromAndWhatAReloadDid) {
 
 // ---- errors, colours, repetition ----------------------------------------------------------------
 
+TEST_F(KvctlTest, TheNearestWordIsNamed) {
+  const std::pair<std::vector<std::string>, const char*> mistakes[] = {
+      {{"statsu"}, "kvctl: statsu: no such verb; the nearest is status\n"},
+      {{"explode"}, "kvctl: explode: no such verb; see kvctl --help\n"},
+      {{"namespaces", "dorp", "3"}, "kvctl: dorp: no such verb; the nearest is drop\n"},
+      {{"tiers", "--outptu=json"},
+       "kvctl: --outptu=json: no such option; the nearest is --output\n"},
+      {{"leases", "--knid", "pin"}, "kvctl: --knid: no such option; the nearest is --kind\n"}};
+  for (const auto& [mistake, said] : mistakes) {
+    EXPECT_EQ(Run(mistake), kUsage) << mistake.back();
+    EXPECT_EQ(err(), said);
+    EXPECT_EQ(out(), "");
+  }
+}
+
 TEST_F(KvctlTest, MistakesOnTheCommandLineExitTwo) {
   const std::vector<std::string> mistakes[] = {
       {},

@@ -95,10 +95,11 @@ class GatewayTest : public testing::Test {
     const auto tls =
         ReadTls({folder_ + "/server.pem", folder_ + "/server.key", folder_ + "/ca.pem"});
     KVD_CHECK(tls.ok()) << tls.status();
+    tls_.emplace(*tls);
     auto gateway = Gateway::Start(inbox_, *copiers_, copier_, domains_,
                                   {.path = folder_ + "/kvd.stream",
                                    .tcp = "127.0.0.1:0",
-                                   .tls = *tls,
+                                   .tls = &*tls_,
                                    .bounds = bounds,
                                    .metrics = &metrics_,
                                    .strangers = &strangers_});
@@ -170,6 +171,7 @@ class GatewayTest : public testing::Test {
   StrangerCounts strangers_;
   std::unique_ptr<Service> service_;
   std::thread thread_;
+  std::optional<TlsSource> tls_;
   std::unique_ptr<Gateway> gateway_;
 };
 

@@ -425,6 +425,122 @@ TEST_F(MovementTest, ReclaimMovesAndLosesRecords) {
   h_.Audit();
 }
 
+// --- checking ------------------------------------------------------------------------------------
+
+class ScrubTest : public MovementTest {
+ protected:
+  using MovementTest::MovementTest;
+
+  Scrubber::Progress RunToEnd(Scrubber::RunId run) {
+    Scrubber::Progress progress;
+    for (int turn = 0; turn < 1000 && !progress.done; ++turn) {
+      h_.mover.CompleteAll();
+      h_.nvme.EndAll();
+      h_.control.Poll();
+      progress = *h_.control.ContinueVerify(run);
+    }
+    EXPECT_TRUE(progress.done);
+    EXPECT_TRUE(absl::IsNotFound(h_.control.ContinueVerify(run).status()));
+    return progress;
+  }
+  Scrubber::Progress Verify(NamespaceId ns, std::string_view key = {}) {
+    const auto run = h_.control.BeginVerify(ns, key);
+    EXPECT_TRUE(run.ok()) << run.status();
+    return RunToEnd(*run);
+  }
+};
+
+TEST_F(ScrubTest, AWalkChecksBothTiers) {
+  ColdChain();
+  const Residency::Counts& counts = h_.counts();
+  const uint64_t parts = counts.parts + counts.cold_parts;
+  const Scrubber::Progress all = Verify(0);
+  EXPECT_EQ(all.blocks, counts.visible);
+  EXPECT_EQ(all.parts, parts);
+  EXPECT_EQ(all.bytes, parts * kPart);
+  EXPECT_EQ(all.damaged, 0u);
+  EXPECT_EQ(all.skipped, 0u);
+  h_.Audit();
+}
+
+TEST_F(ScrubTest, AChainIsCheckedFromItsDeepestBlock) {
+  const Keys keys = ColdChain();
+  EXPECT_EQ(Verify(ns_, PackKeys({keys[4]})).blocks, 5u);
+  EXPECT_TRUE(absl::IsNotFound(h_.control.BeginVerify(ns_, PackKeys({424242})).status()));
+  EXPECT_TRUE(absl::IsNotFound(h_.control.BeginVerify(77, {}).status()));
+  EXPECT_TRUE(absl::IsInvalidArgument(h_.control.BeginVerify(0, PackKeys({1})).status()));
+  EXPECT_TRUE(absl::IsInvalidArgument(h_.control.BeginVerify(ns_, "short").status()));
+}
+
+TEST_F(ScrubTest, DamageIsFoundOnceAndListed) {
+  const Keys keys = ColdChain();
+  const auto load = h_.Load(session_, ns_, keys);
+  h_.nvme.EndAll();
+  h_.PollAndResume(*load);
+  ASSERT_EQ(load->call.cursor.next, 8u);
+  h_.Damage(UnpackAt<PackedExtent>(load->call.extents, 2));
+  ASSERT_TRUE(h_.nvme.Damage(0));
+  EXPECT_EQ(Verify(0).damaged, 2u);
+  EXPECT_EQ(Verify(0).damaged, 0u);
+  const auto& entries = h_.control.quarantine().entries();
+  ASSERT_EQ(entries.size(), 2u);
+  EXPECT_EQ(entries[0].on_nvme + entries[1].on_nvme, 1);
+  for (const Quarantined& entry : entries) {
+    EXPECT_EQ(entry.found_by, FoundBy::kScrubber);
+    EXPECT_EQ(entry.length, kPart);
+    EXPECT_EQ(entry.ns, ns_);
+  }
+  h_.Audit();
+}
+
+TEST_F(ScrubTest, NotMoreThanFourWalksAtATime) {
+  std::vector<Scrubber::RunId> runs;
+  for (int i = 0; i < 4; ++i) runs.push_back(*h_.control.BeginVerify(0, {}));
+  EXPECT_TRUE(absl::IsResourceExhausted(h_.control.BeginVerify(0, {}).status()));
+  RunToEnd(runs[0]);
+  EXPECT_TRUE(h_.control.BeginVerify(0, {}).ok());
+  // Those whose operator has gone make way.
+  EXPECT_TRUE(absl::IsResourceExhausted(h_.control.BeginVerify(0, {}).status()));
+  h_.clock.Advance(61 * kSecond);
+  EXPECT_TRUE(h_.control.BeginVerify(0, {}).ok());
+}
+
+class BackgroundScrubTest : public ScrubTest {
+ protected:
+  BackgroundScrubTest() : ScrubTest(WithScrubber()) {}
+  static ControlHarness::Options WithScrubber() {
+    ControlHarness::Options options = OptionsOf(1000);
+    options.control.scrubber.bytes_per_second = 10 * kPart;
+    return options;
+  }
+};
+
+TEST_F(BackgroundScrubTest, AllIsLookedAtWithinTheBudget) {
+  h_.Put(session_, ns_, KeysFrom(0, 30));
+  const auto load = h_.Load(session_, ns_, KeysFrom(0, 30));
+  h_.Damage(UnpackAt<PackedExtent>(load->call.extents, 20));
+  const uint64_t passes = h_.control.scrubber().passes();
+  int64_t seconds = 0;
+  // The pass under way began before there was anything.
+  while (h_.control.scrubber().passes() < passes + 2 && seconds < 100) {
+    h_.clock.Advance(kSecond / 20);
+    h_.control.Poll();
+    h_.mover.CompleteAll();
+    h_.control.Poll();
+    seconds = (h_.clock.Now() - kSecond) / kSecond;
+  }
+  EXPECT_GE(seconds, 2);
+  EXPECT_LE(seconds, 10);
+  EXPECT_EQ(h_.control.scrubber().background().parts, 30u);
+  EXPECT_EQ(h_.control.scrubber().background().damaged, 1u);
+  EXPECT_EQ(h_.Hits(session_, ns_, KeysFrom(0, 30)), 20u);
+}
+
+TEST_F(BackgroundScrubTest, AnEmptyIndexCostsNothing) {
+  h_.control.Poll();
+  EXPECT_GT(h_.control.NextDeadline(), h_.clock.Now());
+}
+
 // --- several layouts -----------------------------------------------------------------------------
 
 TEST_F(MovementTest, APoolThatHadToMakeRoomGetsSomeAhead) {

@@ -55,6 +55,23 @@ TEST_F(ReloadTest, WhatIsLiveChangesAndTheRestIsNamed) {
   EXPECT_EQ(applied_[0].domains, now.domains);
 }
 
+TEST_F(ReloadTest, WhatFilesHoldIsRenewedBeforeAnythingElseChanges) {
+  Write("");
+  absl::StatusOr<std::vector<std::string>> renewed = std::vector<std::string>{"tcp.key"};
+  LoadedConfig loaded = LoadConfig(path_, {}, MemoryLimit{});
+  ConfigReloader reloader(
+      std::move(loaded.config), [this](const Config& config) { applied_.push_back(config); },
+      [&renewed](const Config&) { return renewed; });
+  EXPECT_THAT(reloader.Reload()->changed, ElementsAre("tcp.key"));
+  EXPECT_EQ(applied_.size(), 1u);
+
+  Write("log_level = \"warn\"\n");
+  renewed = absl::InvalidArgumentError("tcp.key: torn");
+  EXPECT_EQ(reloader.Reload().status(), renewed.status());
+  EXPECT_EQ(reloader.Current().log_level, "info");
+  EXPECT_EQ(applied_.size(), 1u);
+}
+
 TEST_F(ReloadTest, WhatWaitsForARestartIsNamedEachTimeAndTheOldValueShown) {
   Write("");
   ConfigReloader reloader = Start();

@@ -137,7 +137,9 @@ absl::StatusOr<std::unique_ptr<DaemonProcess>> DaemonProcess::Start(Options opti
   daemon->child_ = std::make_unique<ChildProcess>(KVD_PROGRAM, arguments, options.uid);
   const std::string ready =
       absl::StrCat("kvd ready listen=", daemon->endpoint(), " pid=", daemon->pid());
-  if (const std::string line = daemon->child_->ReadLine(); line != ready) {
+  // Its other addresses follow.
+  if (const std::string line = daemon->child_->ReadLine();
+      line != ready && !line.starts_with(ready + " ")) {
     return absl::UnavailableError(
         absl::StrCat("it said \"", line, "\" and ", daemon->child_->Errors()));
   }

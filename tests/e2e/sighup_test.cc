@@ -4,9 +4,12 @@
 #include <gtest/gtest.h>
 
 #include <csignal>
+#include <filesystem>
 #include <fstream>
 
 #include "absl/strings/str_cat.h"
+#include "bench/certificates.h"
+#include "client/client.h"
 #include "tests/e2e/daemon_process.h"
 
 namespace kvd {
@@ -66,6 +69,56 @@ TEST_F(SighupTest, WhatIsLiveChangesAndTheRestIsNamedInTheLog) {
   for (v1::Event event; reader->Read(&event);) kinds.push_back(event.kind());
   EXPECT_THAT(kinds, testing::ElementsAre("config-reloaded"));
   EXPECT_EQ(daemon_->Stop(), 0);
+}
+
+// A certificate is renewed in place, as by a tool that does so every few weeks.
+class SighupTlsTest : public SighupTest {
+ protected:
+  // Fresh ones, of an authority of their own, in place of those that were there.
+  void MakeFiles() { ASSERT_TRUE(MakeCertificates(folder_.path()).ok()); }
+  std::string File(const std::string& name) const { return folder_.path() + "/" + name; }
+  void StartWithTls() {
+    MakeFiles();
+    Write(absl::StrCat("[tcp]\nlisten = \"127.0.0.1:0\"\ncertificate = \"", File("server.pem"),
+                       "\"\nkey = \"", File("server.key"), "\"\nclient_ca = \"", File("ca.pem"),
+                       "\"\n"));
+    Start();
+  }
+  std::unique_ptr<Client> NewClient(const std::string& certificate, const std::string& authority) {
+    ClientOptions options{.endpoint = "tcp:" + daemon_->Status().tcp(), .timeout = kPatience};
+    options.tls = {.certificate = File(certificate + ".pem"),
+                   .key = File(certificate + ".key"),
+                   .authority = File(authority),
+                   .server_name = kTestServerName};
+    return std::make_unique<Client>(std::move(options));
+  }
+};
+
+TEST_F(SighupTlsTest, ARenewedCertificateServesWhoComesAndKeepsWhoIsThere) {
+  StartWithTls();
+  const auto before = NewClient("client", "ca.pem");
+  ASSERT_TRUE(before->Connect().ok());
+  for (const char* name : {"ca.pem", "client.pem", "client.key"}) {
+    std::filesystem::copy(File(name), File(std::string("old-") + name));
+  }
+
+  MakeFiles();
+  EXPECT_THAT(Reload("config.reloaded"),
+              HasSubstr("changed=\"tcp.certificate,tcp.key,tcp.client_ca\""));
+
+  EXPECT_TRUE(NewClient("client", "ca.pem")->Connect().ok());
+  EXPECT_FALSE(NewClient("old-client", "old-ca.pem")->Connect(absl::Seconds(1)).ok());
+  EXPECT_TRUE(before->RegisterNamespace(TestModel(4096)).ok());
+  EXPECT_EQ(daemon_->Stop(), 0);
+}
+
+TEST_F(SighupTlsTest, AKeyThatDoesNotBelongChangesNothing) {
+  StartWithTls();
+  const std::string key = File("server.key");
+  std::filesystem::copy(key, File("good.key"));
+  std::filesystem::copy(File("client.key"), key, std::filesystem::copy_options::overwrite_existing);
+  EXPECT_THAT(Reload("config.kept"), HasSubstr("does not belong to the certificate"));
+  EXPECT_TRUE(NewClient("client", "ca.pem")->Connect().ok());
 }
 
 TEST_F(SighupTest, AFileWithMistakesChangesNothingAndSaysWhy) {

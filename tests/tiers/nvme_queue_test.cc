@@ -77,16 +77,20 @@ TEST_F(NvmeQueueTest, DepthIsBoundedInJobs) {
   EXPECT_TRUE(queue.waiting());
 }
 
-TEST_F(NvmeQueueTest, DepthIsBoundedInBytesAndALargerJobGoesAlone) {
+TEST_F(NvmeQueueTest, DepthIsBoundedInBytesAndTheLastJobMayGoBeyond) {
   NvmeQueue queue({.depth_bytes = 4 * kPage});
   ASSERT_TRUE(Push(queue, Kind::kRead, 1, 8 * kPage));
   ASSERT_TRUE(Push(queue, Kind::kRead, 2, 3 * kPage));
   ASSERT_TRUE(Push(queue, Kind::kRead, 3, 2 * kPage));
+  ASSERT_TRUE(Push(queue, Kind::kRead, 4));
   const NvmeQueue::Entry large = *queue.Begin();
+  EXPECT_TRUE(queue.full());
   EXPECT_FALSE(queue.MayBegin());
   queue.End(large);
-  // The third does not overtake the second, and does not fit beside it.
-  EXPECT_THAT(BeginAll(queue), ElementsAre(2));
+  EXPECT_FALSE(queue.full());
+  EXPECT_THAT(BeginAll(queue), ElementsAre(2, 3));
+  ASSERT_TRUE(Push(queue, Kind::kSync, 5));  // Nothing passes a full depth.
+  EXPECT_FALSE(queue.MayBegin());
 }
 
 TEST_F(NvmeQueueTest, OneSyncAtATime) {
