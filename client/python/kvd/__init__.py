@@ -9,7 +9,8 @@
 """
 
 from .client import (Chain, Client, Descriptor, GetResult, Group, GroupKind, LookupResult, Namespace,
-                     Pending, PinResult, PutResult, PutState, Stats, Tier, version)
+                     Pending, PinResult, PutResult, PutState, Stats, Tier, Tls,
+                     version)
 from .errors import (Aborted, AlreadyExists, Cancelled, DataLoss, DeadlineExceeded,
                      FailedPrecondition, Internal, InvalidArgument, KvdError, NotFound, OutOfRange,
                      PermissionDenied, ResourceExhausted, Unauthenticated, Unavailable,
@@ -19,6 +20,6 @@ __all__ = [
     "Aborted", "AlreadyExists", "Cancelled", "Chain", "Client", "DataLoss", "DeadlineExceeded",
     "Descriptor", "FailedPrecondition", "GetResult", "Group", "GroupKind", "Internal",
     "InvalidArgument", "KvdError", "LookupResult", "Namespace", "NotFound", "OutOfRange", "Pending",
-    "PermissionDenied", "PinResult", "PutResult", "PutState", "ResourceExhausted", "Stats", "Tier",
+    "PermissionDenied", "PinResult", "PutResult", "PutState", "ResourceExhausted", "Stats", "Tier", "Tls",
     "Unauthenticated", "Unavailable", "Unimplemented", "version",
 ]

@@ -86,6 +86,16 @@ class Descriptor:
 
 
 @dataclasses.dataclass(frozen=True)
+class Tls:
+    """Of "tcp:HOST:PORT": names of PEM files. The identity in the certificate is who the daemon takes
+    the client for."""
+    certificate: str
+    key: str
+    authority: str  # Whoever it vouches for is believed to be the daemon.
+    server_name: Optional[str] = None  # That the daemon's certificate must have; None: the host's.
+
+
+@dataclasses.dataclass(frozen=True)
 class LookupResult:
     blocks: int  # Longest stored prefix that every group can serve.
     lease: int  # Ends by `release_lease`, or by itself; 0: none.
@@ -217,18 +227,23 @@ class Chain:
 class Client:
     """A connection to the daemon, which need not be there yet: the first call connects.
 
-    endpoint: "unix:PATH", or "stream:unix:PATH" without shared memory; None: $KVD_ENDPOINT, or where a
-      daemon of this user, or that of the package, listens.
+    endpoint: "unix:PATH"; "stream:unix:PATH" or "tcp:HOST:PORT" (with `tls`) without shared memory; None:
+      $KVD_ENDPOINT, or where a daemon of this user, or that of the package, listens.
     timeout: of a call that names none, in seconds; None: 1 s.
     staging_bytes: shared memory for puts, at most 16 MiB, which is also the default.
     copy_loop: None: calibrated, once in a process, which takes some milliseconds.
+    spin: how long a get or a lookup looks for its answer before its thread sleeps, in seconds, at most
+      0.01: CPU time for a quicker answer. 60e-6 where the caller has a CPU for itself.
     """
 
     def __init__(self, endpoint: Optional[str] = None, *, timeout: Optional[float] = None,
-                 staging_bytes: int = 0, copy_loop: Optional[str] = None):
+                 staging_bytes: int = 0, copy_loop: Optional[str] = None, tls: Optional[Tls] = None,
+                 spin: float = 0):
         options = library.ClientOptions(
             endpoint=_text(endpoint), timeout_us=_microseconds(timeout),
-            staging_bytes=staging_bytes, copy_loop=_text(copy_loop))
+            staging_bytes=staging_bytes, copy_loop=_text(copy_loop), spin_us=_microseconds(spin))
+        for field in dataclasses.fields(Tls) if tls is not None else ():
+            setattr(options, f"tls_{field.name}", _text(getattr(tls, field.name)))
         handle = ctypes.c_void_p()
         check(kvd.kvd_client_create(ctypes.byref(options), ctypes.byref(handle)))
         self._handle = _Handle(handle, kvd.kvd_client_destroy)

@@ -44,7 +44,8 @@ class Growing(Structure):
 class ClientOptions(Growing):
     _fields_ = [("struct_size", c_size_t), ("endpoint", c_char_p), ("timeout_us", c_uint64),
                 ("reconnect_interval_us", c_uint64), ("staging_bytes", c_uint64),
-                ("copy_loop", c_char_p)]
+                ("copy_loop", c_char_p), ("tls_certificate", c_char_p), ("tls_key", c_char_p),
+                ("tls_authority", c_char_p), ("tls_server_name", c_char_p), ("spin_us", c_uint64)]
 
 
 class Stats(Growing):

@@ -378,6 +378,16 @@ class TroubleTest(WithDaemon):
         with self.assertRaisesRegex(kvd.InvalidArgument, "staging_bytes"):
             kvd.Client(self.daemon.endpoint, staging_bytes=1 << 40)
 
+    def test_the_files_of_tls_are_looked_for_when_the_client_connects(self):
+        tls = kvd.Tls("/nowhere/chat.pem", "/nowhere/chat.key", "/nowhere/ca.pem")
+        with self.assertRaisesRegex(kvd.KvdError, "/nowhere/"):
+            kvd.Client("tcp:localhost:1", tls=tls).connect()
+
+    def test_a_client_may_look_for_its_answers_before_it_sleeps(self):
+        kvd.Client(self.daemon.endpoint, timeout=PATIENCE, spin=60e-6).register(MODEL)
+        with self.assertRaisesRegex(kvd.InvalidArgument, "spin_us"):
+            kvd.Client(self.daemon.endpoint, spin=1)
+
     def test_every_field_of_a_descriptor_counts(self):
         """Two that differ in one field share nothing."""
         self.client.put(self.client.register(MODEL), keys(1), page(0))
