@@ -6,7 +6,7 @@ The task says the model's folder, the connector's configuration, and the rounds;
 prompt the tokens, a digest of the exact log-probabilities, and how many tokens came from a cache. Prompts
 run one after another, because the last bits of a result depend on what shares its batch; with `together`
 they run at once. With `wait` every round after the first begins with a line on standard input, so that a
-test can act while the engine lives.
+test can act while the engine lives; the end of that input is the engine's.
 """
 
 import hashlib
@@ -44,8 +44,8 @@ def main():
     sampling = SamplingParams(max_tokens=task.get("max_tokens", 8), temperature=0, detokenize=False,
                               ignore_eos=True, logprobs=5)
     for number, prompts in enumerate(task["rounds"]):
-        if number and task.get("wait"):
-            sys.stdin.readline()
+        if number and task.get("wait") and not sys.stdin.readline():
+            break
         try:
             batches = [prompts] if task.get("together") else [[prompt] for prompt in prompts]
             outputs = [output for batch in batches for output in llm.generate(
