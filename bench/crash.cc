@@ -217,9 +217,8 @@ class CrashRun {
       CrashChain& chain = account_.chain(i);
       const uint32_t known = chain.StoredBy(INT64_MAX);
       if (known == 0) continue;
-      const int got = auditor_.Get(chain, kCrashChainBlocks, "get after a restart");
-      if (got < 0) continue;
-      const auto found = static_cast<uint32_t>(got);
+      if (auditor_.Get(chain, kCrashChainBlocks, "get after a restart") < 0) continue;
+      const uint32_t found = auditor_.found();
       const uint32_t expected = chain.StoredBy(by);
       for (uint32_t block = 0; block < expected; ++block) {
         CrashResult::Hits& hits = chain.on_nvme[block] ? result_.nvme : result_.dram;
