@@ -44,8 +44,9 @@ class WheelTest(CtypesProcess, unittest.TestCase):
         library, = self.environment.glob("lib/python*/site-packages/kvd/libkvd.so.0")
         for name, path in re.findall(r"^\s*(\S+) => (/\S+)", run("ldd", library), flags=re.M):
             with self.subTest(name):
-                self.assertTrue(OF_THE_MACHINE.match(name) or path.startswith(str(self.environment)),
-                                path)
+                # zlib is of every Linux too, says the platform in the wheel's name.
+                self.assertTrue(OF_THE_MACHINE.match(name) or name == "libz.so.1"
+                                or path.startswith(str(self.environment)), path)
 
     def test_the_example_runs(self):
         told = run(self.python, "-B", ROOT / "client/python/examples/first_steps.py", self.endpoint,
