@@ -213,13 +213,14 @@ class CrashRun {
   // What was acknowledged long enough before the last kill is there, and nothing that was dropped.
   void TakeAccount() {
     const Nanos by = last_kill_ - kAcknowledgedBefore;
+    const uint64_t expected_before = result_.dram.expected + result_.nvme.expected;
+    const uint64_t found_before = result_.dram.found + result_.nvme.found;
     for (size_t i = 0; i < account_.chains(); ++i) {
       CrashChain& chain = account_.chain(i);
       const uint32_t known = chain.StoredBy(INT64_MAX);
       if (known == 0) continue;
-      const int got = auditor_.Get(chain, kCrashChainBlocks, "get after a restart");
-      if (got < 0) continue;
-      const auto found = static_cast<uint32_t>(got);
+      if (auditor_.Get(chain, kCrashChainBlocks, "get after a restart") < 0) continue;
+      const uint32_t found = auditor_.found();
       const uint32_t expected = chain.StoredBy(by);
       for (uint32_t block = 0; block < expected; ++block) {
         CrashResult::Hits& hits = chain.on_nvme[block] ? result_.nvme : result_.dram;
@@ -232,6 +233,14 @@ class CrashRun {
         account_.Lost(chain, block);
         chain.on_nvme[block] = false;
       }
+    }
+    const uint64_t expected_now = result_.dram.expected + result_.nvme.expected - expected_before;
+    const uint64_t found_now = result_.dram.found + result_.nvme.found - found_before;
+    if (found_now < expected_now) {
+      std::cerr << absl::StrCat("kvd-bench: cycle ", result_.cycles, ", after ", last_end_, ": ",
+                                expected_now - found_now, " of ", expected_now,
+                                " blocks are not found", arena_lost_ ? ", without the arena" : "",
+                                "\n");
     }
     if (options_.nvme_bytes > 0) NoteWhatIsOnNvme();
     for (CrashChain* chain : side_show_.dropped()) {
@@ -287,6 +296,7 @@ class CrashRun {
     }
     const bool by_itself = daemon_.WaitForExit(absl::ZeroDuration());
     last_kill_ = clock_.Now();
+    last_end_ = by_signal ? "a drain" : point.empty() ? "a random kill" : point;
     if (!by_itself) {
       daemon_.Kill();
       ++result_.kills_by_point["random"];
@@ -323,6 +333,7 @@ class CrashRun {
   bool has_data_ = false;
   bool arena_lost_ = false;
   Nanos last_kill_ = 0;
+  std::string last_end_;
 };
 
 nlohmann::json NumberOrNull(double value) {

@@ -75,6 +75,7 @@ int CrashSession::Get(CrashChain& chain, uint32_t blocks, const char* what) {
     }
   }
   const GetResult got = client_.Get(ns(chain.ns), chain.Keys(0, blocks), targets);
+  found_ = std::max(got.hit_blocks, got.blocks);
   const Nanos now = clock_.Now();
   for (uint32_t i = 0; i < got.blocks; ++i) {
     for (uint32_t part = 0; part < CrashParts(chain.ns); ++part) {

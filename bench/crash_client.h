@@ -75,6 +75,9 @@ class CrashSession {
   void Put(CrashChain& chain, uint32_t first, uint32_t blocks);
   // Blocks from the root on that came back, every byte compared; -1: the call failed.
   int Get(CrashChain& chain, uint32_t blocks, const char* what);
+  // Of the last Get(): blocks that the daemon has. It may have answered fewer, for want of room or
+  // time to bring them from NVMe.
+  uint32_t found() const { return found_; }
 
  private:
   absl::Span<std::byte> PartOf(CrashNamespace ns, uint32_t block, uint32_t part);
@@ -84,6 +87,7 @@ class CrashSession {
   Client client_;
   std::array<std::optional<Namespace>, kCrashNamespaces> namespaces_;
   std::vector<std::byte> memory_;
+  uint32_t found_ = 0;
 };
 
 }  // namespace kvd

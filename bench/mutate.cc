@@ -124,7 +124,7 @@ class World {
       const int there = session_.Get(chain, kCrashChainBlocks, "get before damage");
       for (uint32_t at = there < 0 ? 0 : static_cast<uint32_t>(there); at < kCrashChainBlocks;
            at += 8) {
-        session_.Put(chain, at, 8);
+        session_.Put(chain, at, std::min(8u, kCrashChainBlocks - at));
       }
     }
     session_.client().Flush().IgnoreError();

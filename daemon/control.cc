@@ -459,6 +459,7 @@ void Control::Landed(BlockRef block, bool arrived) {
 // ---------------------------------------------------------------------------------------
 
 void Control::Quarantine(Quarantined entry) {
+  ++counters_.damage_confirmed;
   entry.time = clock_.Now();
   entry.domain = namespaces_[entry.ns].domain;
   const Quarantined& added = quarantine_.Add(entry);
@@ -988,7 +989,6 @@ void Control::OnEvent(Verified& event) {
   const Part& part = residency_.part(event.part);
   const bool scrubbed = scrubber_.PartChecked(event.part, event.intact);
   if (!event.intact && part.state == static_cast<uint32_t>(PartState::kCommitted)) {
-    if (!scrubbed) ++counters_.damage_confirmed;
     const Block& block = residency_.block(part.block);
     Quarantine({.ns = block.ns,
                 .key = block.key,

@@ -141,7 +141,7 @@ struct ControlCounters {
   SharedCount pins_refused;
   SharedCount namespaces_refused;  // As many as there may be.
   SharedCount damage_reported;
-  SharedCount damage_confirmed;
+  SharedCount damage_confirmed;  // Whoever found it, in whatever tier.
   SharedCount sessions_opened;
   SharedCount sessions_ended;
   SharedCount unknown_sessions;  // Calls that named none of ours.

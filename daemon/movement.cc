@@ -295,8 +295,8 @@ bool Movement::WriteChain(JobPtr job) {
   for (; job->next_depth <= depth; ++job->next_depth) {
     const BlockRef block = residency_.AncestorAt(job->victim, job->next_depth);
     const BlockRef parent = residency_.block(block).parent;
-    const bool stands = parent == 0 || residency_.block(parent).first_cold != 0 ||
-                        !SafetyOn(Safety::kAncestors);
+    const bool stands =
+        parent == 0 || residency_.block(parent).first_cold != 0 || !SafetyOn(Safety::kAncestors);
     if (!stands || residency_.block(block).state != BlockState::kVisible) {
       job->failed = true;  // What is above it was damaged, or left: nobody would find it there.
       return true;

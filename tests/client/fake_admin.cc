@@ -113,6 +113,18 @@ grpc::Status FakeAdmin::UnpinChain(Context*, const v1::UnpinChainRequest* reques
   return {grpc::StatusCode::NOT_FOUND, "no such pin"};
 }
 
+grpc::Status FakeAdmin::Verify(Context*, const v1::VerifyRequest* request, v1::VerifyReply* reply) {
+  *reply = verified[std::min(verify.size(), verified.size() - 1)];
+  verify.push_back(*request);
+  return Enter("Verify");
+}
+
+grpc::Status FakeAdmin::Quarantine(Context*, const v1::QuarantineRequest*,
+                                   v1::QuarantineReply* reply) {
+  *reply = quarantine;
+  return Enter("Quarantine");
+}
+
 grpc::Status FakeAdmin::Evict(Context*, const v1::EvictRequest* request, v1::EvictReply* reply) {
   evict = *request;
   reply->set_evicted_blocks(3);

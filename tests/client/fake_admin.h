@@ -33,6 +33,8 @@ class FakeAdmin final : private v1::Admin::Service {
   v1::ReloadConfigReply reloaded;
   grpc::Status reload_status;
   std::vector<v1::Event> events;
+  std::vector<v1::VerifyReply> verified;  // One after the other; the last again and again.
+  v1::QuarantineReply quarantine;
   grpc::Status everything;  // What every call answers, unless it is OK.
   bool stop_on_drain = false;
 
@@ -42,6 +44,7 @@ class FakeAdmin final : private v1::Admin::Service {
   v1::UnpinChainRequest unpin;
   v1::EvictRequest evict;
   v1::FlushRequest flush;
+  std::vector<v1::VerifyRequest> verify;
   v1::DropNamespaceRequest drop;
   v1::DrainRequest drain;
   v1::EventsRequest events_request;
@@ -50,6 +53,8 @@ class FakeAdmin final : private v1::Admin::Service {
   using Context = grpc::ServerContext;
   grpc::Status Status(Context*, const v1::StatusRequest*, v1::StatusReply*) override;
   grpc::Status Tiers(Context*, const v1::TiersRequest*, v1::TiersReply*) override;
+  grpc::Status Verify(Context*, const v1::VerifyRequest*, v1::VerifyReply*) override;
+  grpc::Status Quarantine(Context*, const v1::QuarantineRequest*, v1::QuarantineReply*) override;
   grpc::Status Sessions(Context*, const v1::SessionsRequest*, v1::SessionsReply*) override;
   grpc::Status Leases(Context*, const v1::LeasesRequest*, v1::LeasesReply*) override;
   grpc::Status Namespaces(Context*, const v1::NamespacesRequest*, v1::NamespacesReply*) override;

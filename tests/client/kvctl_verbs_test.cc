@@ -291,6 +291,43 @@ TEST_F(KvctlTest, ABlockThatIsNotNamedWellEnoughIsLeftAlone) {
 
 // ---- asking before destroying -------------------------------------------------------------------
 
+TEST_F(KvctlTest, VerifyGoesOnUntilAllIsCheckedAndTellsDamageByItsExitCode) {
+  v1::VerifyReply reply;
+  reply.set_run(17);
+  reply.set_blocks(3);
+  daemon_->verified.push_back(reply);
+  reply.set_parts(6);
+  reply.set_bytes(6u << 20);
+  reply.set_done(true);
+  daemon_->verified.push_back(reply);
+  EXPECT_EQ(Run({"verify", "--namespace", "3"}), kOk) << err();
+  EXPECT_EQ(out(), "checked 6 parts (6.0 MiB) of 3 blocks: all are as they were stored\n");
+  ASSERT_EQ(daemon_->verify.size(), 2u);
+  EXPECT_EQ(daemon_->verify[0].run(), 0u);
+  EXPECT_EQ(daemon_->verify[0].namespace_id(), 3u);
+  EXPECT_EQ(daemon_->verify[1].run(), 17u);
+
+  daemon_->verified.back().set_damaged(2);
+  AddBlock("\x7b\xe1\xc0\x9d", 4);
+  EXPECT_EQ(Run({"verify", "7be1"}), kDegraded);
+  EXPECT_THAT(out(), HasSubstr("2 damaged"));
+  EXPECT_EQ(daemon_->verify.back().key(), "\x7b\xe1\xc0\x9d");
+  EXPECT_EQ(daemon_->verify.back().namespace_id(), 4u);
+}
+
+TEST_F(KvctlTest, QuarantineListsWhatWasFoundDamaged) {
+  v1::QuarantineEntry& entry = *daemon_->quarantine.add_entries();
+  entry.set_key("\x7b\xe1\xc0\x9d");
+  entry.set_tier("nvme");
+  entry.set_region(12);
+  entry.set_found_by("scrubber");
+  daemon_->quarantine.set_total(5);
+  EXPECT_EQ(Run({"quarantine"}), kOk) << err();
+  EXPECT_THAT(out(), HasSubstr("7be1c09d"));
+  EXPECT_THAT(out(), HasSubstr("nvme"));
+  EXPECT_THAT(err(), HasSubstr("the last of 5"));
+}
+
 TEST_F(KvctlTest, DestructiveVerbsDoNothingWithoutATerminalOrYes) {
   AddBlock("\x7b\xe1\x01");
   daemon_->namespaces.add_namespaces()->set_namespace_id(3);

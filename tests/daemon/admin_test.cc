@@ -227,6 +227,40 @@ TEST_F(AdminTest, DamageIsAProblem) {
   EXPECT_EQ(status.problems(0).severity(), "error");
 }
 
+TEST_F(AdminTest, AWalkFindsDamageAndTheListTellsIt) {
+  Put(KeysFrom(100, 3));
+  control_.Do([&](ControlHarness& h) {
+    const auto load = h.Load(session_, ns_, KeysFrom(100, 3));
+    h.Damage(UnpackAt<PackedExtent>(load->call.extents, 1));
+  });
+  v1::VerifyRequest request;
+  request.set_namespace_id(ns_);
+  v1::VerifyReply reply = Ask(&Stub::Verify, request);
+  EXPECT_FALSE(reply.done()) << "no copier has looked yet";
+  EXPECT_EQ(reply.blocks(), 3u);
+  control_.Do([](ControlHarness& h) { h.mover.CompleteAll(); });
+  request.set_run(reply.run());
+  reply = Ask(&Stub::Verify, request);
+  EXPECT_TRUE(reply.done());
+  EXPECT_EQ(reply.parts(), 3u);
+  EXPECT_EQ(reply.damaged(), 1u);
+  EXPECT_EQ(Call(&Stub::Verify, request, &reply).error_code(), StatusCode::NOT_FOUND);
+
+  const v1::QuarantineReply list = Ask(&Stub::Quarantine);
+  EXPECT_EQ(list.total(), 1u);
+  ASSERT_EQ(list.entries_size(), 1);
+  EXPECT_EQ(list.entries(0).key(), Key(101));
+  EXPECT_EQ(list.entries(0).tier(), "dram");
+  EXPECT_EQ(list.entries(0).found_by(), "scrubber");
+  EXPECT_EQ(list.entries(0).depth(), 2u);
+  EXPECT_GT(list.entries(0).unix_ms(), 0u);
+
+  v1::VerifyRequest unknown;
+  unknown.set_namespace_id(ns_);
+  unknown.set_key(Key(4711));
+  EXPECT_EQ(Call(&Stub::Verify, unknown, &reply).error_code(), StatusCode::NOT_FOUND);
+}
+
 TEST_F(AdminTest, ListsAreWhole) {
   Put(KeysFrom(100, 5));
   control_.Do([&](ControlHarness& h) {

@@ -27,7 +27,7 @@ struct Control {
 // On seeds whose device lies (8 n + 3), or loses power as any other.
 const Control kControls[] = {
     {"checksum", KVD_POWER_LOSS, "KVD_SEED=3 KVD_POWER_LOSS_IMAGES=50"},
-    {"key_in_header", KVD_POWER_LOSS, "KVD_SEED=1 KVD_POWER_LOSS_IMAGES=600"},
+    {"key_in_header", KVD_POWER_LOSS, "KVD_SEED=35 KVD_POWER_LOSS_IMAGES=50"},
     {"data_before_index", KVD_POWER_LOSS, "KVD_SEED=1 KVD_POWER_LOSS_IMAGES=300"},
     {"epoch", KVD_POWER_LOSS, "KVD_SEED=1 KVD_POWER_LOSS_IMAGES=300"},
     {"no_reuse_under_hold", KVD_CONTROL_SIM, "KVD_SEED=1 KVD_SIM_SEEDS=40"},
