@@ -58,7 +58,8 @@ class GoodClient {
   }
 
   absl::Status Start() {
-    absl::StatusOr<Namespace> ns = client_.RegisterNamespace(MicroNamespace(kHostilePartBytes, 1));
+    absl::StatusOr<Namespace> ns =
+        client_.RegisterNamespace(MicroNamespace(kHostilePartBytes, 1), kFillTimeout);
     if (!ns.ok()) return ns.status();
     ns_ = *std::move(ns);
     while (next_chain_ < kFillChains) {
