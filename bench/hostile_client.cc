@@ -31,6 +31,7 @@ constexpr uint32_t kGetBlocks = 16;
 constexpr uint32_t kPutBlocks = 4;
 constexpr absl::Duration kRoundTime = absl::Milliseconds(5);
 constexpr absl::Duration kTimeout = absl::Seconds(1);
+constexpr absl::Duration kFillTimeout = absl::Seconds(10);  // Before anything is measured.
 constexpr absl::Duration kLease = absl::Seconds(30);
 constexpr absl::Duration kPausedPoll = absl::Milliseconds(1);
 
@@ -57,15 +58,17 @@ class GoodClient {
   }
 
   absl::Status Start() {
-    absl::StatusOr<Namespace> ns = client_.RegisterNamespace(MicroNamespace(kHostilePartBytes, 1));
+    absl::StatusOr<Namespace> ns =
+        client_.RegisterNamespace(MicroNamespace(kHostilePartBytes, 1), kFillTimeout);
     if (!ns.ok()) return ns.status();
     ns_ = *std::move(ns);
-    for (const std::string& keys : chains_) {
-      absl::Status status = Put(keys);
+    while (next_chain_ < kFillChains) {
+      absl::Status status =
+          Put(HostileKeys(index_, kChains + next_chain_++, kHostileChainBlocks), kFillTimeout);
       if (!status.ok()) return status;
     }
-    while (next_chain_ < kFillChains) {
-      absl::Status status = Put(HostileKeys(index_, kChains + next_chain_++, kHostileChainBlocks));
+    for (const std::string& keys : chains_) {
+      absl::Status status = Put(keys, kFillTimeout);
       if (!status.ok()) return status;
     }
     return absl::OkStatus();
@@ -117,7 +120,7 @@ class GoodClient {
   }
 
   // Requires: at most 256 keys.
-  absl::Status Put(std::string_view keys) {
+  absl::Status Put(std::string_view keys, absl::Duration timeout = kTimeout) {
     const size_t blocks = keys.size() / MicroForest::kHashBytes;
     std::vector<absl::Span<const std::byte>> sources;
     for (size_t i = 0; i < blocks; ++i) {
@@ -125,7 +128,7 @@ class GoodClient {
       FillPayload(AsBytes(KeyAt(keys, i)), 0, 0, part);
       sources.push_back(part);
     }
-    return client_.Put(ns_, keys, sources).status;
+    return client_.Put(ns_, keys, sources, {.timeout = timeout}).status;
   }
 
   void GetAndCheck(std::string_view keys, std::string_view parent) {
