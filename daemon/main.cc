@@ -314,6 +314,7 @@ int Serve(const Config& config) {
 
   absl::StatusOr<std::unique_ptr<NvmeStack>> nvme = OpenNvme(config, clock, inbox);
   if (!nvme.ok()) return FailData(nvme.status());
+  KVD_KILL_POINT("start.nvme_opened");
 
   const std::unique_ptr<EvictionPolicy> policy = MakePolicy(config.policy, config.max_blocks);
   const std::unique_ptr<EvictionPolicy> nvme_policy =

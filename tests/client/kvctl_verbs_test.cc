@@ -196,7 +196,8 @@ TEST_F(KvctlTest, TiersJsonIsExactlyThis) {
       "regions_free": 0,
       "region_bytes": 0
     }
-  ]
+  ],
+  "moves_in_flight": 0
 }
 )");
 }
