@@ -212,6 +212,7 @@ class CrashRun {
 
   // What was acknowledged long enough before the last kill is there, and nothing that was dropped.
   void TakeAccount() {
+    clients_.Greet();
     const Nanos by = last_kill_ - kAcknowledgedBefore;
     const uint64_t expected_before = result_.dram.expected + result_.nvme.expected;
     const uint64_t found_before = result_.dram.found + result_.nvme.found;

@@ -102,6 +102,14 @@ class CrashClients::One {
     held_.clear();
   }
 
+  // As an engine that goes on: it has a session again, and reads nothing of before. While nobody
+  // has a turn.
+  void Greet() {
+    held_.clear();
+    if (!session_.Register(CrashNamespace::kPlain)) return;
+    session_.client().Lookup(session_.ns(CrashNamespace::kPlain), std::string(kMaxHashBytes, '\0'));
+  }
+
  private:
   struct Held {
     CrashChain* chain = nullptr;
@@ -306,6 +314,10 @@ void CrashClients::Pause() {
   running_ = false;
   go_ = false;
   changed_.wait(lock, [this] { return at_rest_ == ones_.size(); });
+}
+
+void CrashClients::Greet() {
+  for (const std::unique_ptr<One>& one : ones_) one->Greet();
 }
 
 }  // namespace kvd

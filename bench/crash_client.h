@@ -39,6 +39,8 @@ class CrashClients {
   void Resume();
   // When this returns, no client calls.
   void Pause();
+  // Each has a session with the daemon of now, and holds nothing. Requires: paused.
+  void Greet();
   // Blocks of kPressure are stored, too, which are more than the arena holds.
   void SetPressure(bool on) { pressure_ = on; }
 

@@ -19,7 +19,7 @@ constexpr absl::Duration kMaxTimeout = absl::Hours(1);
 constexpr absl::Duration kFarewell = absl::Milliseconds(100);       // Of the last Release.
 constexpr absl::Duration kFlushTimeout = absl::Milliseconds(1000);  // Of one in the background.
 constexpr size_t kMaxNamespaces = 4096;                             // Of one client.
-constexpr size_t kMaxFinishedSessions = 16;  // Remembered, to tell the daemon.
+constexpr size_t kMaxFinishedSessions = 64;  // Remembered, to tell the daemon.
 constexpr int kMaxReceiveBytes = 4 << 20;
 constexpr int kConnectMs = 20'000;
 
@@ -96,18 +96,21 @@ absl::StatusOr<Client::Impl::LinkPtr> Client::Impl::Connected(absl::Time deadlin
     if (link_ != nullptr) Retire(std::exchange(link_, nullptr));
   }
 
+  std::vector<SessionToken> told;
   absl::StatusOr<std::unique_ptr<Session>> session =
       remote_.has_value() ? RemoteSession::Open(*remote_, options_.tls, deadline)
       : path_.empty()     ? absl::InvalidArgumentError(
                                 "endpoint: must be unix:PATH, stream:unix:PATH or tcp:HOST:PORT")
-                      : Session::Open(path_ + ".session", FinishedSession(), deadline);
+                      : OpenSession(told, deadline);
   absl::MutexLock lock(&mu_);
+  if (!session.ok()) TellAgain(told);
   next_attempt_ = absl::Now() + options_.reconnect_interval;
   if (!session.ok()) return last_failure_ = session.status();
   last_failure_ = absl::UnavailableError("the session ended just after it was opened");
   auto link = std::make_shared<Link>();
   link->number = ++sessions_;
   link->session = *std::move(session);
+  link->told = std::move(told);
   RemoteSession* remote = link->session->remote();
   link->stub = remote != nullptr ? Engine::NewStub(remote->channel()) : MakeStub(options_.endpoint);
   if (link->number > 1) reconnects_.fetch_add(1, std::memory_order_relaxed);
@@ -124,12 +127,16 @@ Client::Impl::LinkPtr Client::Impl::CurrentLink() {
 void Client::Impl::Retire(const LinkPtr& link) {
   link->session->End();
   releases_.EndSession(link->number);
+  if (!link->heard.load(std::memory_order_relaxed)) TellAgain(link->told);
   finished_.emplace_back(link->session->token(), link);
-  if (finished_.size() > kMaxFinishedSessions) finished_.pop_front();
+  while (finished_.size() > kMaxFinishedSessions) finished_.pop_front();
 }
 
-// A session of ours that has ended and that no call and no chain reads any more, or zeros. It is
-// told once; if that gets lost, its holds end with this process.
+void Client::Impl::TellAgain(const std::vector<SessionToken>& tokens) {
+  for (const SessionToken& token : tokens) finished_.emplace_back(token, std::weak_ptr<Link>());
+}
+
+// A session of ours that has ended and that no call and no chain reads any more, or zeros.
 SessionToken Client::Impl::FinishedSession() {
   absl::MutexLock lock(&mu_);
   for (auto it = finished_.begin(); it != finished_.end(); ++it) {
@@ -139,6 +146,26 @@ SessionToken Client::Impl::FinishedSession() {
     return token;
   }
   return {};
+}
+
+// Opens a session, and appends to `told` what the daemon hears on that occasion: which sessions of
+// ours are finished. A hello has room for one; of the others it hears from sessions that do no
+// more.
+absl::StatusOr<std::unique_ptr<Session>> Client::Impl::OpenSession(std::vector<SessionToken>& told,
+                                                                   absl::Time deadline) {
+  constexpr size_t kTellings = 8;
+  SessionToken finished = FinishedSession();
+  for (size_t i = 1; i < kTellings && finished != SessionToken{}; ++i) {
+    const SessionToken next = FinishedSession();
+    if (next == SessionToken{}) break;
+    told.push_back(next);
+    absl::StatusOr<std::unique_ptr<Session>> telling =
+        Session::Open(path_ + ".session", next, deadline);
+    if (!telling.ok()) break;  // The next one says why.
+    told.push_back((*telling)->token());
+  }
+  if (finished != SessionToken{}) told.push_back(finished);
+  return Session::Open(path_ + ".session", finished, deadline);
 }
 
 void Client::Impl::Shutdown() {
@@ -162,7 +189,10 @@ void Client::Impl::Shutdown() {
 
 void Client::Impl::NoteEnd(Link& link, const absl::Status& status, Owed owed) {
   calls_.fetch_add(1, std::memory_order_relaxed);
-  if (status.ok()) return;
+  if (status.ok()) {
+    link.heard.store(true, std::memory_order_relaxed);
+    return;
+  }
   failed_calls_.fetch_add(1, std::memory_order_relaxed);
   if (absl::IsUnauthenticated(status) || (absl::IsUnavailable(status) && !IsDraining(status))) {
     link.session->End();

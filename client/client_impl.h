@@ -46,6 +46,10 @@ struct Link {
   uint64_t number = 0;  // Of the sessions of this client, from 1.
   std::unique_ptr<Session> session;
   std::unique_ptr<v1::Engine::Stub> stub;
+  // Sessions that were called finished when this one was opened, and whether the daemon has heard
+  // it: it has once it answered a call of this session. Else they are told again.
+  std::vector<SessionToken> told;
+  std::atomic<bool> heard{false};
 
   Turn opening_staging;
   absl::Mutex mu;
@@ -125,7 +129,10 @@ class Client::Impl {
   absl::StatusOr<LinkPtr> Connected(absl::Time deadline);
   LinkPtr CurrentLink();
   void Retire(const LinkPtr& link) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void TellAgain(const std::vector<SessionToken>& tokens) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   SessionToken FinishedSession();
+  absl::StatusOr<std::unique_ptr<Session>> OpenSession(std::vector<SessionToken>& told,
+                                                       absl::Time deadline);
 
   absl::StatusOr<const KnownNamespace*> Find(const Namespace& ns);
   absl::StatusOr<const KnownNamespace*> Remember(const NamespaceDescriptor& descriptor);

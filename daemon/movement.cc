@@ -53,7 +53,7 @@ void Movement::PurgeScope(NamespaceId ns) {
   scopes_[ns] = 0;
   // What a device does not take in now, it says in its log and counts; the index has no block of
   // it.
-  tier_.PurgeScope(scope, [](absl::Status) {}).IgnoreError();
+  tier_.PurgeScope(scope, [](const absl::Status&) {}).IgnoreError();
 }
 
 void Movement::Stored(BlockRef block) {

@@ -26,7 +26,8 @@ TEST(MicroRowsTest, NamesAreUnique) {
 
 TEST(MicroRowsTest, UnitsAreThoseOfTheContract) {
   for (const MicroRowSpec& spec : MicroRowSpecs()) {
-    EXPECT_THAT(std::string(spec.unit), testing::AnyOf("us", "ms", "GB/s", "k/s", "MiB")) << spec.name;
+    EXPECT_THAT(std::string(spec.unit), testing::AnyOf("us", "ms", "GB/s", "k/s", "MiB"))
+        << spec.name;
   }
 }
 
