@@ -27,6 +27,12 @@ bool IsWholeByItself(const std::optional<RecordHeader>& header,
          Crc32c(payload) == PaddedSum(header->info.sum, header->info.length);
 }
 
+// Nobody frees it: something else may still use the memory that it names.
+template <typename T>
+void KeepForEver(T value) {
+  static_cast<void>(new T(std::move(value)));
+}
+
 bool MeansNoRoom(int error) { return error == ENOSPC || error == EDQUOT || error == EROFS; }
 
 }  // namespace
@@ -53,7 +59,7 @@ SegmentDevice::~SegmentDevice() {
   static_cast<void>(job_pages_.release());
   for (std::unique_ptr<Log>& log : logs_) static_cast<void>(log.release());
   for (std::unique_ptr<Log>& log : sealing_) static_cast<void>(log.release());
-  static_cast<void>(new std::vector<Copy>(std::move(copies_)));
+  KeepForEver(std::move(copies_));
 }
 
 // --- appending
@@ -116,7 +122,7 @@ bool SegmentDevice::has_room() const {
 SegmentDevice::Log* SegmentDevice::LogFor(LogKind kind, uint32_t length, Nanos now) {
   if (length > max_payload_bytes()) return nullptr;
   std::unique_ptr<Log>& log = logs_[kind];
-  if (log != nullptr && !Fits(*log, length)) StartSealing(std::move(log));
+  if (log != nullptr && !Fits(*log, length)) StartSealing(std::exchange(log, nullptr));
   if (log == nullptr) log = OpenLog(kind == kFresh ? kKeepForCopies : 0);
   if (log == nullptr) return nullptr;
   if (log->gathered_bytes >= options_.gather_bytes && !Flush(*log, now)) return nullptr;
