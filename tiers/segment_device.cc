@@ -30,7 +30,8 @@ bool IsWholeByItself(const std::optional<RecordHeader>& header,
 // Nobody frees it: something else may still use the memory that it names.
 template <typename T>
 void KeepForEver(T value) {
-  static_cast<void>(new T(std::move(value)));
+  static std::vector<T>& kept = *new std::vector<T>;  // Of the one thread that has tiers.
+  kept.push_back(std::move(value));
 }
 
 bool MeansNoRoom(int error) { return error == ENOSPC || error == EDQUOT || error == EROFS; }
@@ -55,10 +56,10 @@ SegmentDevice::SegmentDevice(NvmeDevice& device, SegmentShared& shared, const Op
 SegmentDevice::~SegmentDevice() {
   if (jobs_in_flight_ == 0) return;
   // The kernel may still read from and write to these: they stay for as long as the process lives.
-  static_cast<void>(writing_pages_.release());
-  static_cast<void>(job_pages_.release());
-  for (std::unique_ptr<Log>& log : logs_) static_cast<void>(log.release());
-  for (std::unique_ptr<Log>& log : sealing_) static_cast<void>(log.release());
+  KeepForEver(std::move(writing_pages_));
+  KeepForEver(std::move(job_pages_));
+  for (std::unique_ptr<Log>& log : logs_) KeepForEver(std::move(log));
+  for (std::unique_ptr<Log>& log : sealing_) KeepForEver(std::move(log));
   KeepForEver(std::move(copies_));
 }
 
