@@ -130,7 +130,8 @@ class CrashRun {
       : options_(options),
         points_(PointsOf(options)),
         random_(options.seed),
-        live_bytes_(options.dram_bytes / 2 + options.nvme_bytes / 4),
+        // Records of small parts take twice their bytes, and what was dropped may come back.
+        live_bytes_(options.dram_bytes / 2 + options.nvme_bytes / 16),
         account_(options.seed),
         daemon_(DaemonOptions(options, folder)),
         endpoint_(absl::StrCat("unix:", folder, "/kvd.sock")),

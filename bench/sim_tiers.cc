@@ -56,6 +56,7 @@ class TwoTierSimulator::InstantTier final : public NvmeTier {
   uint64_t live_capacity_bytes() const override { return capacity_; }
   uint64_t live_bytes() const override { return live_; }
   bool writable() const override { return true; }
+  bool making_room() const override { return false; }
   bool readable() const override { return true; }
   uint32_t in_flight() const override { return static_cast<uint32_t>(ended_.size()); }
   uint64_t EstimateReadUs(uint64_t) const override { return 0; }
@@ -177,7 +178,12 @@ uint32_t TwoTierSimulator::LoadPrefix(const Residency::Prefix& prefix) {
     for (; loaded < end; ++loaded) {
       const BlockRef block = residency_.AncestorAt(prefix.deepest, base + loaded);
       if (!residency_.InDram(block)) {
-        if (movement_.Promote(block, INT64_MAX) != Movement::Fetch::kUnderWay) break;
+        Movement::Fetch fetch = movement_.Promote(block, INT64_MAX);
+        if (fetch == Movement::Fetch::kBusy) {  // What has to leave first is written at once here.
+          movement_.Turn(clock_.Now());
+          fetch = movement_.Promote(block, INT64_MAX);
+        }
+        if (fetch != Movement::Fetch::kUnderWay) break;
         movement_.Turn(clock_.Now());
         if (!residency_.InDram(block)) break;
       }

@@ -50,6 +50,7 @@ class TwoTierSimulator final : public TraceSimulator, private Movement::Listener
                    uint64_t nvme_blocks);
   static std::unique_ptr<Arena> MakeArena(RegionDirectory& directory, uint32_t capacity_blocks);
   void Landed(BlockRef, bool) override {}
+  void RoomMade() override {}
   void RecordDamaged(const Block&, const ColdPart&, Finder) override {}
   void RecordChecked(ColdRef, NvmeOutcome) override {}
 

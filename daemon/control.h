@@ -325,6 +325,7 @@ class Control : private Movement::Listener {
   bool Fetch(ExtentCursor& cursor, absl::Span<const BlockRef> blocks, uint64_t block_bytes);
   bool AwaitPromotion(LoadCall& call, const Chain& chain);
   void Landed(BlockRef block, bool arrived) override;
+  void RoomMade() override { Landed(0, /*arrived=*/true); }  // For those who wait for no block.
   void RecordDamaged(const Block& block, const ColdPart& cold, Finder finder) override;
   void RecordChecked(ColdRef cold, NvmeOutcome outcome) override;
   void Quarantine(Quarantined entry);

@@ -81,6 +81,7 @@ void Movement::Lost(const Block& block) {
 }
 
 void Movement::Turn(Nanos now) {
+  for (const PartRef part : std::exchange(landed_, {})) residency_.Unhold(part);
   tier_.Poll(now);
   std::swap(told_, taking_in_);
   for (const Told& told : taking_in_) {
@@ -106,13 +107,15 @@ void Movement::Turn(Nanos now) {
   SubmitReads();
   // A restart may find more than may live, and then nothing can be reclaimed.
   if (tier_.live_bytes() > tier_.live_capacity_bytes()) MakeNvmeRoom(0);
+  const uint64_t reserved = store_.arena().reserved_bytes();
   MakeRoomAhead(now);
-  WriteJobs(now);
+  const bool ended = WriteJobs(now);
+  if (ended || store_.arena().reserved_bytes() < reserved) listener_.RoomMade();
   counters_.moves = moves();
 }
 
 Nanos Movement::NextDeadline() const {
-  if (behind_ > 0 && MayBeginJob()) return 0;
+  if (!landed_.empty() || (behind_ > 0 && MayBeginJob())) return 0;
   Nanos next = tier_.NextDeadline();
   for (const Job& job : jobs_) next = std::min(next, job.deadline);
   return next;
@@ -268,14 +271,19 @@ bool Movement::Written(const Job& job) const {
   return job.victim != 0 && job.next_depth > residency_.block(job.victim).depth;
 }
 
-void Movement::WriteJobs(Nanos now) {
+// Whether any has ended.
+bool Movement::WriteJobs(Nanos now) {
+  bool ended = false;
   bool full = false;
   for (JobPtr at = jobs_.begin(); at != jobs_.end();) {
     const JobPtr job = at++;
     if (now >= job->deadline && !Written(*job)) job->failed = true;  // The tier does not take it.
     if (!job->failed && !full) full = !WriteChain(job);
-    if ((job->failed || Written(*job)) && job->writing == 0) EndJob(job);
+    if ((!job->failed && !Written(*job)) || job->writing > 0) continue;
+    EndJob(job);
+    ended = true;
   }
+  return ended;
 }
 
 // The oldest victim of which nothing is being written yet leaves as it would without NVMe.
@@ -440,10 +448,11 @@ Movement::Fetch Movement::Begin(BlockRef ref, Nanos deadline) {
     const ColdPart& record = residency_.cold(cold);
     if (record.state != ColdState::kCommitted || residency_.FindPart(ref, record.id) != 0) continue;
     const bool read = residency_.BeginRead(cold);
-    const PartRef part = read ? store_.TakePart(ref, record.id, record.length) : 0;
+    const PartRef part = read ? TakeRoom(ref, record) : 0;
     if (part == 0) {
       if (read) residency_.EndRead(cold);
       Undo(ref, first_read);
+      if (read && RoomIsComing()) return Fetch::kBusy;
       ++counters_.promotions_without_room;
       return Fetch::kNo;
     }
@@ -455,6 +464,21 @@ Movement::Fetch Movement::Begin(BlockRef ref, Nanos deadline) {
   KVD_KILL_POINT("promote.begun");
   SubmitReads();
   return promotions_.contains(ref) ? Fetch::kUnderWay : Fetch::kNo;
+}
+
+// Victims are being written, or will be once NVMe has room for them.
+bool Movement::RoomIsComing() const {
+  return tier_.writable() ? !jobs_.empty() : tier_.making_room();
+}
+
+PartRef Movement::TakeRoom(BlockRef block, const ColdPart& record) {
+  const auto take = [&](Store::MayLeave may_leave) {
+    return store_.TakePart(block, record.id, record.length, may_leave);
+  };
+  if (const PartRef part = take(Store::MayLeave::kCopies); part != 0) return part;
+  reserved_when_roomy_ = UINT64_MAX;
+  MakeRoomAhead(clock_.Now());
+  return take(RoomIsComing() ? Store::MayLeave::kCopies : Store::MayLeave::kAnything);
 }
 
 void Movement::Undo(BlockRef block, size_t first_read) {
@@ -499,6 +523,7 @@ void Movement::EndRead(const Op& op, NvmeOutcome outcome) {
     KVD_KILL_POINT("promote.before_part");
     residency_.CommitPart(op.part, sum, residency_.tick());
     KVD_KILL_POINT("promote.part_visible");
+    if (residency_.Hold(op.part)) landed_.push_back(op.part);
     counters_.promoted_bytes += op.length;
   } else {
     ++counters_.failed_reads;

@@ -6,8 +6,9 @@
 // and it leaves when its record is. Who finds no room all the same evicts, and what was not on NVMe
 // is lost and counted: then demotion is behind.
 //
-// Promotion takes room in DRAM and reads into it, once for all who wait for the block. Who waits,
-// and for how long, is daemon/control.h's.
+// Promotion takes room in DRAM and reads into it, once for all who wait for the block. It pushes
+// out copies of what NVMe has; for what it has not, it waits until that is written. Who waits, and
+// for how long, is daemon/control.h's.
 //
 // What was read and is damaged is told to the listener, and the block falls back to DRAM's copy or
 // becomes a stub.
@@ -54,6 +55,8 @@ class Movement final : private NvmeTier::Owner, private Store::Listener {
     virtual ~Listener() = default;
     // A promotion has ended. Not `arrived`: the block is not in DRAM.
     virtual void Landed(BlockRef block, bool arrived) = 0;
+    // Something has left DRAM, or will not: who was told kBusy may try again.
+    virtual void RoomMade() = 0;
     // A record turned out to be damaged; it is given up right after this.
     enum class Finder : uint8_t { kRead, kCheck, kReclaim };
     virtual void RecordDamaged(const Block& block, const ColdPart& cold, Finder finder) = 0;
@@ -82,8 +85,8 @@ class Movement final : private NvmeTier::Owner, private Store::Listener {
   enum class Fetch : uint8_t {
     kThere,     // All of the block that can be had is in DRAM.
     kUnderWay,  // The listener will be told.
-    kBusy,      // As much is on its way as may be; again when something has landed.
-    kNo,        // No room in DRAM, or no tier that can be read.
+    kBusy,  // As much is on its way as may be, or has to leave first; the listener is told when.
+    kNo,    // No room in DRAM, or no tier that can be read.
   };
   // Brings what NVMe has of a visible block and DRAM has not. `deadline` is the caller's.
   Fetch Promote(BlockRef block, Nanos deadline) { return Begin(block, deadline); }
@@ -171,7 +174,7 @@ class Movement final : private NvmeTier::Owner, private Store::Listener {
   bool Demote(BlockRef victim, Nanos now);
   void LetGo(BlockRef victim);
   bool Admitted(BlockRef victim, Nanos now);
-  void WriteJobs(Nanos now);
+  bool WriteJobs(Nanos now);
   bool WriteChain(JobPtr job);
   bool WriteBlock(JobPtr job, BlockRef block, bool& wrote);
   bool WritePart(JobPtr job, BlockRef block, PartRef part);
@@ -180,6 +183,8 @@ class Movement final : private NvmeTier::Owner, private Store::Listener {
   void LetGoOf(Job& job);
   void EndJob(JobPtr job);
   Fetch Begin(BlockRef block, Nanos deadline);
+  bool RoomIsComing() const;
+  PartRef TakeRoom(BlockRef block, const ColdPart& record);
   void Undo(BlockRef block, size_t first_read);
   void SubmitReads();
 
@@ -208,6 +213,9 @@ class Movement final : private NvmeTier::Owner, private Store::Listener {
   absl::flat_hash_map<BlockRef, Promotion> promotions_;
   std::deque<Read> reads_;
   uint64_t promoting_bytes_ = 0;
+  // Held until the next turn: who waited for them takes them first, or the room that is made ahead
+  // would be theirs, and they would have to be read again.
+  std::vector<PartRef> landed_;
 };
 
 }  // namespace kvd

@@ -45,12 +45,16 @@ void Store::PartCommitted(const Block& block, const Part& part) {
 void Store::PartQuarantined(const Part& part) {
   if (observer_ != nullptr) observer_->PartQuarantined(part);
 }
-PartRef Store::TakePart(BlockRef block, PartId id, uint32_t part_bytes) {
+
+PartRef Store::TakePart(BlockRef block, PartId id, uint32_t part_bytes, MayLeave may_leave) {
   while (residency_.parts_full()) {
     if (!residency_.EvictNext()) return 0;
   }
   const NamespaceShape& shape = residency_.shape(residency_.block(block).ns);
-  const std::optional<Arena::Room> room = FindRoom(shape, Arena::SlotBytes(part_bytes));
+  const uint32_t slot_bytes = Arena::SlotBytes(part_bytes);
+  const std::optional<Arena::Room> room = may_leave == MayLeave::kAnything
+                                              ? FindRoom(shape, slot_bytes)
+                                              : FindRoomOfCopies(shape, slot_bytes);
   if (!room.has_value()) return 0;
   const PartRef part =
       residency_.AddPart(block, id, room->region, room->slot, part_bytes, room->generation);
@@ -83,6 +87,21 @@ std::optional<Arena::Room> Store::FindRoom(const NamespaceShape& shape, uint32_t
     if (residency_.EvictNext(shape.pool)) continue;
     if (EmptyARegion(shape.domain, slot_bytes)) continue;
     if (!EvictNeighbour(shape.domain, slot_bytes) && !GiveWay()) return std::nullopt;
+  }
+}
+
+std::optional<Arena::Room> Store::FindRoomOfCopies(const NamespaceShape& shape,
+                                                   uint32_t slot_bytes) {
+  while (true) {
+    std::optional<Arena::Room> room = arena_.Take(shape.domain, slot_bytes);
+    if (room.has_value()) return room;
+    pressure_[shape.pool] = {.domain = shape.domain, .slot_bytes = slot_bytes};
+    std::optional<EvictionPolicy::Victim> victim = residency_.NextVictim();
+    if (!victim.has_value() || !Helps(victim->block, shape.domain, slot_bytes)) {
+      victim = residency_.NextVictim(shape.pool);
+    }
+    if (!victim.has_value() || !residency_.OnNvme(victim->block)) return std::nullopt;
+    residency_.LeaveDram(victim->block);
   }
 }
 

@@ -67,9 +67,14 @@ class Store final : private RoomOwner {
   // Makes sure that one block can be added. False: the index is full and nothing may leave.
   bool MakeIndexRoom();
 
-  // Adds a reserved part to a block, with room. 0: no room, and nothing may leave now.
+  enum class MayLeave : uint8_t {
+    kAnything,
+    kCopies,  // Blocks of which NVMe has all: nothing is lost.
+  };
+  // Adds a reserved part to a block, with room. 0: no room, and nothing that may leave helps now.
   // The block itself never leaves for it: it has a part in production, or a lease.
-  PartRef TakePart(BlockRef block, PartId id, uint32_t part_bytes);
+  PartRef TakePart(BlockRef block, PartId id, uint32_t part_bytes,
+                   MayLeave may_leave = MayLeave::kAnything);
 
   std::byte* Address(const Part& part) const { return arena_.Address(part.region, part.slot); }
 
@@ -99,6 +104,7 @@ class Store final : private RoomOwner {
   void PartCommitted(const Block& block, const Part& part) override;
   void PartQuarantined(const Part& part) override;
   std::optional<Arena::Room> FindRoom(const NamespaceShape& shape, uint32_t slot_bytes);
+  std::optional<Arena::Room> FindRoomOfCopies(const NamespaceShape& shape, uint32_t slot_bytes);
   bool Helps(BlockRef block, DomainId domain, uint32_t slot_bytes) const;
   bool GiveWay() { return listener_ != nullptr && listener_->GiveWay(); }
   bool EvictNeighbour(DomainId domain, uint32_t slot_bytes);

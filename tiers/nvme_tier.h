@@ -146,6 +146,8 @@ class NvmeTier {
   virtual uint64_t live_capacity_bytes() const = 0;
   virtual uint64_t live_bytes() const = 0;
   virtual bool writable() const = 0;  // Not out, not read-only, not full.
+  // Segments are being reclaimed: it is writable, or will be soon.
+  virtual bool making_room() const = 0;
   virtual bool readable() const = 0;
   virtual uint32_t in_flight() const = 0;  // Jobs of Append() and Read().
   // How long `bytes` more of reading would take now, by queue depth and measured bandwidth; us.

@@ -128,6 +128,7 @@ class SegmentDevice {
 
   // A segment more could be filled.
   bool has_room() const;
+  bool making_room() const { return !out() && (reclaim_.has_value() || !drained_.empty()); }
   bool out() const { return breaker_.out(); }
   const SegmentTable& table() const { return table_; }
   const NvmeDevice& device() const { return device_; }

@@ -228,6 +228,9 @@ class SegmentTierImpl final : public SegmentTier {
   bool writable() const override {
     return Any([](const SegmentDevice& d) { return d.has_room(); });
   }
+  bool making_room() const override {
+    return Any([](const SegmentDevice& d) { return d.making_room(); });
+  }
   bool readable() const override {
     return Any([](const SegmentDevice& d) { return !d.out(); });
   }

@@ -104,6 +104,7 @@ class FakeNvmeTier final : public NvmeTier {
   uint64_t live_capacity_bytes() const override { return capacity_; }
   uint64_t live_bytes() const override { return live_; }
   bool writable() const override { return writable_; }
+  bool making_room() const override { return making_room_; }
   bool readable() const override { return readable_; }
   uint32_t in_flight() const override { return static_cast<uint32_t>(jobs_.size()); }
   uint64_t EstimateReadUs(uint64_t bytes) const override {
@@ -173,6 +174,7 @@ class FakeNvmeTier final : public NvmeTier {
   void Reclaim(uint64_t which, bool lose) { reclaims_.emplace_back(which, lose); }
   void set_readable(bool readable) { readable_ = readable; }
   void set_writable(bool writable) { writable_ = writable; }
+  void set_making_room(bool making_room) { making_room_ = making_room; }
 
   size_t records() const { return records_.size(); }
   // Writes under which the payload became another: its room was used again, or a test damaged it.
@@ -252,6 +254,7 @@ class FakeNvmeTier final : public NvmeTier {
   uint64_t appends_ = 0;
   uint64_t reads_ = 0;
   bool writable_ = true;
+  bool making_room_ = false;
   bool readable_ = true;
 };
 
