@@ -84,6 +84,8 @@ constexpr absl::Duration kHeartbeatPatience = absl::Seconds(3);
 
 // What is scraped of NVMe is that old at most.
 constexpr absl::Duration kNvmePublishPeriod = absl::Seconds(1);
+// What is left of messages that could not be parsed goes before the heap is trimmed.
+constexpr absl::Duration kTidyPeriod = absl::Seconds(1);
 // For open segments to be ended. What is not is found by the next start all the same.
 constexpr absl::Duration kNvmeClosePatience = absl::Seconds(5);
 
@@ -465,6 +467,9 @@ int Serve(const Config& config) {
   const Watchdog watchdog(
       [&] { inbox.Post(Task{[](Control&) { NotifyServiceManager("WATCHDOG=1"); }}); });
   const HeapTrimmer trimmer;
+  std::optional<Periodic> tidier(std::in_place, kTidyPeriod, [&inbox, &service] {
+    inbox.Post(Task{[&service](Control&) { (*service)->ForgetUnparsed(); }});
+  });
   std::optional<Periodic> nvme_publisher;
   if (*nvme != nullptr) {
     nvme_publisher.emplace(kNvmePublishPeriod, [&inbox, stack = nvme->get()] {
@@ -484,6 +489,7 @@ int Serve(const Config& config) {
   admin->reset();
   sessions->reset();
   nvme_publisher.reset();
+  tidier.reset();
   copiers.reset();
   former_readers.reset();
   inbox.SetWake(nullptr);
