@@ -454,7 +454,7 @@ bool Control::LeaveTier(Sweep& sweep, BlockRef ref) {
 // True: that was the last one. What was begun has ended before the next, or has had its time.
 bool Control::EndFlushWalk(Sweep& sweep) {
   if (!sweep.began) return true;
-  if (movement_->moving() && sweep.waited < kMaxFlushWaits) {
+  if (movement_->moves() > 0 && sweep.waited < kMaxFlushWaits) {
     ++sweep.waited;
     sweep.waits = true;
     return false;
