@@ -494,7 +494,8 @@ TEST_F(NvmeRestartTest, AChangedByteIsFoundInBothTiers) {
   EXPECT_GT(records, 0u);
   EXPECT_GT(daemon_->Counter("damage_confirmed"), records);
   std::vector<std::string> codes;
-  for (const v1::Problem& problem : daemon_->Status().problems()) codes.push_back(problem.code());
+  const v1::StatusReply status = daemon_->Status();
+  for (const v1::Problem& problem : status.problems()) codes.push_back(problem.code());
   EXPECT_THAT(codes, testing::IsSupersetOf({"KVD1002", "KVD1007"}));
   EXPECT_EQ(daemon_->Counter("damage_reported"), 0u);
   ExpectClean();
