@@ -34,6 +34,7 @@ constexpr uint32_t kRowsPerTurn = 128;
 constexpr uint32_t kInspected = 16;
 constexpr absl::Duration kVerifyCall = absl::Milliseconds(500);
 constexpr absl::Duration kVerifyTurn = absl::Milliseconds(1);
+constexpr absl::Duration kFlushTurn = absl::Milliseconds(5);
 constexpr size_t kDomainsShown = 64;
 constexpr size_t kEventsPerTurn = 512;
 // Who follows has a thread of ours.
@@ -459,14 +460,16 @@ class AdminServer::Impl final : public v1::Admin::Service {
 
   grpc::Status Flush(grpc::ServerContext* context, const v1::FlushRequest* request,
                      v1::FlushReply* reply) override {
-    if (request->tier() != "dram") {
-      return Invalid("tier: must be \"dram\", the one that this daemon has");
-    }
+    const bool dram = request->tier() == "dram";
+    if (!dram && request->tier() != "nvme") return Invalid("tier: must be \"dram\" or \"nvme\"");
     Sweep sweep;
-    const grpc::Status status = RunSweep(
-        *context, sweep,
-        [](const Control& control) -> absl::StatusOr<Sweep> { return control.BeginFlush(); });
+    const grpc::Status status =
+        RunSweep(*context, sweep,
+                 [tier = dram ? TierIndex::kDram : TierIndex::kNvme](const Control& control) {
+                   return control.BeginFlush(tier);
+                 });
     reply->set_evicted_blocks(sweep.evicted);
+    reply->set_moved_blocks(sweep.moved);
     reply->set_kept_blocks(sweep.kept);
     return status;
   }
@@ -570,6 +573,7 @@ class AdminServer::Impl final : public v1::Admin::Service {
         return Busy();
       }
       const int64_t unix_ms = absl::ToUnixMillis(absl::Now());
+      if (request->follow() && from > 0 && turn.batch.first > from) events_.CountGap();
       from = turn.batch.first;
       for (size_t i = 0; i < turn.batch.size && from < end; ++i, ++from) {
         const kvd::Event& event = turn.events[i];
@@ -689,6 +693,7 @@ class AdminServer::Impl final : public v1::Admin::Service {
               turn, [](Control& control, Turn& out) { out.done = control.Continue(out.sweep); })) {
         return Busy();
       }
+      if (turn.sweep.waits) absl::SleepFor(kFlushTurn);  // The disk has to.
     }
     sweep = turn.sweep;
     return grpc::Status::OK;

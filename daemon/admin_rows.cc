@@ -147,24 +147,6 @@ void Write(const DomainRow& row, const DomainName& name, v1::DomainUse& out) {
   out.set_rejected_blocks(row.rejected_blocks);
 }
 
-namespace {
-
-std::string_view FinderName(FoundBy found_by) {
-  switch (found_by) {
-    case FoundBy::kClient:
-      return "client";
-    case FoundBy::kRead:
-      return "read";
-    case FoundBy::kReclaim:
-      return "reclaim";
-    case FoundBy::kScrubber:
-      return "scrubber";
-  }
-  return "";
-}
-
-}  // namespace
-
 void Write(const Quarantined& entry, uint32_t key_bytes, uint64_t unix_ms, const DomainName& name,
            v1::QuarantineEntry& out) {
   out.set_number(entry.number);
@@ -217,11 +199,18 @@ void AddProblems(v1::StatusReply& status, uint64_t capacity_bytes) {
                "the daemon drains: it takes no new leases, holds and reservations; 'kvctl undrain' "
                "takes that back");
   }
-  if (const uint64_t damaged = CounterOf(status, "damage_confirmed"); damaged > 0) {
+  const uint64_t records = CounterOf(status, "nvme_damaged_records");
+  if (const uint64_t all = CounterOf(status, "damage_confirmed"); all > records) {
     AddProblem(status, "KVD1002", "error",
-               absl::StrCat(damaged,
+               absl::StrCat(all - records,
                             " parts in DRAM were found damaged since start (none was "
                             "served): test the memory of this node, 'kvctl drain' it first"));
+  }
+  if (records > 0) {
+    AddProblem(status, "KVD1007", "error",
+               absl::StrCat(records,
+                            " records on NVMe were found damaged since start (none was served): "
+                            "'kvctl quarantine' says where, 'smartctl -a' what the drive says"));
   }
   if (status.quarantined_bytes() > capacity_bytes / 100) {
     AddProblem(status, "KVD1003", "warn",

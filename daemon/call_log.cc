@@ -16,19 +16,6 @@ std::string Text(std::string_view view) { return std::string(view); }
 
 }  // namespace
 
-bool CallLog::Budget::Take(Nanos now) {
-  if (now - second >= kSecond) {
-    second = now;
-    lines = 0;
-  }
-  if (lines < kLinesPerSecond) {
-    ++lines;
-    return true;
-  }
-  ++suppressed;
-  return false;
-}
-
 bool CallLog::Wants(Op op, int code, Nanos took) const {
   return code != 0 || IsSlow(op, took) || logger_->should_log(spdlog::level::debug);
 }
@@ -41,7 +28,7 @@ void CallLog::Write(const Call& call) {
                      : refused ? spdlog::level::info
                                : spdlog::level::debug;
   if (!logger_->should_log(level)) return;
-  Budget* budget = slow ? &slow_ : refused ? &refused_ : nullptr;
+  LineBudget* budget = slow ? &slow_ : refused ? &refused_ : nullptr;
   if (budget != nullptr && !budget->Take(call.now)) return;
 
   std::string line = absl::StrCat(slow      ? "call.slow"

@@ -19,6 +19,7 @@
 #include <string_view>
 #include <utility>
 
+#include "daemon/line_budget.h"
 #include "daemon/metrics.h"
 #include "daemon/trace_context.h"
 #include "proto/types/clock.h"
@@ -32,7 +33,6 @@ namespace kvd {
 class CallLog {
  public:
   static constexpr Nanos kSlow = kSecond;
-  static constexpr uint32_t kLinesPerSecond = 10;  // Of each kind.
 
   // Lines go to `logger`, which must not block; its level decides what is said.
   explicit CallLog(std::shared_ptr<spdlog::logger> logger) : logger_(std::move(logger)) {}
@@ -52,20 +52,12 @@ class CallLog {
   void Write(const Call& call);
 
  private:
-  // Lines of one kind: some in each second, the rest counted.
-  struct Budget {
-    Nanos second = 0;  // Its start.
-    uint32_t lines = 0;
-    uint64_t suppressed = 0;
-
-    bool Take(Nanos now);
-  };
   // A reserve may wait for others because its caller asked for it.
   static bool IsSlow(Op op, Nanos took) { return took >= kSlow && op != Op::kReserve; }
 
   const std::shared_ptr<spdlog::logger> logger_;
-  Budget refused_;
-  Budget slow_;
+  LineBudget refused_;
+  LineBudget slow_;
 };
 
 }  // namespace kvd

@@ -54,6 +54,7 @@ struct Config {
   bool durable_sync = false;                 // A record is acknowledged after a sync.
   std::string admission = "second-touch";    // What NVMe takes of what leaves DRAM.
   uint64_t nvme_write_budget = 0;            // Bytes a day; 0: no limit.
+  uint64_t scrub_bandwidth = 32u << 20;      // Bytes a second; 0: nobody looks.
 
   uint64_t drain_timeout_ms = 15'000;  // How long a drain waits for holds and moves.
   DomainRules domains;

@@ -37,7 +37,7 @@ Control::Control(Store& store, FillBoard& board, Mover& mover, Inbox& inbox, con
       holds_(options.holds),
       event_ring_(options.events),
       namespaces_(1),
-      scrubber_(store, mover, options.scrubber) {
+      scrubber_(store, mover, metrics_.scrub, options.scrubber) {
   residency_.Observe(event_ring_);
 }
 
@@ -460,6 +460,8 @@ void Control::Landed(BlockRef block, bool arrived) {
 
 void Control::Quarantine(Quarantined entry) {
   ++counters_.damage_confirmed;
+  const TierIndex tier = entry.on_nvme ? TierIndex::kNvme : TierIndex::kDram;
+  ++metrics_.damage[static_cast<size_t>(tier)][static_cast<size_t>(entry.found_by)];
   entry.time = clock_.Now();
   entry.domain = namespaces_[entry.ns].domain;
   const Quarantined& added = quarantine_.Add(entry);

@@ -199,7 +199,8 @@ class Control : private Movement::Listener {
 
   absl::StatusOr<Sweep> BeginEvict(NamespaceId ns, std::string_view key) const;
   absl::StatusOr<Sweep> BeginDrop(NamespaceId ns) const;
-  Sweep BeginFlush() const { return {}; }
+  // kNotFound: there is no such tier.
+  absl::StatusOr<Sweep> BeginFlush(TierIndex tier) const;
   // One turn. True: it is done; a namespace whose last block has left is dropped then.
   bool Continue(Sweep& sweep);
 
@@ -210,10 +211,13 @@ class Control : private Movement::Listener {
   // What was found damaged lately.
   const QuarantineList& quarantine() const { return quarantine_; }
   const Scrubber& scrubber() const { return scrubber_; }
+  // Of the walk in the background, from now on; 0: there is none.
+  void SetScrubBandwidth(uint64_t bytes_per_second);
 
   void ConfigReloaded();  // What is live in the configuration has changed; for the events.
 
   EventRing& events() { return event_ring_; }
+  const EventRing& events() const { return event_ring_; }
   Nanos now() const { return clock_.Now(); }
 
   // --- looking -----------------------------------------------------------------------------------
@@ -359,6 +363,9 @@ class Control : private Movement::Listener {
   BlockRow RowOf(BlockRef block, const BlockFilter& filter, uint32_t& work) const;
   bool ContinueChain(Sweep& sweep);
   bool ContinueSlots(Sweep& sweep);
+  bool ContinueFlush(Sweep& sweep);
+  bool EndFlushWalk(Sweep& sweep);
+  bool LeaveTier(Sweep& sweep, BlockRef block);
   void DropNamespace(NamespaceId ns);
   void Record(EventKind kind, DomainId domain, uint64_t number, NamespaceId ns = 0);
   void RecordChain(EventKind kind, LeaseId id, BlockRef block,

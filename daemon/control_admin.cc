@@ -23,6 +23,8 @@ constexpr uint32_t kSessionsPerTurn = 128;
 constexpr uint32_t kNamespacesPerTurn = 32;
 constexpr uint32_t kChildrenCounted = 4096;  // Of one block; a root may have as many as there are.
 constexpr uint32_t kMaxRestarts = 64;        // Of a walk whose place others have taken.
+constexpr uint32_t kMaxFlushWalks = 4;       // Others go on storing.
+constexpr uint32_t kMaxFlushWaits = 1000;    // Turns, for what is being written.
 constexpr Nanos kDrainLook = 20 * kMillisecond;  // Copies tell the copiers when they end, not us.
 
 void Spend(uint32_t& work, uint32_t cost) { work -= std::min(work, cost); }
@@ -318,6 +320,11 @@ absl::StatusOr<Scrubber::Progress> Control::ContinueVerify(Scrubber::RunId run) 
   return *progress;
 }
 
+void Control::SetScrubBandwidth(uint64_t bytes_per_second) {
+  control_.AssertHeld();
+  scrubber_.SetBandwidth(bytes_per_second);
+}
+
 // --- letting blocks leave
 // -------------------------------------------------------------------------
 
@@ -344,9 +351,20 @@ absl::StatusOr<Sweep> Control::BeginDrop(NamespaceId ns) const {
   return Sweep{.reason = EvictReason::kPurge, .ns = ns};
 }
 
+absl::StatusOr<Sweep> Control::BeginFlush(TierIndex tier) const {
+  control_.AssertHeld();
+  if (movement_ != nullptr) return Sweep{.tier = tier};
+  if (tier != TierIndex::kDram) return absl::NotFoundError("tier: this daemon has no NVMe");
+  return Sweep{};  // What leaves the only tier is gone.
+}
+
 bool Control::Continue(Sweep& sweep) {
   control_.AssertHeld();
-  if (!(sweep.top != 0 ? ContinueChain(sweep) : ContinueSlots(sweep))) return false;
+  sweep.waits = false;
+  const bool done = sweep.tier.has_value() ? ContinueFlush(sweep)
+                    : sweep.top != 0       ? ContinueChain(sweep)
+                                           : ContinueSlots(sweep);
+  if (!done) return false;
   if (sweep.reason == EvictReason::kPurge && FindNamespace(sweep.ns) != nullptr &&
       residency_.use(sweep.ns).used == 0) {
     DropNamespace(sweep.ns);
@@ -383,6 +401,68 @@ bool Control::ContinueSlots(Sweep& sweep) {
     if (at < sweep.next && sweep.kept > 0) --sweep.kept;
     sweep.climb = above;
   }
+  return false;
+}
+
+// Every block that has something in the tier, in the order of the slots, climbing as above. From
+// memory it takes several walks: what NVMe lacks of a leaf's chain is written first, and the chain
+// leaves in the walk after that.
+bool Control::ContinueFlush(Sweep& sweep) {
+  const bool dram = *sweep.tier == TierIndex::kDram;
+  for (uint32_t work = kWorkPerTurn; work > 0;) {
+    if (sweep.climb == 0) {
+      if (sweep.next > residency_.max_blocks()) return EndFlushWalk(sweep);
+      Spend(work, 1);
+      const BlockRef at = sweep.next++;
+      const Block& block = residency_.block(at);
+      if ((dram ? block.first_part : block.first_cold) == 0) continue;
+      ++sweep.kept;  // Until it leaves.
+      sweep.climb = at;
+    }
+    const BlockRef at = std::exchange(sweep.climb, 0);
+    if (!(dram ? residency_.evictable(at) : residency_.cold_evictable(at))) continue;
+    BlockRef above = residency_.block(at).parent;
+    while (above != 0 && residency_.block(above).state == BlockState::kStub) {
+      above = residency_.block(above).parent;  // It goes with what it was kept for.
+    }
+    Spend(work, kWorkOfEviction);
+    if (LeaveTier(sweep, at)) {
+      if (at < sweep.next && sweep.kept > 0) --sweep.kept;
+      sweep.climb = above;
+    } else if (sweep.waits) {
+      sweep.climb = at;  // Once more, in another turn.
+      return false;
+    }
+  }
+  return false;
+}
+
+// False: it is still there, and the sweep waits if it is to be asked again.
+bool Control::LeaveTier(Sweep& sweep, BlockRef ref) {
+  if (*sweep.tier == TierIndex::kNvme) {
+    residency_.LeaveNvme(ref, sweep.reason);
+  } else {
+    const Movement::Leave left = movement_->LetLeave(ref, clock_.Now());
+    sweep.waits = left == Movement::Leave::kBusy;
+    sweep.began |= left == Movement::Leave::kUnderWay;
+    if (left != Movement::Leave::kLeft) return false;
+  }
+  ++(residency_.block(ref).state == BlockState::kFree ? sweep.evicted : sweep.moved);
+  return true;
+}
+
+// True: that was the last one. What was begun has ended before the next, or has had its time.
+bool Control::EndFlushWalk(Sweep& sweep) {
+  if (!sweep.began) return true;
+  if (movement_->moves() > 0 && sweep.waited < kMaxFlushWaits) {
+    ++sweep.waited;
+    sweep.waits = true;
+    return false;
+  }
+  if (++sweep.restarts > kMaxFlushWalks) return true;
+  sweep.next = 1;
+  sweep.kept = 0;  // Will be met again.
+  sweep.began = false;
   return false;
 }
 

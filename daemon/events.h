@@ -102,9 +102,15 @@ class EventRing {
   // after EndWaits().
   void WaitFor(uint64_t sequence, absl::Duration patience);
   void EndWaits();
+  // How many there were, since start.
+  uint64_t published() const { return published_.load() - 1; }
+  // A reader was too slow: some were forgotten before it read them.
+  void CountGap() { gaps_.fetch_add(1, std::memory_order_relaxed); }
+  uint64_t gaps() const { return gaps_.load(std::memory_order_relaxed); }
 
  private:
   const uint64_t capacity_;
+  std::atomic<uint64_t> gaps_{0};  // A counter.
 
   // Control thread only.
   std::vector<Event> events_;

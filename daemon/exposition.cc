@@ -142,10 +142,18 @@ void AddDemand(const MetricsSource& source, const std::vector<Tenant>& tenants, 
   }
   const ControlCounters& c = metrics.counters;
   out.Counter("kvd_get_blocks_total",
-              "Blocks whose extents were asked for, by what became of them.");
+              "Blocks whose extents were asked for, by what became of them; of nvme those that "
+              "were brought to memory for that.");
   out.Add(c.load_blocks, {{"tier", "dram"}, {"outcome", "ok"}});
   out.Add(c.load_miss_blocks, {{"tier", "dram"}, {"outcome", "miss"}});
-  out.Add(c.damage_confirmed, {{"tier", "dram"}, {"outcome", "checksum"}});
+  out.Add(metrics.damage[0][static_cast<size_t>(FoundBy::kClient)],
+          {{"tier", "dram"}, {"outcome", "checksum"}});
+  if (source.nvme != nullptr) {
+    out.Add(metrics.movement.promoted_blocks, {{"tier", "nvme"}, {"outcome", "ok"}});
+    out.Add(metrics.movement.promotions_without_room, {{"tier", "nvme"}, {"outcome", "no_room"}});
+    out.Add(metrics.damage[1][static_cast<size_t>(FoundBy::kRead)],
+            {{"tier", "nvme"}, {"outcome", "checksum"}});
+  }
   out.Counter("kvd_prefill_tokens_saved_total",
               "Tokens of blocks that loads named: nobody has to compute them again.");
   for (const Tenant& t : tenants) {
@@ -202,6 +210,11 @@ void AddTiers(const MetricsSource& source, Families& out) {
   out.Counter("kvd_transfer_bytes_total", "Payload by where it went and why.");
   out.Add(c.committed_bytes, {{"from", "client"}, {"to", "dram"}, {"reason", "put"}});
   out.Add(c.load_bytes, {{"from", "dram"}, {"to", "client"}, {"reason", "get"}});
+  if (nvme != nullptr) {
+    const MovementCounters& m = control.metrics().movement;
+    out.Add(m.demoted_bytes, {{"from", "dram"}, {"to", "nvme"}, {"reason", "demote"}});
+    out.Add(m.promoted_bytes, {{"from", "nvme"}, {"to", "dram"}, {"reason", "promote"}});
+  }
 }
 
 // What a restart found, and whom it still waits for.
@@ -225,14 +238,22 @@ void AddRestart(const MetricsSource& source, Families& out) {
       .Add(record.unrecorded_parts());
 }
 
+// How much of the segments in use is live: what reclaiming has to copy.
+double LiveShare(const NvmeNumbers::Device& device) {
+  uint64_t all = 0;
+  for (const SharedCount& segments : device.segments) all += segments;
+  const uint64_t used = all - device.segments[static_cast<size_t>(SegmentState::kFree)];
+  if (used == 0) return 0;
+  const double bytes = static_cast<double>(device.capacity_bytes) / static_cast<double>(all) *
+                       static_cast<double>(used);
+  return static_cast<double>(device.live_bytes) / bytes;
+}
+
 constexpr std::string_view kSegmentStateNames[] = {"free",   "open",       "sealing",
                                                    "sealed", "reclaiming", "drained"};
 static_assert(std::size(kSegmentStateNames) == kSegmentStates);
 
-void AddNvme(const MetricsSource& source, Families& out) {
-  if (source.nvme == nullptr) return;
-  const NvmeNumbers& n = source.nvme->numbers();
-  const MovementCounters& m = source.control->metrics().movement;
+void AddDevices(const NvmeNumbers& n, Families& out) {
   out.Gauge("kvd_nvme_device_up", "1: the device takes reads and writes.");
   for (const auto& device : n.devices) {
     out.Add(uint64_t{device->out == 0}, {{"device", device->name}, {"engine", device->engine}});
@@ -244,6 +265,43 @@ void AddNvme(const MetricsSource& source, Families& out) {
               {{"device", device->name}, {"state", kSegmentStateNames[state]}});
     }
   }
+  out.Gauge("kvd_nvme_device_capacity_bytes", "Room of a device in segments.");
+  for (const auto& device : n.devices) out.Add(device->capacity_bytes, {{"device", device->name}});
+  out.Gauge("kvd_nvme_device_live_bytes", "Of that, records that can be found.");
+  for (const auto& device : n.devices) out.Add(device->live_bytes, {{"device", device->name}});
+  out.Gauge("kvd_nvme_device_writing_bytes", "Bytes on their way to a device, now.");
+  for (const auto& device : n.devices) {
+    out.Add(device->write_bytes_in_flight, {{"device", device->name}});
+  }
+  out.Gauge("kvd_segment_live_ratio", "Live bytes of the segments in use: what reclaiming copies.");
+  for (const auto& device : n.devices) out.Add(LiveShare(*device), {{"device", device->name}});
+}
+
+// What left memory for NVMe, or came back.
+void AddMovement(const MovementCounters& m, Families& out) {
+  out.Counter("kvd_demotion_blocks_total",
+              "Blocks that left memory, by how: written, clean (there before), declined by "
+              "admission, failed to be written, lost (somebody needed the room first).");
+  out.Add(m.demoted_blocks, {{"outcome", "written"}});
+  out.Add(m.clean_blocks, {{"outcome", "clean"}});
+  out.Add(m.declined_blocks, {{"outcome", "declined"}});
+  out.Add(m.failed_blocks, {{"outcome", "failed"}});
+  out.Add(m.lost_blocks, {{"outcome", "lost"}});
+  out.Counter("kvd_prefetch_issued_total", "Blocks that were brought before anybody waited.")
+      .Add(m.prefetched_blocks, {{"trigger", "lookup"}});
+  out.Counter("kvd_load_waits_total",
+              "Loads that met a block on NVMe: waited for it, or were too many to wait.");
+  out.Add(m.load_waits, {{"outcome", "waited"}});
+  out.Add(m.load_waits_refused, {{"outcome", "refused"}});
+  out.Counter("kvd_load_joins_total", "Of those that waited, for what was on its way already.")
+      .Add(m.joined_waits);
+}
+
+void AddNvme(const MetricsSource& source, Families& out) {
+  if (source.nvme == nullptr) return;
+  const NvmeNumbers& n = source.nvme->numbers();
+  const MovementCounters& m = source.control->metrics().movement;
+  AddDevices(n, out);
   out.Counter("kvd_nvme_breaker_changes_total", "Times that a device was taken out or came back.")
       .Add(n.breaker_changes);
   out.Counter("kvd_nvme_written_bytes_total", "Bytes that devices were written, by why.");
@@ -262,6 +320,9 @@ void AddNvme(const MetricsSource& source, Families& out) {
   out.Add(n.given_up_records, {{"kind", "no_free_segment"}});
   out.Counter("kvd_nvme_segments_freed_total", "Segments that were reclaimed.")
       .Add(n.segments_freed);
+  out.Counter("kvd_nvme_segments_bad_total", "Segments that are not used again, after errors.")
+      .Add(n.segments_bad);
+  out.Counter("kvd_nvme_syncs_total", "Times that what was written was made durable.").Add(n.syncs);
   out.Counter("kvd_nvme_index_errors_total", "Rows that the index does not have, by why.");
   out.Add(n.index_rows_dropped, {{"reason", "overload"}});
   out.Add(n.index_write_errors, {{"reason", "write"}});
@@ -273,14 +334,16 @@ void AddNvme(const MetricsSource& source, Families& out) {
   out.Add(a.admitted_blocks, {{"outcome", "admitted"}});
   out.Add(a.declined_blocks, {{"outcome", "declined"}});
   out.Add(a.over_budget_blocks, {{"outcome", "over_budget"}});
+  out.Counter("kvd_admission_bytes_total",
+              "The same in bytes of records, as far as they were wanted.");
+  out.Add(a.admitted_bytes, {{"outcome", "admitted"}});
+  out.Add(a.over_budget_bytes, {{"outcome", "over_budget"}});
   out.Gauge("kvd_nvme_write_budget_bytes", "Bytes a day that may be written; 0: no limit.")
       .Add(source.nvme->admission().bytes_per_day());
-  out.Counter("kvd_moved_blocks_total", "Blocks that moved between memory and NVMe, by why.");
-  out.Add(m.demoted_blocks, {{"to", "nvme"}, {"reason", "demotion"}});
-  out.Add(m.promoted_blocks, {{"to", "dram"}, {"reason", "promotion"}});
-  out.Counter("kvd_demotion_lost_blocks_total",
-              "Blocks that left memory unasked, because somebody needed the room first.")
-      .Add(m.lost_blocks);
+  out.Gauge("kvd_nvme_write_budget_remaining_bytes",
+            "What may be written now, of a minute's share; not there without a limit.");
+  if (source.nvme->admission().bytes_per_day() != 0) out.Add(n.write_budget_remaining_bytes);
+  AddMovement(m, out);
   out.Counter("kvd_declined_hit_blocks_total",
               "Blocks on NVMe that lookups were not told of: slower than computing, or the tier is "
               "out.")
@@ -302,13 +365,21 @@ void AddNvme(const MetricsSource& source, Families& out) {
 
 void AddEviction(const MetricsSource& source, Families& out) {
   const Residency::Counts& counts = source.control->store().residency().counts();
-  out.Counter("kvd_evicted_blocks_total", "Blocks whose last copy was dropped.");
-  for (size_t i = 0; i < kEvictReasons; ++i) {
-    out.Add(counts.evicted_for[i], {{"tier", "dram"}, {"reason", kEvictReasonNames[i]}});
+  out.Counter("kvd_evicted_blocks_total",
+              "Blocks whose last copy was dropped, by the tier that had it.");
+  const size_t tiers = source.nvme == nullptr ? 1 : kTiers;
+  for (size_t tier = 0; tier < tiers; ++tier) {
+    for (size_t i = 0; i < kEvictReasons; ++i) {
+      out.Add(counts.evicted_from[tier].blocks[i],
+              {{"tier", kTierNames[tier]}, {"reason", kEvictReasonNames[i]}});
+    }
   }
   out.Counter("kvd_evicted_bytes_total", "Payload of such blocks.");
-  for (size_t i = 0; i < kEvictReasons; ++i) {
-    out.Add(counts.evicted_bytes_for[i], {{"tier", "dram"}, {"reason", kEvictReasonNames[i]}});
+  for (size_t tier = 0; tier < tiers; ++tier) {
+    for (size_t i = 0; i < kEvictReasons; ++i) {
+      out.Add(counts.evicted_from[tier].bytes[i],
+              {{"tier", kTierNames[tier]}, {"reason", kEvictReasonNames[i]}});
+    }
   }
   out.Counter("kvd_regions_emptied_total", "Regions taken from one layout for another.")
       .Add(source.control->store().regions_emptied());
@@ -372,12 +443,33 @@ void AddPromises(const MetricsSource& source, const std::vector<Tenant>& tenants
 void AddTrouble(const MetricsSource& source, Families& out) {
   const ControlCounters& c = source.control->counters();
   const ServiceMetrics& service = *source.service;
+  const size_t tiers = source.nvme == nullptr ? 1 : kTiers;
+  const ControlMetrics& metrics = source.control->metrics();
   out.Counter("kvd_checksum_failures_total",
-              "Parts whose stored bytes were not those that were committed.")
-      .Add(c.damage_confirmed, {{"tier", "dram"}});
-  if (source.nvme != nullptr) {
-    out.Add(source.control->metrics().movement.damaged_records, {{"tier", "nvme"}});
+              "Parts whose stored bytes were not those that were committed, by who found it.");
+  for (size_t tier = 0; tier < tiers; ++tier) {
+    for (size_t finder = 0; finder < kFinders; ++finder) {
+      out.Add(metrics.damage[tier][finder],
+              {{"tier", kTierNames[tier]}, {"found_by", kFinderNames[finder]}});
+    }
   }
+  out.Counter("kvd_scrub_bytes_total", "Stored bytes that were read to check them.");
+  for (size_t tier = 0; tier < tiers; ++tier) {
+    out.Add(metrics.scrub.tiers[tier].bytes, {{"tier", kTierNames[tier]}});
+  }
+  out.Counter("kvd_scrub_parts_total",
+              "Parts that were to be checked; skipped: read by too many, or too much waited.");
+  for (size_t tier = 0; tier < tiers; ++tier) {
+    out.Add(metrics.scrub.tiers[tier].parts, {{"tier", kTierNames[tier]}, {"outcome", "checked"}});
+    out.Add(metrics.scrub.tiers[tier].skipped,
+            {{"tier", kTierNames[tier]}, {"outcome", "skipped"}});
+  }
+  out.Counter("kvd_scrub_passes_total", "Times that the background has checked all blocks.")
+      .Add(metrics.scrub.passes);
+  out.Counter("kvd_events_published_total", "What happened, as `kvctl events` tells it.")
+      .Add(source.control->events().published());
+  out.Counter("kvd_event_gaps_total", "Times that a reader was too slow and missed events.")
+      .Add(source.control->events().gaps());
   out.Counter("kvd_damage_reported_total",
               "Parts that clients called damaged; each is summed again before it is believed.")
       .Add(c.damage_reported);
@@ -435,6 +527,13 @@ void AddCalls(const MetricsSource& source, Families& out) {
     each([&out](std::string_view transport, std::string_view op, const OfOp& counts) {
       out.Add(counts.duration, 1e9, {{"op", op}, {"tier", "dram"}, {"transport", transport}});
     });
+    if (source.nvme != nullptr) {
+      const MovementCounters& m = source.control->metrics().movement;
+      for (const auto& [op, duration] :
+           {std::pair("nvme_read", &m.read_time), std::pair("nvme_write", &m.write_time)}) {
+        out.Add(*duration, 1e9, {{"op", op}, {"tier", "nvme"}, {"transport", "device"}});
+      }
+    }
   }
   out.Counter("kvd_op_answers_total", "Calls that were answered, by gRPC's status code.");
   each([&out](std::string_view transport, std::string_view op, const OfOp& counts) {
@@ -453,6 +552,10 @@ void AddCalls(const MetricsSource& source, Families& out) {
   out.Add(service.calls, {{"queue", "calls"}});
   out.Add(service.slices, {{"queue", "slices"}});
   out.Add(source.control->metrics().waiting_calls, {{"queue", "waiting"}});
+  if (source.nvme != nullptr) {
+    out.Add(source.control->metrics().movement.moves, {{"queue", "moves"}});
+    out.Add(source.nvme->numbers().index_rows_waiting, {{"queue", "nvme_index"}});
+  }
 }
 
 struct ProcessMemory {

@@ -34,6 +34,7 @@
 #include "daemon/config.h"
 #include "daemon/control.h"
 #include "daemon/copier_pool.h"
+#include "daemon/damage_log.h"
 #include "daemon/data_directory.h"
 #include "daemon/domains.h"
 #include "daemon/endpoint_lock.h"
@@ -84,17 +85,19 @@ constexpr absl::Duration kHeartbeatPatience = absl::Seconds(3);
 
 // What is scraped of NVMe is that old at most.
 constexpr absl::Duration kNvmePublishPeriod = absl::Seconds(1);
+// What is left of messages that could not be parsed goes before the heap is trimmed.
+constexpr absl::Duration kTidyPeriod = absl::Seconds(1);
 // For open segments to be ended. What is not is found by the next start all the same.
 constexpr absl::Duration kNvmeClosePatience = absl::Seconds(5);
 
 // Writes where the default logger does, on a thread of its own: the control thread must not wait
 // for whoever reads our log.
-std::shared_ptr<spdlog::logger> CallLogger() {
+std::shared_ptr<spdlog::logger> PatientLogger() {
   constexpr size_t kLines = 1024;
   spdlog::init_thread_pool(kLines, /*threads_n=*/1);
   const std::shared_ptr<spdlog::logger> shared = spdlog::default_logger();
   auto logger = std::make_shared<spdlog::async_logger>(
-      shared->name() + ".call", shared->sinks().begin(), shared->sinks().end(),
+      shared->name() + ".control", shared->sinks().begin(), shared->sinks().end(),
       spdlog::thread_pool(), spdlog::async_overflow_policy::overrun_oldest);
   logger->set_level(shared->level());
   logger->flush_on(spdlog::level::info);
@@ -301,7 +304,10 @@ int Serve(const Config& config) {
       [&domains, &inbox](const Config& changed) {
         spdlog::set_level(spdlog::level::from_str(changed.log_level));
         domains.SetRules(changed.domains);
-        inbox.Post(Task{[](Control& control) { control.ConfigReloaded(); }});
+        inbox.Post(Task{[scrub = changed.scrub_bandwidth](Control& control) {
+          control.SetScrubBandwidth(scrub);
+          control.ConfigReloaded();
+        }});
       },
       [&tls](const Config& now) { return RenewTls(tls->get(), now); });
   RegionDirectory regions;
@@ -319,8 +325,14 @@ int Serve(const Config& config) {
   const std::unique_ptr<EvictionPolicy> policy = MakePolicy(config.policy, config.max_blocks);
   const std::unique_ptr<EvictionPolicy> nvme_policy =
       *nvme == nullptr ? nullptr : MakePolicy(config.policy, config.max_blocks);
-  Control::Options limits{.load_bytes_per_us = MeasureCopy(copier, clock),
-                          .count_operations = config.op_metrics};
+  const std::shared_ptr<spdlog::logger> patient_logger = PatientLogger();
+  DamageLog damage_log(patient_logger,
+                       [&domains](DomainId domain) { return domains.Name(domain); });
+  Control::Options limits{
+      .scrubber = {.bytes_per_second = config.scrub_bandwidth},
+      .damage_found = [&damage_log](const Quarantined& found) { damage_log.Write(found); },
+      .load_bytes_per_us = MeasureCopy(copier, clock),
+      .count_operations = config.op_metrics};
   FillBoard board(limits.max_reservations);
   auto copiers = std::make_unique<CopierPool>(
       board, inbox, copier,
@@ -366,7 +378,7 @@ int Serve(const Config& config) {
     });
   }
 
-  CallLog call_log(CallLogger());
+  CallLog call_log(patient_logger);
   absl::StatusOr<std::unique_ptr<Service>> service =
       Service::Start(control, clock,
                      {.path = config.path(),
@@ -465,6 +477,9 @@ int Serve(const Config& config) {
   const Watchdog watchdog(
       [&] { inbox.Post(Task{[](Control&) { NotifyServiceManager("WATCHDOG=1"); }}); });
   const HeapTrimmer trimmer;
+  std::optional<Periodic> tidier(std::in_place, kTidyPeriod, [&inbox, &service] {
+    inbox.Post(Task{[&service](Control&) { (*service)->ForgetUnparsed(); }});
+  });
   std::optional<Periodic> nvme_publisher;
   if (*nvme != nullptr) {
     nvme_publisher.emplace(kNvmePublishPeriod, [&inbox, stack = nvme->get()] {
@@ -484,6 +499,7 @@ int Serve(const Config& config) {
   admin->reset();
   sessions->reset();
   nvme_publisher.reset();
+  tidier.reset();
   copiers.reset();
   former_readers.reset();
   inbox.SetWake(nullptr);

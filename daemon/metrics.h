@@ -17,6 +17,8 @@
 #include <string_view>
 
 #include "absl/synchronization/mutex.h"
+#include "daemon/quarantine.h"
+#include "daemon/tier_index.h"
 #include "proto/types/block.h"
 #include "proto/types/clock.h"
 #include "proto/types/shared_count.h"
@@ -161,6 +163,7 @@ struct MovementCounters {
   SharedCount written_bytes;        // With headers.
   SharedCount failed_writes;        // Records.
   SharedCount nvme_evicted_blocks;  // Left NVMe to make room for others.
+  SharedCount demoted_bytes;        // Payload of records that were written.
   SharedCount promoted_blocks;
   SharedCount promoted_bytes;
   SharedCount prefetched_blocks;  // Of those, before anybody waited.
@@ -168,9 +171,22 @@ struct MovementCounters {
   SharedCount promotions_without_room;
   SharedCount failed_reads;  // Records, damaged ones among them.
   SharedCount damaged_records;
-  SharedCount load_waits;           // Calls that waited for a promotion, ...
-  SharedCount load_waits_refused;   // ... and that did not: too many wait already.
-  SharedCount declined_hit_blocks;  // Slower to load than to compute, or the tier is out.
+  SharedCount load_waits;                 // Calls that waited for a promotion, ...
+  SharedCount load_waits_refused;         // ... and that did not: too many wait already.
+  SharedCount declined_hit_blocks;        // Slower to load than to compute, or the tier is out.
+  Histogram<DurationBuckets> write_time;  // Nanoseconds, of records.
+  Histogram<DurationBuckets> read_time;
+};
+
+// What walks over stored bytes saw, since start: the background's and those of operators.
+struct ScrubCounters {
+  struct OfTier {
+    SharedCount parts;  // Looked at, ...
+    SharedCount bytes;
+    SharedCount skipped;  // ... and not: they are held too often, or too much waits already.
+  };
+  std::array<OfTier, kTiers> tiers;
+  SharedCount passes;  // Of the background's walk over all blocks, ended.
 };
 
 // Of the control thread's decisions.
@@ -182,6 +198,9 @@ class ControlMetrics {
 
   ControlCounters counters;
   MovementCounters movement;
+  ScrubCounters scrub;
+  // Parts that were found damaged, by where and by whom.
+  std::array<std::array<SharedCount, kFinders>, kTiers> damage;
   Histogram<TokenBuckets> prompt_tokens;
   Histogram<ShareBuckets> match_share;
   SharedCount waiting_calls;  // Now: for producers, or for copiers.

@@ -64,7 +64,11 @@ void Movement::Stored(BlockRef block) {
 
 // The tier is in the middle of its work when it tells: nothing is asked of it until it is done.
 void Movement::NvmeEnded(const NvmeTier::Completion& completion) {
-  told_.push_back({.number = static_cast<uint32_t>(completion.tag), .outcome = completion.outcome});
+  const auto number = static_cast<uint32_t>(completion.tag);
+  const bool write = ops_[number].kind == Op::Kind::kWrite;
+  (write ? counters_.write_time : counters_.read_time)
+      .Observe(static_cast<uint64_t>(std::max<Nanos>(0, completion.took)));
+  told_.push_back({.number = number, .outcome = completion.outcome});
 }
 
 void Movement::NvmeMoved(uint32_t occupant, RecordPlace to) { residency_.MoveCold(occupant, to); }
@@ -208,7 +212,7 @@ bool Movement::MakeRoomInPool(EvictionPolicy::Pool pool, uint32_t& victims, Nano
 }
 
 // Lets a victim leave, or begins to write it. False: as much is on its way as may be.
-bool Movement::Demote(BlockRef victim, Nanos now) {
+bool Movement::Demote(BlockRef victim, Nanos now, EvictReason reason) {
   if (residency_.OnNvme(victim)) {
     residency_.LeaveDram(victim);
     KVD_KILL_POINT("demote.clean");
@@ -218,7 +222,7 @@ bool Movement::Demote(BlockRef victim, Nanos now) {
   if (!MayBeginJob()) return false;
   if (!Admitted(victim, now)) {
     ++counters_.declined_blocks;
-    LetGo(victim);
+    LetGo(victim, reason);
     return true;
   }
   Job job{.victim = victim, .deadline = now + options_.write_patience};
@@ -239,10 +243,20 @@ bool Movement::Demote(BlockRef victim, Nanos now) {
   return true;
 }
 
-void Movement::LetGo(BlockRef victim) {
+void Movement::LetGo(BlockRef victim, EvictReason reason) {
   declining_ = true;
-  residency_.LeaveDram(victim);
+  residency_.LeaveDram(victim, reason);
   declining_ = false;
+}
+
+Movement::Leave Movement::LetLeave(BlockRef block, Nanos now) {
+  if (!tier_.writable() && !residency_.OnNvme(block)) {
+    LetGo(block, EvictReason::kAdmin);
+    return Leave::kLeft;
+  }
+  const size_t jobs = jobs_.size();
+  if (!Demote(block, now, EvictReason::kAdmin)) return Leave::kBusy;
+  return jobs_.size() > jobs ? Leave::kUnderWay : Leave::kLeft;
 }
 
 // What is not found any more cannot be found on NVMe either; and what has no scope has no name.
@@ -378,6 +392,7 @@ void Movement::EndWrite(const Op& op, NvmeOutcome outcome) {
   writing_bytes_ -= op.length;
   if (outcome == NvmeOutcome::kOk) {
     residency_.CommitCold(op.cold, residency_.tick());
+    counters_.demoted_bytes += op.length;
     KVD_KILL_POINT("demote.part_written");
   } else {
     ++counters_.failed_writes;

@@ -95,6 +95,15 @@ class Movement final : private NvmeTier::Owner, private Store::Listener {
   // waits for them yet.
   void Prefetch(const Residency::Prefix& prefix, uint32_t from);
 
+  enum class Leave : uint8_t {
+    kLeft,      // It is not in DRAM any more.
+    kUnderWay,  // It is being written; evictable() again when that has ended, and then on NVMe.
+    kBusy,      // As much is on its way as may be.
+  };
+  // Lets a block leave DRAM because an operator wants it empty: to NVMe, if admission wants it and
+  // the tier takes writes. Requires: it is evictable.
+  Leave LetLeave(BlockRef block, Nanos now);
+
   // Reads a record to look at it; the listener is told. False: not now. Requires: it is there.
   bool Check(ColdRef cold);
 
@@ -171,8 +180,8 @@ class Movement final : private NvmeTier::Owner, private Store::Listener {
   bool MayBeginJob() const;
   void MakeRoomAhead(Nanos now);
   bool MakeRoomInPool(EvictionPolicy::Pool pool, uint32_t& victims, Nanos now);
-  bool Demote(BlockRef victim, Nanos now);
-  void LetGo(BlockRef victim);
+  bool Demote(BlockRef victim, Nanos now, EvictReason reason = EvictReason::kPressure);
+  void LetGo(BlockRef victim, EvictReason reason);
   bool Admitted(BlockRef victim, Nanos now);
   bool WriteJobs(Nanos now);
   bool WriteChain(JobPtr job);

@@ -2,6 +2,7 @@
 
 #include <spdlog/spdlog.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "policy/admissions.h"
@@ -12,7 +13,7 @@ absl::StatusOr<std::unique_ptr<NvmeStack>> NvmeStack::Open(const Config& config,
                                                            const std::string& index_path,
                                                            const Clock& clock,
                                                            std::function<void()> wake) {
-  auto stack = std::unique_ptr<NvmeStack>(new NvmeStack());
+  auto stack = std::unique_ptr<NvmeStack>(new NvmeStack(clock));
   SegmentTierOptions options{
       .clock = &clock,
       .durability = config.durable_sync ? NvmeDurability::kSync : NvmeDurability::kAsync,
@@ -91,6 +92,9 @@ void NvmeStack::Publish() {
   numbers_.index_rows_dropped = index.rows_dropped;
   numbers_.index_write_errors = index.write_errors;
   numbers_.index_rows_waiting = index.rows_waiting;
+  const int64_t budget =
+      admission_->bytes_per_day() == 0 ? 0 : admission_->available(clock_->Now());
+  numbers_.write_budget_remaining_bytes = static_cast<uint64_t>(std::max<int64_t>(0, budget));
 }
 
 }  // namespace kvd

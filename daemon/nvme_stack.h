@@ -60,6 +60,7 @@ struct NvmeNumbers {
   SharedCount index_rows_dropped;
   SharedCount index_write_errors;
   SharedCount index_rows_waiting;
+  SharedCount write_budget_remaining_bytes;  // 0 without a limit, and in debt.
 };
 
 class NvmeStack {
@@ -89,8 +90,9 @@ class NvmeStack {
   absl::Status Close(absl::Duration patience) { return tier_->Close(patience); }
 
  private:
-  NvmeStack() = default;
+  explicit NvmeStack(const Clock& clock) : clock_(&clock) {}
 
+  const Clock* clock_;
   std::vector<std::unique_ptr<NvmeDevice>> devices_;
   std::unique_ptr<RocksIndex> index_;
   std::unique_ptr<SegmentTier> tier_;

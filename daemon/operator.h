@@ -7,6 +7,7 @@
 #include <sys/types.h>
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -14,6 +15,7 @@
 #include "daemon/events.h"
 #include "daemon/lease_table.h"
 #include "daemon/residency.h"
+#include "daemon/tier_index.h"
 #include "proto/types/block.h"
 #include "proto/types/clock.h"
 #include "proto/types/namespace_descriptor.h"
@@ -117,6 +119,7 @@ struct OperatorPin {
 // BeginFlush().
 struct Sweep {
   EvictReason reason = EvictReason::kAdmin;  // kPurge: the namespace goes as well.
+  std::optional<TierIndex> tier;             // Blocks leave this alone; empty: every tier.
   NamespaceId ns = 0;                        // 0: all.
   BlockRef top = 0;                          // Only this and what hangs below it; 0: all.
   ChainHash top_key;
@@ -127,8 +130,12 @@ struct Sweep {
   ChainHash at_key;
   bool descending = true;  // ... before, or after, what hangs below.
   uint32_t restarts = 0;
+  bool waits = false;  // What it has begun must end first: give it a few milliseconds.
+  bool began = false;  // In this walk, to write blocks.
+  uint32_t waited = 0;
   // Answer.
   uint64_t evicted = 0;
+  uint64_t moved = 0;    // Of a tier: left it, and are in the other.
   uint64_t kept = 0;     // Leased, pinned, held or in production, or above such a block.
   bool dropped = false;  // Of kPurge: nothing is left, and the namespace has gone.
 };

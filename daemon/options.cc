@@ -224,11 +224,25 @@ std::string SetDurability(std::string_view text, const MemoryLimit&, Config& con
 
 constexpr std::string_view kBudgets = "bytes, \"500GiB\" or \"2TiB\"";
 constexpr std::string_view kCapacities = "bytes, \"512MiB\" or \"1TiB\"";
+constexpr std::string_view kBandwidths = "bytes a second, \"32MiB\" or \"1GiB\"";
+constexpr uint64_t kMaxScrubBandwidth = uint64_t{4} << 30;
 constexpr uint64_t kMinDevice = uint64_t{64} << 20;
 constexpr uint64_t kMaxDevice = uint64_t{1} << 46;
 
 std::string SetWriteBudget(std::string_view text, const MemoryLimit&, Config& config) {
   return ParseQuantity(text, kSizeUnits, kBudgets, &config.nvme_write_budget);
+}
+
+std::string SetScrubBandwidth(std::string_view text, const MemoryLimit&, Config& config) {
+  uint64_t bytes = 0;
+  if (std::string wrong = ParseQuantity(text, kSizeUnits, kBandwidths, &bytes); !wrong.empty()) {
+    return wrong;
+  }
+  if (bytes > kMaxScrubBandwidth) {
+    return absl::StrCat(FormatSize(bytes), " must be at most ", FormatSize(kMaxScrubBandwidth));
+  }
+  config.scrub_bandwidth = bytes;
+  return "";
 }
 
 std::string SetDevices(std::string_view text, const MemoryLimit&, Config& config) {
@@ -481,6 +495,16 @@ const Option kOptions[] = {
              "sets no limit. A drive of 4 TB that bears 1 drive write a day has 4 TB",
      .set = SetWriteBudget,
      .get = [](const Config& config) { return FormatSize(config.nvme_write_budget); }},
+    {.name = "tiers.scrub_bandwidth",
+     .flag = "--scrub-bandwidth",
+     .value = "SIZE",
+     .kind = OptionKind::kSize,
+     .live = true,
+     .fallback = "32MiB",
+     .help = "Bytes a second that are read in the background, in every tier, to find damage before "
+             "somebody asks for the block; 0 looks at nothing",
+     .set = SetScrubBandwidth,
+     .get = [](const Config& config) { return FormatSize(config.scrub_bandwidth); }},
     {.name = "tiers.durability",
      .flag = "--durability",
      .value = "async|sync",

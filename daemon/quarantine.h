@@ -5,9 +5,11 @@
 
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <string_view>
 
 #include "proto/types/block.h"
 #include "proto/types/clock.h"
@@ -21,6 +23,12 @@ enum class FoundBy : uint8_t {
   kReclaim,   // A segment that was copied forward.
   kScrubber,  // The background walk, or an operator's.
 };
+inline constexpr size_t kFinders = 4;
+inline constexpr std::array<std::string_view, kFinders> kFinderNames = {"client", "read", "reclaim",
+                                                                        "scrubber"};
+inline std::string_view FinderName(FoundBy found_by) {
+  return kFinderNames[static_cast<size_t>(found_by)];
+}
 
 struct Quarantined {
   uint64_t number = 0;  // From 1, in order.

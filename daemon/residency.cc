@@ -940,13 +940,23 @@ void Residency::Record(EventKind kind, BlockRef ref, EventReason why) const {
 }
 
 void Residency::CountEvicted(BlockRef ref, EvictReason reason) {
+  const Block& block = blocks_[ref];
   uint64_t bytes = 0;
-  for (PartRef part = blocks_[ref].first_part; part != 0; part = parts_[part].next) {
+  for (PartRef part = block.first_part; part != 0; part = parts_[part].next) {
     bytes += parts_[part].length;
   }
-  ++counts_.evicted_for[static_cast<size_t>(reason)];
-  counts_.evicted_bytes_for[static_cast<size_t>(reason)] += bytes;
+  const bool in_dram = block.first_part != 0;
+  for (ColdRef cold = in_dram ? 0 : block.first_cold; cold != 0; cold = colds_[cold].next) {
+    bytes += colds_[cold].length;
+  }
+  CountEvicted(in_dram ? TierIndex::kDram : TierIndex::kNvme, reason, bytes);
   ++counts_.evicted;
+}
+
+void Residency::CountEvicted(TierIndex tier, EvictReason reason, uint64_t bytes) {
+  Counts::Evicted& evicted = counts_.evicted_from[static_cast<size_t>(tier)];
+  ++evicted.blocks[static_cast<size_t>(reason)];
+  evicted.bytes[static_cast<size_t>(reason)] += bytes;
 }
 
 void Residency::Evict(BlockRef ref, EvictReason reason) {
@@ -960,11 +970,11 @@ void Residency::Evict(BlockRef ref, EvictReason reason) {
   KVD_KILL_POINT("evict.after");
 }
 
-void Residency::LeaveDram(BlockRef ref) {
+void Residency::LeaveDram(BlockRef ref, EvictReason reason) {
   KVD_CHECK(evictable(ref)) << ref;
   if (!OnNvme(ref)) {
     if (blocks_[ref].state == BlockState::kVisible) room_.Lost(blocks_[ref]);
-    Evict(ref);
+    Evict(ref, reason);
     return;
   }
   blocks_[ref].offered = false;
@@ -975,11 +985,11 @@ void Residency::LeaveDram(BlockRef ref) {
   UpdateColdOffer(ref);
 }
 
-void Residency::LeaveNvme(BlockRef ref) {
+void Residency::LeaveNvme(BlockRef ref, EvictReason reason) {
   KVD_CHECK(cold_evictable(ref)) << ref;
   const Block& block = blocks_[ref];
   if (block.state != BlockState::kStub && (block.cold_groups & ~block.complete_groups) != 0) {
-    Evict(ref);
+    Evict(ref, reason);
     return;
   }
   DropColds(ref);
@@ -1027,7 +1037,7 @@ void Residency::MarkDamaged(PartRef ref) {
   uses_[block.ns].bytes -= part.length;
   block.complete_groups = static_cast<uint16_t>(block.complete_groups & ~Bit(group));
   ReleasePart(ref);
-  LoseGroup(block_ref, group, length);
+  LoseGroup(block_ref, group, TierIndex::kDram, length);
 }
 
 void Residency::MarkColdDamaged(ColdRef ref) {
@@ -1038,11 +1048,11 @@ void Residency::MarkColdDamaged(ColdRef ref) {
   const uint32_t length = cold.length;
   UnlinkCold(ref);
   ReleaseCold(ref);
-  LoseGroup(block, group, length);
+  LoseGroup(block, group, TierIndex::kNvme, length);
 }
 
 // What becomes of a block that has lost a damaged part or record of `group`.
-void Residency::LoseGroup(BlockRef ref, uint32_t group, uint32_t length) {
+void Residency::LoseGroup(BlockRef ref, uint32_t group, TierIndex tier, uint32_t length) {
   Block& block = blocks_[ref];
   if ((block.served_groups() & Bit(group)) != 0) {  // The other tier has it.
     UpdateOffers(ref);
@@ -1054,8 +1064,7 @@ void Residency::LoseGroup(BlockRef ref, uint32_t group, uint32_t length) {
   }
   if (needed && block.state == BlockState::kParked) block.state = BlockState::kProducing;
   if (needed && block.state == BlockState::kVisible) {
-    ++counts_.evicted_for[static_cast<size_t>(EvictReason::kCorrupt)];
-    counts_.evicted_bytes_for[static_cast<size_t>(EvictReason::kCorrupt)] += length;
+    CountEvicted(tier, EvictReason::kCorrupt, length);
     BecomeStubOrGo(ref);
   } else if (block.state == BlockState::kProducing && block.first_part == 0) {
     Abandon(ref);

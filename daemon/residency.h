@@ -26,6 +26,7 @@
 
 #include "absl/types/span.h"
 #include "daemon/events.h"
+#include "daemon/tier_index.h"
 #include "policy/eviction.h"
 #include "proto/types/block.h"
 #include "proto/types/host_memory.h"
@@ -293,12 +294,12 @@ class Residency {
   // Nothing hangs below the block, and nobody leases, holds or produces it.
   bool removable(BlockRef block) const { return Removable(blocks_[block]); }
 
-  // Drops the parts of a block from DRAM; one that is not on NVMe leaves altogether.
+  // Drops the parts of a block from DRAM; one that is not on NVMe leaves altogether, for `reason`.
   // Requires: evictable(), which the policy of DRAM knows as well.
-  void LeaveDram(BlockRef block);
+  void LeaveDram(BlockRef block, EvictReason reason = EvictReason::kPressure);
   bool evictable(BlockRef block) const { return blocks_[block].offered; }
   // The same of NVMe. Requires: it is offered to the policy of NVMe.
-  void LeaveNvme(BlockRef block);
+  void LeaveNvme(BlockRef block, EvictReason reason = EvictReason::kPressure);
   bool cold_evictable(BlockRef block) const { return blocks_[block].cold_offered; }
 
   // Lets the block of `pool`, or of any pool, leave DRAM that the policy names. False: none may.
@@ -337,8 +338,12 @@ class Residency {
     SharedCount cold_blocks;     // With cold parts.
     SharedCount cold_parts;      // In any state.
     SharedCount cold_bytes;      // Payload of committed cold parts.
-    std::array<SharedCount, kEvictReasons> evicted_for;
-    std::array<SharedCount, kEvictReasons> evicted_bytes_for;
+    // The same by the tier that had the last copy, and payload there.
+    struct Evicted {
+      std::array<SharedCount, kEvictReasons> blocks;
+      std::array<SharedCount, kEvictReasons> bytes;
+    };
+    std::array<Evicted, kTiers> evicted_from;
   };
   const Counts& counts() const { return counts_; }
   struct NamespaceUse {
@@ -412,6 +417,7 @@ class Residency {
   }
   uint32_t ShowIfServed(BlockRef block, uint64_t tick);
   void CountEvicted(BlockRef block, EvictReason reason);
+  void CountEvicted(TierIndex tier, EvictReason reason, uint64_t bytes);
   void Show(BlockRef block, uint64_t tick);
   uint32_t ShowWithParked(BlockRef block, uint64_t tick);
   void UnlinkPart(Part& part, PartRef ref);
@@ -421,7 +427,7 @@ class Residency {
   void UnlinkCold(ColdRef ref);
   void ReleaseCold(ColdRef ref);
   void DropColds(BlockRef block);
-  void LoseGroup(BlockRef block, uint32_t group, uint32_t length);
+  void LoseGroup(BlockRef block, uint32_t group, TierIndex tier, uint32_t length);
   void DropParts(BlockRef block);
   void DropParkedBelow(BlockRef block);
   void Remove(BlockRef block);

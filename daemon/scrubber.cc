@@ -8,15 +8,25 @@ namespace kvd {
 namespace {
 
 constexpr uint32_t kSlotsPerTurn = 1024;
-constexpr uint32_t kWorkOfBlock = 16;  // As much as looking at so many slots.
+constexpr uint32_t kWorkOfBlock = 16;        // As much as looking at so many slots.
+constexpr uint64_t kLeastBytes = 64u << 10;  // That a part counts: two threads are woken for it.
 constexpr Nanos kPatience = 60 * kSecond;
 constexpr Nanos kIdle = 100 * kMillisecond;  // Between looks at an index that has nothing.
 
 }  // namespace
 
-Scrubber::Scrubber(Store& store, Mover& mover, const Options& options)
-    : store_(store), residency_(store.residency()), mover_(mover), options_(options) {
-  if (options_.bytes_per_second == 0) next_turn_ = INT64_MAX;
+Scrubber::Scrubber(Store& store, Mover& mover, ScrubCounters& counters, const Options& options)
+    : store_(store),
+      residency_(store.residency()),
+      mover_(mover),
+      counters_(counters),
+      options_(options) {
+  SetBandwidth(options.bytes_per_second);
+}
+
+void Scrubber::SetBandwidth(uint64_t bytes_per_second) {
+  options_.bytes_per_second = bytes_per_second;
+  next_turn_ = bytes_per_second == 0 ? INT64_MAX : 0;
 }
 
 // --- walking -------------------------------------------------------------------------------------
@@ -38,7 +48,7 @@ BlockRef Scrubber::NextBlock(Run& run, uint32_t& work) const {
   return 0;
 }
 
-// Starts the checks of all that a block has. Returns their bytes.
+// Starts the checks of all that a block has. Returns their cost, in bytes.
 uint64_t Scrubber::CheckBlock(Run& run, RunId id, BlockRef ref) {
   uint64_t bytes = 0;
   ++run.progress.blocks;
@@ -47,22 +57,22 @@ uint64_t Scrubber::CheckBlock(Run& run, RunId id, BlockRef ref) {
     const Part& p = residency_.part(part);
     if (p.state != static_cast<uint32_t>(PartState::kCommitted)) continue;
     if (parts_.contains(part) || !CheckPart(part)) {
-      ++run.progress.skipped;
+      Skip(run, TierIndex::kDram);
       continue;
     }
     parts_[part] = {.run = id, .length = p.length};
-    bytes += p.length;
+    bytes += std::max<uint64_t>(p.length, kLeastBytes);
     ++run.in_flight;
   }
   for (ColdRef cold = block.first_cold; cold != 0; cold = residency_.cold(cold).next) {
     const ColdPart& record = residency_.cold(cold);
     if (record.state != ColdState::kCommitted) continue;
     if (records_.contains(cold) || !movement_->Check(cold)) {
-      ++run.progress.skipped;
+      Skip(run, TierIndex::kNvme);
       continue;
     }
     records_[cold] = {.run = id, .length = record.length};
-    bytes += record.length;
+    bytes += std::max<uint64_t>(record.length, kLeastBytes);
     ++run.in_flight;
   }
   return bytes;
@@ -79,7 +89,7 @@ bool Scrubber::CheckPart(PartRef ref) {
 bool Scrubber::PartChecked(PartRef part, bool intact) {
   const auto it = parts_.find(part);
   if (it == parts_.end()) return false;
-  Ended(it->second, intact);
+  Ended(it->second, TierIndex::kDram, intact);
   parts_.erase(it);
   return true;
 }
@@ -89,10 +99,10 @@ bool Scrubber::RecordChecked(ColdRef cold, NvmeOutcome outcome) {
   if (it == records_.end()) return false;
   const bool looked = outcome == NvmeOutcome::kOk || outcome == NvmeOutcome::kCorrupt;
   if (looked) {
-    Ended(it->second, outcome == NvmeOutcome::kOk);
+    Ended(it->second, TierIndex::kNvme, outcome == NvmeOutcome::kOk);
   } else if (Run* run = Find(it->second.run)) {
     --run->in_flight;
-    ++run->progress.skipped;
+    Skip(*run, TierIndex::kNvme);
   }
   records_.erase(it);
   return true;
@@ -104,7 +114,14 @@ Scrubber::Run* Scrubber::Find(RunId id) {
   return it == runs_.end() ? nullptr : it->second.get();
 }
 
-void Scrubber::Ended(const Check& check, bool intact) {
+void Scrubber::Skip(Run& run, TierIndex tier) {
+  ++Count(tier).skipped;
+  ++run.progress.skipped;
+}
+
+void Scrubber::Ended(const Check& check, TierIndex tier, bool intact) {
+  ++Count(tier).parts;
+  Count(tier).bytes += check.length;
   Run* run = Find(check.run);
   if (run == nullptr) return;  // Its operator has gone.
   --run->in_flight;
@@ -136,7 +153,7 @@ void Scrubber::Turn(Nanos now) {
     if (!background_.walked) continue;
     background_.walked = false;
     background_.next = 1;
-    ++passes_;
+    ++counters_.passes;
     return;  // Whatever it found: the next pass is another turn's.
   }
 }

@@ -12,6 +12,7 @@
 #include <optional>
 
 #include "absl/container/flat_hash_map.h"
+#include "daemon/metrics.h"
 #include "daemon/movement.h"
 #include "daemon/mover.h"
 #include "daemon/residency.h"
@@ -23,7 +24,8 @@ namespace kvd {
 class Scrubber {
  public:
   struct Options {
-    uint64_t bytes_per_second = 0;   // Of the background walk; 0: there is none.
+    // Of the background walk; 0: there is none. A part counts as 64 KiB at least.
+    uint64_t bytes_per_second = 0;
     uint32_t checks_in_flight = 16;  // Of one operator's walk.
   };
   // What a walk has seen so far.
@@ -37,10 +39,13 @@ class Scrubber {
   };
   using RunId = uint64_t;  // 0: none.
 
-  Scrubber(Store& store, Mover& mover, const Options& options);
+  // Collaborators must outlive this.
+  Scrubber(Store& store, Mover& mover, ScrubCounters& counters, const Options& options);
 
   // There is NVMe.
   void Attach(Movement& movement) { movement_ = &movement; }
+  // Of the background walk, from now on.
+  void SetBandwidth(uint64_t bytes_per_second);
 
   // Goes on with the background walk.
   void Turn(Nanos now);
@@ -58,7 +63,7 @@ class Scrubber {
   bool RecordChecked(ColdRef cold, NvmeOutcome outcome);
 
   const Progress& background() const { return background_.progress; }  // Since start.
-  uint64_t passes() const { return passes_; }                          // Over all blocks, ended.
+  uint64_t passes() const { return counters_.passes; }                 // Over all blocks, ended.
 
  private:
   struct Run {
@@ -81,20 +86,24 @@ class Scrubber {
   uint64_t CheckBlock(Run& run, RunId id, BlockRef block);
   bool CheckPart(PartRef part);
   Run* Find(RunId run);
-  void Ended(const Check& check, bool intact);
+  void Skip(Run& run, TierIndex tier);
+  void Ended(const Check& check, TierIndex tier, bool intact);
+  ScrubCounters::OfTier& Count(TierIndex tier) {
+    return counters_.tiers[static_cast<size_t>(tier)];
+  }
   void End(RunId run);
 
   Store& store_;
   Residency& residency_;
   Mover& mover_;
   Movement* movement_ = nullptr;
-  const Options options_;
+  ScrubCounters& counters_;
+  Options options_;
 
   Run background_;
   int64_t allowance_ = 0;  // Bytes.
   Nanos refilled_ = 0;
   Nanos next_turn_ = 0;
-  uint64_t passes_ = 0;
   RunId last_run_ = 0;
   absl::flat_hash_map<RunId, std::unique_ptr<Run>> runs_;
   absl::flat_hash_map<PartRef, Check> parts_;  // Under way.

@@ -12,6 +12,7 @@
 #include <optional>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
@@ -50,6 +51,14 @@ class Tag {
   virtual void OnEvent(bool ok) = 0;
 };
 
+// A call that waits to come.
+class Posted : public Tag {
+ public:
+  // Frees what gRPC has read into it of a message that turned out to be none, and left there: it
+  // tells nobody, and waits for the next. Returns how many bytes that was on the wire.
+  virtual size_t ForgetUnparsed() = 0;
+};
+
 }  // namespace
 
 class Service::Impl {
@@ -62,6 +71,7 @@ class Service::Impl {
   void Run();
   void Wake();
   void Shutdown();
+  size_t ForgetUnparsed();
   const ServiceMetrics& metrics() const { return metrics_; }
 
  private:
@@ -79,6 +89,12 @@ class Service::Impl {
     Impl& impl_;
   };
 
+  // The first call of a method; each posts the one after it.
+  template <typename Method>
+  void PostFirst(Op op, typename Call<Method>::Post post) {
+    posted_.push_back(nullptr);
+    new Call<Method>(*this, op, post, posted_.size() - 1);
+  }
   void HandleEvent(void* tag, bool ok);
   uint32_t BeginSessionCall(std::string_view session, std::optional<SessionToken>& counted);
   void EndSessionCall(const std::optional<SessionToken>& counted);
@@ -93,6 +109,7 @@ class Service::Impl {
 
   // Control thread only.
   std::deque<Resumable*> slices_;  // Calls that want to go on.
+  std::vector<Posted*> posted_;    // By slot, one a method; null: shut down.
   // Calls under way, by what they name: no more entries than calls.
   absl::flat_hash_map<SessionToken, uint32_t> session_calls_;
   ServiceMetrics metrics_;
@@ -106,7 +123,7 @@ class Service::Impl {
 
 // One call of a method: posted, accepted, run in slices, answered.
 template <typename Method>
-class Service::Impl::Call final : public Tag, public Resumable {
+class Service::Impl::Call final : public Posted, public Resumable {
  public:
   using Request = typename Method::Request;
   using Reply = typename Method::Reply;
@@ -121,7 +138,10 @@ class Service::Impl::Call final : public Tag, public Resumable {
     Method::Unheard(control, request, state);
   };
 
-  Call(Impl& impl, Op op, Post post) : impl_(impl), op_(op), post_(post), writer_(&context_) {
+  // `slot`: where the call of this method that waits is known.
+  Call(Impl& impl, Op op, Post post, size_t slot)
+      : impl_(impl), op_(op), post_(post), slot_(slot), writer_(&context_) {
+    impl_.posted_[slot_] = this;
     Tag* tag = this;
     (impl_.service_.*post_)(&context_, &request_, &writer_, impl_.queue_.get(), impl_.queue_.get(),
                             tag);
@@ -137,10 +157,11 @@ class Service::Impl::Call final : public Tag, public Resumable {
       return;
     }
     if (!ok) {  // Shut down before a call came.
+      impl_.posted_[slot_] = nullptr;
       delete this;
       return;
     }
-    new Call(impl_, op_, post_);
+    new Call(impl_, op_, post_, slot_);
     arrived_ = impl_.control_.polled_at();
     ++impl_.metrics_.calls;
     uint32_t session_calls = 0;
@@ -183,6 +204,12 @@ class Service::Impl::Call final : public Tag, public Resumable {
                                                 : static_cast<uint32_t>(left.count());
     }
     Resume();
+  }
+
+  size_t ForgetUnparsed() override {
+    const size_t bytes = request_.ByteSizeLong();
+    if (bytes > 0) Request().Swap(&request_);
+    return bytes;
   }
 
   void Resume() override {
@@ -241,6 +268,7 @@ class Service::Impl::Call final : public Tag, public Resumable {
   Impl& impl_;
   const Op op_;
   const Post post_;
+  const size_t slot_;
   grpc::ServerContext context_;
   Request request_;
   Reply reply_;
@@ -309,21 +337,20 @@ absl::Status Service::Impl::Start() {
     return absl::InternalError("gRPC does not start a server for engines");
   }
   using Async = v1::Engine::AsyncService;
-  new Call<RegisterNamespaceMethod>(*this, Op::kRegisterNamespace,
-                                    &Async::RequestRegisterNamespace);
-  new Call<LookupMethod>(*this, Op::kLookup, &Async::RequestLookup);
-  new Call<LoadMethod>(*this, Op::kLoad, &Async::RequestLoad);
-  new Call<ReleaseMethod>(*this, Op::kRelease, &Async::RequestRelease);
-  new Call<ReserveMethod>(*this, Op::kReserve, &Async::RequestReserve);
-  new Call<CommitMethod>(*this, Op::kCommit, &Async::RequestCommit);
-  new Call<AbortMethod>(*this, Op::kAbort, &Async::RequestAbort);
-  new Call<PinMethod>(*this, Op::kPin, &Async::RequestPin);
-  new Call<UnpinMethod>(*this, Op::kUnpin, &Async::RequestUnpin);
-  new Call<UnimplementedMethod<v1::PrefetchRequest, v1::PrefetchReply>>(*this, Op::kOther,
-                                                                        &Async::RequestPrefetch);
-  new Call<HintMethod>(*this, Op::kOther, &Async::RequestHint);
-  new Call<UnimplementedMethod<v1::RetainRequest, v1::RetainReply>>(*this, Op::kOther,
-                                                                    &Async::RequestRetain);
+  using Prefetch = UnimplementedMethod<v1::PrefetchRequest, v1::PrefetchReply>;
+  using Retain = UnimplementedMethod<v1::RetainRequest, v1::RetainReply>;
+  PostFirst<RegisterNamespaceMethod>(Op::kRegisterNamespace, &Async::RequestRegisterNamespace);
+  PostFirst<LookupMethod>(Op::kLookup, &Async::RequestLookup);
+  PostFirst<LoadMethod>(Op::kLoad, &Async::RequestLoad);
+  PostFirst<ReleaseMethod>(Op::kRelease, &Async::RequestRelease);
+  PostFirst<ReserveMethod>(Op::kReserve, &Async::RequestReserve);
+  PostFirst<CommitMethod>(Op::kCommit, &Async::RequestCommit);
+  PostFirst<AbortMethod>(Op::kAbort, &Async::RequestAbort);
+  PostFirst<PinMethod>(Op::kPin, &Async::RequestPin);
+  PostFirst<UnpinMethod>(Op::kUnpin, &Async::RequestUnpin);
+  PostFirst<Prefetch>(Op::kOther, &Async::RequestPrefetch);
+  PostFirst<HintMethod>(Op::kOther, &Async::RequestHint);
+  PostFirst<Retain>(Op::kOther, &Async::RequestRetain);
   new RefusedStream(
       *this, &AsyncEngine::RequestOpenSession,
       "a session without shared memory is opened at PATH.stream; here, connect to PATH.session");
@@ -391,6 +418,12 @@ void Service::Impl::Run() {
   }
 }
 
+size_t Service::Impl::ForgetUnparsed() {
+  size_t bytes = 0;
+  for (Posted* call : posted_) bytes += call == nullptr ? 0 : call->ForgetUnparsed();
+  return bytes;
+}
+
 void Service::Impl::Wake() {
   if (waking_.exchange(true)) return;
   absl::MutexLock lock(&mu_);
@@ -429,6 +462,7 @@ absl::StatusOr<std::unique_ptr<Service>> Service::Start(Control& control, const 
 void Service::Run() { impl_->Run(); }
 void Service::Wake() { impl_->Wake(); }
 void Service::Shutdown() { impl_->Shutdown(); }
+size_t Service::ForgetUnparsed() { return impl_->ForgetUnparsed(); }
 const ServiceMetrics& Service::metrics() const { return impl_->metrics(); }
 
 }  // namespace kvd

@@ -56,6 +56,10 @@ class Service {
   void Wake();      // Makes Run() look at the inbox.
   void Shutdown();  // Stops accepting, ends waits, lets calls end (2 s at most).
 
+  // Frees what is left of messages that could not be parsed: up to one of each method, as large as
+  // messages may be. Returns how many bytes. Control thread, from time to time.
+  size_t ForgetUnparsed();
+
   const ServiceMetrics& metrics() const;  // Any thread.
 
   class Impl;

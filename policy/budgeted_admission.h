@@ -51,6 +51,8 @@ class BudgetedAdmission final : public AdmissionPolicy {
 
   const Counts& counts() const { return counts_; }
   uint64_t bytes_per_day() const { return budget_.bytes_per_day(); }
+  // What may be written at `now`; below zero: the debt. INT64_MAX without a limit. Control thread.
+  int64_t available(Nanos now) { return budget_.available(now); }
 
  private:
   const std::unique_ptr<AdmissionPolicy> wants_;

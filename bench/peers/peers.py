@@ -152,7 +152,8 @@ def run(options):
         shutil.rmtree(folder, ignore_errors=True)
     result["seconds"] = round(time.monotonic() - start)
     known = {store.name: store for store in observed + wanted}
-    order = [kind.name for kind in stores.MEASURED] + [stores.RedisWithLog.name]
+    order = [kind.name for kind in stores.MEASURED] + [stores.KvdWithData.name,
+                                                         stores.RedisWithLog.name]
     result["stores"] = [
         {"name": name, "title": known[name].title, "version": known[name].version,
          "mode": known[name].mode, "error": errors.get(name)} for name in order if name in known]
@@ -186,7 +187,7 @@ def write(options, environment, result):
 def main(arguments):
     options = parse(arguments)
     if options.list:
-        for kind in stores.MEASURED + (stores.RedisWithLog,):
+        for kind in stores.MEASURED + (stores.KvdWithData, stores.RedisWithLog):
             print(f"{kind.name:10} {kind.title}: {kind.mode}")
         return 0
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # So that what runs is ended.

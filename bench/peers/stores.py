@@ -61,8 +61,10 @@ class Environment:
 class Running:
     """A store that serves. `processes` in the order of their start; the last owns the bytes."""
 
-    def __init__(self, folder, processes, driver_command, driver_environment=None, restart=None):
+    def __init__(self, folder, processes, driver_command, driver_environment=None, restart=None,
+                 memory=None):
         self.folder = folder
+        self._memory = memory
         self.processes = processes
         self._driver_command = driver_command
         self._driver_environment = driver_environment
@@ -93,6 +95,8 @@ class Running:
             driver.close()
         for process in reversed(self.processes):
             process.stop()
+        if self._memory is not None:
+            shutil.rmtree(self._memory, ignore_errors=True)
 
 
 def _listens(path):
@@ -161,7 +165,7 @@ class Kvd:
     def start(self, folder, room_bytes):
         path = folder / "kvd.sock"
         command = [self._environment.programs / "kvd", "--listen", f"unix:{path}",
-                   "--dram", room_bytes, "--blocks", 1 << 16]
+                   "--dram", room_bytes, "--blocks", 1 << 16, *self._persistence(folder)]
 
         def launch():
             daemon = Process(command, folder / "kvd.log")
@@ -169,7 +173,30 @@ class Kvd:
             return daemon
 
         driver = [self._environment.programs / "kvd-bench", "peer-driver", "kvd", f"unix:{path}"]
-        return Running(folder, [launch()], driver, restart=launch)
+        return Running(folder, [launch()], driver, restart=launch, memory=self._memory(folder))
+
+    def _persistence(self, folder):
+        return []
+
+    def _memory(self, folder):
+        """A folder in /dev/shm that goes with it; None: there is none."""
+        return None
+
+
+class KvdWithData(Kvd):
+    """As it has to run to keep anything over a restart; only its behaviour is of interest."""
+
+    name = "kvd-data"
+    title = "kvd with a data folder"
+    mode = "as kvd, and --data"
+
+    def _persistence(self, folder):
+        memory = self._memory(folder)
+        memory.mkdir()
+        return ["--data", folder / "data", "--arena-directory", memory]
+
+    def _memory(self, folder):
+        return pathlib.Path("/dev/shm") / f"kvd-peers-{os.getpid()}-{folder.name}"
 
 
 class Mooncake:
@@ -352,4 +379,4 @@ def _accepts(port):
 
 
 MEASURED = (Memcpy, Kvd, Mooncake, LMCache, Redis, Memcached)
-OBSERVED = (Kvd, Mooncake, LMCache, Redis, RedisWithLog, Memcached)  # Flip, kill, overload.
+OBSERVED = (Kvd, KvdWithData, Mooncake, LMCache, Redis, RedisWithLog, Memcached)  # Flip, kill, overload.

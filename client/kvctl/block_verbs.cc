@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <limits>
 #include <memory>
+#include <type_traits>
 
 #include "absl/strings/str_cat.h"
 #include "client/kvctl/table.h"
@@ -231,6 +232,11 @@ absl::StatusOr<ExitCode> Evicted(Call& call, const absl::StatusOr<Reply>& reply)
   if (!reply.ok()) return reply.status();
   if (call.Printed(ToTree(*reply))) return kOk;
   call.out() << "evicted " << Count(reply->evicted_blocks()) << " blocks";
+  if constexpr (std::is_same_v<Reply, v1::FlushReply>) {
+    if (reply->moved_blocks() > 0) {
+      call.out() << ", moved " << Count(reply->moved_blocks()) << " to the other tier";
+    }
+  }
   if (reply->kept_blocks() > 0) {
     call.out() << ", kept " << Count(reply->kept_blocks())
                << " (leased, pinned, held or in production)";
@@ -389,7 +395,7 @@ void AddBlockVerbs(CommandLine& line) {
   quarantine->add_flag("--full", options->full, "Keys in full length");
 
   line.Add(line.app(), "flush", "Empty a tier of what may leave it (asks)",
-           "kvctl flush dram\nkvctl flush dram --yes --timeout 5m", Repeat::kNo, does(Flush))
+           "kvctl flush dram\nkvctl flush nvme --yes --timeout 5m", Repeat::kNo, does(Flush))
       ->add_option("tier", options->tier, "As `kvctl tiers` names it")
       ->required();
 }

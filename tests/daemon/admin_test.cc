@@ -384,9 +384,12 @@ TEST_F(AdminTest, BlocksArePinnedEvictedFlushedAndDropped) {
   const v1::FlushReply flushed = Ask(&Stub::Flush, flush);
   EXPECT_EQ(flushed.evicted_blocks(), 2u);
   EXPECT_EQ(flushed.kept_blocks(), 2u);
+  EXPECT_EQ(flushed.moved_blocks(), 0u);
   v1::FlushReply unknown;
   flush.set_tier("tape");
   EXPECT_EQ(Call(&Stub::Flush, flush, &unknown).error_code(), StatusCode::INVALID_ARGUMENT);
+  flush.set_tier("nvme");
+  EXPECT_EQ(Call(&Stub::Flush, flush, &unknown).error_code(), StatusCode::NOT_FOUND);
 
   v1::DropNamespaceRequest drop;
   drop.set_namespace_id(ns_);

@@ -12,6 +12,8 @@
 #include <sstream>
 #include <string>
 
+#include "absl/strings/str_cat.h"
+#include "daemon/damage_log.h"
 #include "daemon/trace_context.h"
 
 namespace kvd {
@@ -109,9 +111,37 @@ TEST_F(CallLogTest, AnOrdinaryCallIsToldOnlyAtDebugAndWithATrace) {
 TEST_F(CallLogTest, ManyRefusalsAreCountedInsteadOfTold) {
   for (int i = 0; i < 100; ++i) log_.Write(Refused("x", 5 * kSecond));
   const std::string first = out_.str();
-  EXPECT_EQ(std::count(first.begin(), first.end(), '\n'), CallLog::kLinesPerSecond);
+  EXPECT_EQ(std::count(first.begin(), first.end(), '\n'), LineBudget::kLinesPerSecond);
   log_.Write(Refused("x", 6 * kSecond));
   EXPECT_THAT(out_.str().substr(first.size()), HasSubstr(" suppressed=90\n"));
+}
+
+TEST_F(CallLogTest, DamageIsALineThatSaysWhereItWasAndNotWhichKey) {
+  DamageLog log(logger_, [](DomainId domain) { return absl::StrCat("uid:", domain); });
+  Quarantined found{.number = 3,
+                    .time = 5 * kSecond,
+                    .domain = 7,
+                    .ns = 2,
+                    .id = {.group = 1, .shard = 4},
+                    .on_nvme = true,
+                    .region = 9,
+                    .offset = 8192,
+                    .length = 4096,
+                    .found_by = FoundBy::kReclaim};
+  found.key.bytes[0] = std::byte{0xab};
+  log.Write(found);
+  EXPECT_EQ(out_.str(),
+            "error damage.found number=3 tier=nvme domain=uid:7 namespace=2 group=1 shard=4 "
+            "segment=9 offset=8192 length=4096 found_by=reclaim "
+            "action=\"it is a miss, and is computed again\"\n");
+  found.on_nvme = false;
+  for (int i = 0; i < 100; ++i) log.Write(found);
+  const std::string all = out_.str();
+  EXPECT_EQ(std::count(all.begin(), all.end(), '\n'), 1 + LineBudget::kLinesPerSecond);
+  EXPECT_THAT(all, HasSubstr("tier=dram domain=uid:7 namespace=2 group=1 shard=4 region=9"));
+  found.time = 6 * kSecond;
+  log.Write(found);
+  EXPECT_THAT(out_.str().substr(all.size()), HasSubstr(" suppressed=90\n"));
 }
 
 TEST_F(CallLogTest, WhatAClientSentDoesNotMakeALongLine) {

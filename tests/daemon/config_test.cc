@@ -333,6 +333,9 @@ TEST(ConfigTest, EachMistakeInTheFileHasItsMessage) {
        "second-touch, "},
       {"[tiers]\ndurability = \"always\"", "tiers.durability: \"always\" must be async or sync"},
       {"[tiers]\nwrite_budget = \"5 apples\"", "FILE:2:16: tiers.write_budget: no unit \"apples\""},
+      {"[tiers]\nscrub_bandwidth = \"9 lives\"",
+       "FILE:2:19: tiers.scrub_bandwidth: no unit \"lives\""},
+      {"[tiers]\nscrub_bandwidth = \"5GiB\"", "tiers.scrub_bandwidth: 5GiB must be at most 4GiB"},
       {"[tiers]\nadmision = \"all\"",
        "FILE:2:1: tiers.admision: unknown key; the nearest known one is tiers.admission"},
       {"data = \"/d\"\n[tiers]\nnvme = \"/x:1GiB\"",
@@ -394,6 +397,9 @@ path = "/x"
   EXPECT_EQ(none.data, "");
   EXPECT_EQ(none.admission, "second-touch");
   EXPECT_FALSE(none.durable_sync);
+  EXPECT_EQ(none.scrub_bandwidth, 32u << 20);
+  EXPECT_EQ(MustRead({"--scrub-bandwidth", "0"}).scrub_bandwidth, 0u);
+  EXPECT_EQ(MustLoad("[tiers]\nscrub_bandwidth = \"1GiB\"").scrub_bandwidth, 1u << 30);
 }
 
 TEST(ConfigTest, MistakesOfDevicesOnTheCommandLineNameTheFlag) {

@@ -40,7 +40,7 @@ class OperatorTest : public testing::Test {
     return sweep;
   }
   Sweep Evict(uint64_t key) { return Run(h_.control.BeginEvict(ns_, Key(key))); }
-  Sweep Flush() { return Run(h_.control.BeginFlush()); }
+  Sweep Flush() { return Run(h_.control.BeginFlush(TierIndex::kDram)); }
   Sweep Drop() { return Run(h_.control.BeginDrop(ns_)); }
   LeaseId Lease(const Keys& keys, uint32_t ms = 60'000) {
     return h_.Lookup(session_, ns_, keys, ms)->call.lease_id;
@@ -385,7 +385,7 @@ TEST_F(OperatorTest, AFlushOfALongChainTakesTurnsAndFreesEveryRegion) {
   const auto session = h.Open(1);
   const NamespaceId ns = h.Register(session, ControlHarness::Descriptor());
   h.Put(session, ns, KeysFrom(1000, 800));
-  Sweep sweep = h.control.BeginFlush();
+  Sweep sweep = *h.control.BeginFlush(TierIndex::kDram);
   int turns = 1;
   while (!h.control.Continue(sweep)) ++turns;
   EXPECT_GE(turns, 800 / 64);
@@ -393,6 +393,10 @@ TEST_F(OperatorTest, AFlushOfALongChainTakesTurnsAndFreesEveryRegion) {
   EXPECT_EQ(sweep.kept, 0u);
   EXPECT_EQ(h.arena->free_regions(), h.arena->regions());
   h.Audit();
+}
+
+TEST_F(OperatorTest, ATierThatIsNotThereCannotBeFlushed) {
+  EXPECT_TRUE(absl::IsNotFound(h_.control.BeginFlush(TierIndex::kNvme).status()));
 }
 
 // ---- drop ---------------------------------------------------------------------------------------

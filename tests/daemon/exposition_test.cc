@@ -4,11 +4,16 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <stdlib.h>
 
+#include <filesystem>
+#include <memory>
 #include <set>
 #include <string>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "daemon/nvme_stack.h"
 #include "tests/testing/control_harness.h"
 
 namespace kvd {
@@ -19,6 +24,8 @@ using testing::Not;
 
 class ExpositionTest : public testing::Test {
  protected:
+  explicit ExpositionTest(const ControlHarness::Options& options = {}) : h_(options) {}
+
   MetricsSource Source() {
     return {.control = &h_.control,
             .service = &service_,
@@ -33,6 +40,115 @@ class ExpositionTest : public testing::Test {
   GatewayMetrics gateway_;
   StrangerCounts strangers_;
 };
+
+// With a device of its own. The control harness has a tier that a test drives: what moved comes
+// from there.
+class NvmeExpositionTest : public ExpositionTest {
+ protected:
+  NvmeExpositionTest() : ExpositionTest(WithNvme()) {}
+  static ControlHarness::Options WithNvme() {
+    ControlHarness::Options options;
+    options.nvme_bytes = 1u << 20;
+    return options;
+  }
+  void SetUp() override {
+    ASSERT_NE(mkdtemp(folder_), nullptr);
+    Config config;
+    config.nvme = {{.path = absl::StrCat(folder_, "/device"), .capacity_bytes = 64u << 20}};
+    config.nvme_write_budget = uint64_t{1} << 30;
+    auto opened = NvmeStack::Open(config, absl::StrCat(folder_, "/index"), h_.clock, [] {});
+    ASSERT_TRUE(opened.ok()) << opened.status();
+    nvme_ = *std::move(opened);
+  }
+  void TearDown() override {
+    nvme_.reset();
+    std::filesystem::remove_all(folder_);
+  }
+  std::string Text() {
+    MetricsSource source = Source();
+    source.nvme = nvme_.get();
+    return MetricsText(source);
+  }
+
+  char folder_[32] = "/tmp/kvd-exposition-XXXXXX";
+  std::unique_ptr<NvmeStack> nvme_;
+};
+
+TEST_F(NvmeExpositionTest, WhatMovesIsCountedByHow) {
+  const auto session = h_.Open(7);
+  const NamespaceId ns = h_.Register(session, ControlHarness::Descriptor());
+  for (uint64_t chain = 0; chain < 10; ++chain) {
+    h_.Put(session, ns, KeysFrom(chain * 100, 8));
+    do h_.control.Poll();
+    while (h_.nvme.EndAll() > 0);
+  }
+  const MovementCounters& m = h_.control.metrics().movement;
+  ASSERT_GT(m.demoted_blocks, 0u);
+  const std::string text = Text();
+  const auto expect = [&text](const std::string& series, uint64_t value) {
+    EXPECT_THAT(text, HasSubstr(absl::StrCat("\n", series, " ", value, "\n")));
+  };
+  expect("kvd_demotion_blocks_total{outcome=\"written\"}", m.demoted_blocks);
+  expect("kvd_demotion_blocks_total{outcome=\"clean\"}", m.clean_blocks);
+  expect("kvd_demotion_blocks_total{outcome=\"lost\"}", 0);
+  expect("kvd_transfer_bytes_total{from=\"dram\",to=\"nvme\",reason=\"demote\"}",
+         m.written_blocks * 4096);
+  expect("kvd_op_duration_seconds_count{op=\"nvme_write\",tier=\"nvme\",transport=\"device\"}",
+         m.written_blocks);
+  expect("kvd_evicted_blocks_total{tier=\"nvme\",reason=\"pressure\"}", 0);
+  expect("kvd_load_waits_total{outcome=\"waited\"}", 0);
+}
+
+TEST_F(NvmeExpositionTest, ABudgetShowsWhatIsLeftOfIt) {
+  const std::string left = "\nkvd_nvme_write_budget_remaining_bytes ";
+  EXPECT_THAT(Text(), HasSubstr(absl::StrCat(left, WriteBudget::kLeastBurst, "\n")));
+  ASSERT_TRUE(
+      nvme_->admission().Admit({.uses = 255, .blocks = 1, .bytes = 1u << 20}, h_.clock.Now()));
+  nvme_->Publish();
+  EXPECT_THAT(Text(), HasSubstr(absl::StrCat(left, WriteBudget::kLeastBurst - (1u << 20), "\n")));
+  EXPECT_THAT(Text(), HasSubstr("\nkvd_admission_bytes_total{outcome=\"admitted\"} 1048576\n"));
+}
+
+TEST_F(NvmeExpositionTest, AnEmptyDeviceHasRoomAndNothingLive) {
+  const NvmeNumbers::Device& device = *nvme_->numbers().devices[0];
+  ASSERT_GT(device.capacity_bytes, 0u);
+  const std::string text = Text();
+  EXPECT_THAT(text,
+              HasSubstr(absl::StrCat("\nkvd_nvme_device_capacity_bytes{device=\"", device.name,
+                                     "\"} ", uint64_t{device.capacity_bytes}, "\n")));
+  EXPECT_THAT(text, HasSubstr(absl::StrCat("\nkvd_nvme_device_live_bytes{device=\"", device.name,
+                                           "\"} 0\n")));
+  EXPECT_THAT(
+      text, HasSubstr(absl::StrCat("\nkvd_segment_live_ratio{device=\"", device.name, "\"} 0\n")));
+}
+
+TEST_F(ExpositionTest, DamageIsToldApartByTierAndFinder) {
+  const auto session = h_.Open(7);
+  const NamespaceId ns = h_.Register(session, ControlHarness::Descriptor());
+  h_.Put(session, ns, {1, 2});
+  const auto load = h_.Load(session, ns, {1, 2});
+  h_.Damage(UnpackAt<PackedExtent>(load->call.extents, 1));
+  h_.ReportDamage(session, load->call.cursor.hold, {1});
+  h_.mover.CompleteAll();
+  h_.control.Poll();
+  std::string text = MetricsText(Source());
+  EXPECT_THAT(text,
+              HasSubstr("\nkvd_checksum_failures_total{tier=\"dram\",found_by=\"client\"} 1\n"));
+  EXPECT_THAT(text,
+              HasSubstr("\nkvd_checksum_failures_total{tier=\"dram\",found_by=\"scrubber\"} 0\n"));
+  EXPECT_THAT(text, HasSubstr("\nkvd_get_blocks_total{tier=\"dram\",outcome=\"checksum\"} 1\n"));
+  EXPECT_THAT(text, Not(HasSubstr("kvd_checksum_failures_total{tier=\"nvme\"")));
+  // The other one is looked at by an operator.
+  const auto run = h_.control.BeginVerify(0, {});
+  ASSERT_TRUE(run.ok());
+  while (!h_.control.ContinueVerify(*run)->done) {
+    h_.mover.CompleteAll();
+    h_.control.Poll();
+  }
+  text = MetricsText(Source());
+  EXPECT_THAT(text, HasSubstr("\nkvd_scrub_bytes_total{tier=\"dram\"} 4096\n"));
+  EXPECT_THAT(text, HasSubstr("\nkvd_scrub_parts_total{tier=\"dram\",outcome=\"checked\"} 1\n"));
+}
 
 TEST_F(ExpositionTest, LookupsAreAttributedToTiersAndMisses) {
   const auto session = h_.Open(7);
@@ -152,7 +268,7 @@ TEST_F(ExpositionTest, LabelsAreNeitherKeysNorProcesses) {
       for (const auto& label : metric.label) {
         EXPECT_THAT(label.name, testing::AnyOf("tenant", "tier", "state", "outcome", "op", "code",
                                                "reason", "kind", "queue", "stage", "transport",
-                                               "from", "to", "version", "protocol"));
+                                               "from", "to", "version", "protocol", "found_by"));
       }
     }
   }

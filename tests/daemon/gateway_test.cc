@@ -15,7 +15,6 @@
 #include <thread>
 
 #include "absl/strings/str_cat.h"
-#include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "bench/certificates.h"
 #include "client/client.h"
@@ -26,6 +25,7 @@
 #include "proto/stream.grpc.pb.h"
 #include "proto/types/checksum.h"
 #include "proto/types/limits.h"
+#include "tests/testing/on_control.h"
 
 namespace kvd {
 namespace {
@@ -125,22 +125,9 @@ class GatewayTest : public testing::Test {
   }
 
   // Runs `look` on the control thread.
-  void OnControl(const std::function<void(Control&)>& look) {
-    absl::Notification done;
-    inbox_.Post(Task{[&](Control& control) {
-      look(control);
-      done.Notify();
-    }});
-    done.WaitForNotification();
-  }
+  void OnControl(const std::function<void(Control&)>& look) { RunOnControl(inbox_, look); }
   bool Eventually(const std::function<bool(Control&)>& holds) {
-    const absl::Time deadline = absl::Now() + kPatience;
-    bool is = false;
-    while (!is && absl::Now() < deadline) {
-      OnControl([&](Control& control) { is = holds(control); });
-      if (!is) absl::SleepFor(absl::Milliseconds(1));
-    }
-    return is;
+    return EventuallyOnControl(inbox_, kPatience, holds);
   }
   // Nobody has anything any more.
   bool EventuallyIdle() {

@@ -97,7 +97,8 @@ TEST(MetricsTest, TiersAndMissesTogetherAreWhatWasAsked) {
   const ControlMetrics& metrics = h.control.metrics();
   EXPECT_GT(evicted_seen, 100u);
   EXPECT_GT(metrics.counters.damage_confirmed, 0u);
-  EXPECT_EQ(h.counts().evicted_for[static_cast<size_t>(EvictReason::kPressure)], evicted_seen);
+  EXPECT_EQ(h.counts().evicted_from[0].blocks[static_cast<size_t>(EvictReason::kPressure)],
+            evicted_seen);
   for (const auto& [domain, of] : asked) {
     const TenantCounters& tenant = TenantOf(metrics, domain);
     EXPECT_GT(tenant.lookups_full, 0u);

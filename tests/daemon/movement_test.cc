@@ -511,10 +511,12 @@ TEST_F(ScrubTest, NotMoreThanFourWalksAtATime) {
 
 class BackgroundScrubTest : public ScrubTest {
  protected:
+  static constexpr uint64_t kTenParts = 10 * (64u << 10);  // As they count.
+
   BackgroundScrubTest() : ScrubTest(WithScrubber()) {}
   static ControlHarness::Options WithScrubber() {
     ControlHarness::Options options = OptionsOf(1000);
-    options.control.scrubber.bytes_per_second = 10 * kPart;
+    options.control.scrubber.bytes_per_second = kTenParts;
     return options;
   }
 };
@@ -543,6 +545,137 @@ TEST_F(BackgroundScrubTest, AllIsLookedAtWithinTheBudget) {
 TEST_F(BackgroundScrubTest, AnEmptyIndexCostsNothing) {
   h_.control.Poll();
   EXPECT_GT(h_.control.NextDeadline(), h_.clock.Now());
+}
+
+TEST_F(BackgroundScrubTest, TheBandwidthCanBeChangedWhileItRuns) {
+  h_.Put(session_, ns_, KeysFrom(0, 4));
+  const auto checks = [this](uint64_t bytes_per_second) {
+    h_.control.SetScrubBandwidth(bytes_per_second);
+    for (int turn = 0; turn < 10; ++turn) {  // Some to come to the blocks.
+      h_.clock.Advance(kSecond);
+      h_.control.Poll();
+    }
+    return h_.mover.verifies();
+  };
+  EXPECT_EQ(checks(0), 0u);
+  EXPECT_EQ(checks(kTenParts), 1u) << "one at a time";
+}
+
+TEST_F(ScrubTest, WhatWasReadAndWhoFoundWhatIsCounted) {
+  const Keys keys = ColdChain();
+  const auto load = h_.Load(session_, ns_, keys);
+  h_.nvme.EndAll();
+  h_.PollAndResume(*load);
+  h_.Damage(UnpackAt<PackedExtent>(load->call.extents, 2));
+  ASSERT_TRUE(h_.nvme.Damage(0));
+  const Scrubber::Progress all = Verify(0);
+  const ControlMetrics& metrics = h_.control.metrics();
+  EXPECT_EQ(metrics.scrub.tiers[0].parts + metrics.scrub.tiers[1].parts, all.parts);
+  EXPECT_EQ(metrics.scrub.tiers[0].bytes + metrics.scrub.tiers[1].bytes, all.bytes);
+  EXPECT_GT(metrics.scrub.tiers[0].parts, 0u);
+  EXPECT_GT(metrics.scrub.tiers[1].parts, 0u);
+  for (const auto& tier : metrics.damage) {
+    EXPECT_EQ(tier[static_cast<size_t>(FoundBy::kScrubber)], 1u);
+    EXPECT_EQ(tier[static_cast<size_t>(FoundBy::kClient)], 0u);
+    EXPECT_EQ(tier[static_cast<size_t>(FoundBy::kRead)], 0u);
+  }
+}
+
+// --- emptying a tier -----------------------------------------------------------------------------
+
+class FlushTest : public MovementTest {
+ protected:
+  using MovementTest::MovementTest;
+
+  Sweep Flush(TierIndex tier) {
+    Sweep sweep = *h_.control.BeginFlush(tier);
+    for (int turn = 0; turn < 1000; ++turn) {
+      if (h_.control.Continue(sweep)) {
+        Settle();
+        return sweep;
+      }
+      h_.nvme.EndAll();
+      h_.control.Poll();
+    }
+    ADD_FAILURE() << "it does not end";
+    return sweep;
+  }
+};
+
+TEST_F(FlushTest, MemoryIsEmptiedToNvme) {
+  for (uint64_t chain = 0; chain < 5; ++chain) PutChain(KeysFrom(chain * 100, 10));
+  ASSERT_EQ(h_.nvme.records(), 0u);
+  const Sweep sweep = Flush(TierIndex::kDram);
+  EXPECT_EQ(sweep.moved, 50u);
+  EXPECT_EQ(sweep.evicted, 0u);
+  EXPECT_EQ(sweep.kept, 0u);
+  EXPECT_EQ(h_.arena->reserved_bytes(), 0u);
+  for (uint64_t chain = 0; chain < 5; ++chain) {
+    EXPECT_EQ(h_.Hits(session_, ns_, KeysFrom(chain * 100, 10)), 10u) << chain;
+  }
+  const Sweep again = Flush(TierIndex::kDram);
+  EXPECT_EQ(again.moved + again.evicted + again.kept, 0u);
+}
+
+TEST_F(FlushTest, WhatIsHeldStaysInMemoryWithWhatIsAboveIt) {
+  PutChain(KeysFrom(0, 10));
+  const auto load = h_.Load(session_, ns_, KeysFrom(0, 4));
+  const Sweep sweep = Flush(TierIndex::kDram);
+  EXPECT_EQ(sweep.moved, 6u);
+  EXPECT_EQ(sweep.kept, 4u);
+  EXPECT_TRUE(InDram(3));
+  EXPECT_FALSE(InDram(4));
+  EXPECT_EQ(h_.Hits(session_, ns_, KeysFrom(0, 10)), 10u);
+}
+
+TEST_F(FlushTest, OfNvmeWhatMemoryHasStaysThere) {
+  const Keys first = KeysFrom(0, 8);
+  PutChain(first);
+  for (uint64_t chain = 1; chain < 10; ++chain) PutChain(KeysFrom(chain * 100, 8));
+  const auto load = h_.Load(session_, ns_, first);  // In both from now on.
+  h_.nvme.EndAll();
+  h_.PollAndResume(*load);
+  ASSERT_EQ(load->call.cursor.next, 8u);
+  Settle();
+  const uint64_t before = h_.counts().visible;
+  const Sweep sweep = Flush(TierIndex::kNvme);
+  EXPECT_EQ(h_.nvme.records(), 0u);
+  EXPECT_EQ(sweep.kept, 0u);
+  EXPECT_GE(sweep.moved, 8u);
+  EXPECT_GT(sweep.evicted, 0u);
+  EXPECT_EQ(h_.counts().visible, before - sweep.evicted);
+  EXPECT_EQ(h_.Hits(session_, ns_, first), 8u);
+}
+
+TEST_F(FlushTest, OfNvmeWhatStandsAboveWhatIsInMemoryAloneStays) {
+  const Keys keys = ColdChain();
+  h_.Put(session_, ns_, {5000}, {keys.back()});
+  Settle();
+  Flush(TierIndex::kNvme);
+  Keys longer = keys;
+  longer.push_back(5000);
+  EXPECT_EQ(h_.Hits(session_, ns_, longer), 9u);
+}
+
+class FlushDeclinedTest : public FlushTest {
+ protected:
+  FlushDeclinedTest() : FlushTest(OptionsOf(1000, "none")) {}
+};
+
+TEST_F(FlushDeclinedTest, WhatAdmissionDeclinesIsGone) {
+  PutChain(KeysFrom(0, 10));
+  const Sweep sweep = Flush(TierIndex::kDram);
+  EXPECT_EQ(sweep.evicted, 10u);
+  EXPECT_EQ(sweep.moved, 0u);
+  EXPECT_EQ(h_.Hits(session_, ns_, KeysFrom(0, 10)), 0u);
+}
+
+TEST_F(FlushTest, ATierThatTakesNoWritesKeepsNothing) {
+  PutChain(KeysFrom(0, 10));
+  h_.nvme.set_writable(false);
+  EXPECT_EQ(Flush(TierIndex::kDram).evicted, 10u);
+  EXPECT_EQ(h_.arena->reserved_bytes(), 0u);
+  EXPECT_EQ(moved().lost_blocks, 0u) << "an operator wanted it";
 }
 
 // --- several layouts -----------------------------------------------------------------------------

@@ -39,14 +39,17 @@ TEST_F(ReloadTest, WhatIsLiveChangesAndTheRestIsNamed) {
   ConfigReloader reloader = Start();
   Write(
       "dram = \"4MiB\"\nlog_level = \"warn\"\nunlisted = \"refuse\"\ndrain_timeout = \"5s\"\n"
+      "[tiers]\nscrub_bandwidth = \"1MiB\"\n"
       "[[domain]]\nname = \"a\"\nusers = [1]\n");
   const auto outcome = reloader.Reload();
   ASSERT_TRUE(outcome.ok()) << outcome.status();
-  EXPECT_THAT(outcome->changed, ElementsAre("log_level", "drain_timeout", "unlisted", "domain"));
+  EXPECT_THAT(outcome->changed, ElementsAre("log_level", "drain_timeout", "unlisted",
+                                            "tiers.scrub_bandwidth", "domain"));
   EXPECT_THAT(outcome->needs_restart, ElementsAre("dram"));
   const Config now = reloader.Current();
   EXPECT_EQ(now.log_level, "warn");
   EXPECT_EQ(now.drain_timeout_ms, 5000u);
+  EXPECT_EQ(now.scrub_bandwidth, 1u << 20);
   EXPECT_EQ(now.domains.unlisted, Unlisted::kRefuse);
   EXPECT_EQ(now.domains.domains.size(), 1u);
   EXPECT_EQ(now.dram_bytes, 2u << 20);

@@ -4,6 +4,7 @@
 #include "daemon/service.h"
 
 #include <gmock/gmock.h>
+#include <grpcpp/generic/generic_stub.h>
 #include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
 #include <spdlog/sinks/ostream_sink.h>
@@ -23,11 +24,11 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "daemon/call_log.h"
 #include "proto/kvd.grpc.pb.h"
 #include "tests/testing/control_harness.h"
+#include "tests/testing/on_control.h"
 
 namespace kvd {
 namespace {
@@ -71,23 +72,10 @@ class ServiceTest : public testing::Test {
   }
 
   // Runs `look` on the control thread.
-  void OnControl(const std::function<void(Control&)>& look) {
-    absl::Notification done;
-    h_.inbox.Post(Task{[&](Control& control) {
-      look(control);
-      done.Notify();
-    }});
-    done.WaitForNotification();
-  }
+  void OnControl(const std::function<void(Control&)>& look) { RunOnControl(h_.inbox, look); }
   // Whether `holds` becomes true on the control thread.
   bool Eventually(const std::function<bool(Control&)>& holds) {
-    const absl::Time deadline = absl::Now() + kPatience;
-    bool is = false;
-    while (!is && absl::Now() < deadline) {
-      OnControl([&](Control& control) { is = holds(control); });
-      if (!is) absl::SleepFor(absl::Milliseconds(1));
-    }
-    return is;
+    return EventuallyOnControl(h_.inbox, kPatience, holds);
   }
   v1::ReserveRequest ReserveRequest(const std::string& session, const Keys& keys,
                                     uint32_t wait_ms = 0) const {
@@ -111,6 +99,45 @@ class ServiceTest : public testing::Test {
   std::thread thread_;
   std::unique_ptr<v1::Engine::Stub> stub_;
 };
+
+// gRPC answers what is no message by itself, and keeps what it has read of it.
+TEST_F(ServiceTest, WhatIsLeftOfAMessageThatIsNoneCanBeFreed) {
+  const auto forget = [this] {
+    size_t bytes = 0;
+    OnControl([&](Control&) { bytes = service_->ForgetUnparsed(); });
+    return bytes;
+  };
+  EXPECT_EQ(forget(), 0u);
+  constexpr size_t kBytes = 1u << 20;
+  std::string message("\x0a\x80\x80\x40", 4);  // The session, of a mebibyte; then no field.
+  message.append(kBytes, 'x');
+  message += '\x07';
+  grpc::Slice slice(message);
+  grpc::GenericStub stub(
+      grpc::CreateChannel("unix:" + folder_ + "/kvd", grpc::InsecureChannelCredentials()));
+  grpc::ClientContext context;
+  grpc::CompletionQueue queue;
+  grpc::ByteBuffer reply;
+  grpc::Status status;
+  const auto call =
+      stub.PrepareUnaryCall(&context, "/kvd.v1.Engine/Lookup", grpc::ByteBuffer(&slice, 1), &queue);
+  call->StartCall();
+  call->Finish(&reply, &status, nullptr);
+  void* tag = nullptr;
+  bool ok = false;
+  ASSERT_TRUE(queue.Next(&tag, &ok));
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::INTERNAL) << status.error_message();
+  EXPECT_GE(forget(), kBytes);
+  EXPECT_EQ(forget(), 0u);
+  // The method goes on.
+  grpc::ClientContext next;
+  v1::LookupRequest request;
+  v1::LookupReply answer;
+  request.set_session(tokens_[0]);
+  request.set_namespace_id(ns_);
+  request.set_keys(PackKeys({1}));
+  EXPECT_TRUE(stub_->Lookup(&next, request, &answer).ok());
+}
 
 TEST_F(ServiceTest, WhatAnAnswerGaveIsTakenBackWhenItCannotBeSent) {
   v1::ReserveReply reserved;

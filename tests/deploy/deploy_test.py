@@ -88,7 +88,7 @@ class FilesTest(unittest.TestCase):
     def test_the_dashboard_has_its_rows_and_variables(self):
         dashboard = json.loads(DASHBOARD.read_text())
         self.assertEqual([p["title"] for p in dashboard["panels"] if p["type"] == "row"],
-                         ["Value", "Tiers", "Latency", "Eviction", "Tenants", "Errors"])
+                         ["Value", "Tiers", "NVMe", "Latency", "Eviction", "Tenants", "Errors"])
         self.assertEqual([v["name"] for v in dashboard["templating"]["list"]],
                          ["datasource", "instance", "tenant"])
         numbers = [p["id"] for p in dashboard["panels"]]
@@ -108,7 +108,8 @@ class Daemon:
         self.process = subprocess.Popen(
             [KVD, "--listen", self.endpoint, "--dram", "16MiB", "--metrics", "127.0.0.1:0",
              "--data", f"{self.folder.name}/data", "--arena-directory", self.memory.name,
-             "--nvme", f"{self.folder.name}/nvme:64MiB", *arguments], stdout=subprocess.PIPE, stderr=self.log, text=True)
+             "--nvme", f"{self.folder.name}/nvme:64MiB", "--nvme-write-budget", "1TiB", *arguments],
+            stdout=subprocess.PIPE, stderr=self.log, text=True)
         self.ready = self.process.stdout.readline().strip()
         match = re.search(r" metrics=(\S+)$", self.ready)
         if match is None:

@@ -14,6 +14,7 @@
 #include <filesystem>
 #include <fstream>
 #include <optional>
+#include <regex>
 #include <sstream>
 
 #include "absl/strings/match.h"
@@ -465,6 +466,38 @@ TEST_F(RestartTest, DamagedBytesAreAMissAndNeverAnAnswer) {
     Put(0, 10);
     return Get(0, 10) == 10;
   }));
+  ExpectClean();
+}
+
+// Nobody asks for a block: the background finds it.
+TEST_F(NvmeRestartTest, AChangedByteIsFoundInBothTiers) {
+  StartWithNvme();
+  PutAll();
+  ASSERT_EQ(daemon_->Stop(), 0);
+  uint64_t slots = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(ArenaPath())) {
+    if (!absl::StartsWith(entry.path().filename().string(), "region-")) continue;
+    for (uint64_t at = kPartBytes / 2; at < entry.file_size(); at += kPartBytes, ++slots) {
+      Change(entry.path(), at, 1);
+    }
+  }
+  ASSERT_GT(slots, 0u);
+  // Behind the superblock, at less than a record's distance.
+  for (uint64_t at = 16u << 20; at < 128u << 20; at += kPartBytes / 2) Change(nvme_, at + 12345, 1);
+  StartWithNvme({"--scrub-bandwidth", "2GiB"});
+  const auto logged = [&](const std::string& tier) {
+    return std::regex_search(daemon_->child().Errors(),
+                             std::regex("damage.found number=.* tier=" + tier + " .*=scrubber"));
+  };
+  EXPECT_TRUE(daemon_->WaitFor([&](const auto&) { return logged("dram") && logged("nvme"); }));
+  const uint64_t records = daemon_->Counter("nvme_damaged_records");
+  EXPECT_GT(records, 0u);
+  EXPECT_GT(daemon_->Counter("damage_confirmed"), records);
+  std::vector<std::string> codes;
+  const v1::StatusReply status = daemon_->Status();
+  for (const v1::Problem& problem : status.problems()) codes.push_back(problem.code());
+  EXPECT_THAT(codes, testing::IsSupersetOf({"KVD1002", "KVD1007"}));
+  EXPECT_EQ(daemon_->Counter("damage_reported"), 0u);
   ExpectClean();
 }
 
