@@ -142,6 +142,34 @@ TEST(ConfigTest, WhatOthersReachIsOffUnlessAskedFor) {
   EXPECT_EQ(Refused({"--drain-timeout", "5 apples"}), 2);
 }
 
+TEST(ConfigTest, EventsAreOffAndStayOnThisMachineUnlessAskedFor) {
+  const Config off = MustRead({});
+  EXPECT_EQ(off.events, "");
+  EXPECT_EQ(off.announce_bytes, uint64_t{64} << 20);
+  const Config on =
+      MustRead({"--events", "tcp://127.0.0.1:0", "--events-replay", "tcp://127.0.0.1:0",
+                "--events-topic", "kv@pod@{model}", "--announce-memory", "1GiB"});
+  EXPECT_EQ(on.events, "tcp://127.0.0.1:0");
+  EXPECT_EQ(on.events_replay, "tcp://127.0.0.1:0");
+  EXPECT_EQ(on.events_topic, "kv@pod@{model}");
+  EXPECT_EQ(on.announce_bytes, uint64_t{1} << 30);
+  EXPECT_EQ(MustRead({"--events", "ipc:///run/kvd/events"}).events, "ipc:///run/kvd/events");
+  EXPECT_EQ(MustRead({"--events", "tcp://0.0.0.0:5557", "--events-beyond-loopback"}).events,
+            "tcp://0.0.0.0:5557");
+  for (const char* wrong :
+       {"127.0.0.1:5557", "tcp://*:5557", "tcp://host:5557", "ipc://relative", "ipc:///",
+        "inproc://x", "tcp://127.0.0.1:70000", "tcp://0.0.0.0:5557"}) {
+    EXPECT_EQ(Refused({"--events", wrong}), 2) << wrong;
+  }
+  EXPECT_EQ(Refused({"--events-replay", "tcp://127.0.0.1:5558"}), 2);
+  EXPECT_EQ(
+      Refused({"--events", "tcp://127.0.0.1:5557", "--events-replay", "tcp://127.0.0.1:5557"}), 2);
+  EXPECT_EQ(Refused({"--events", "ipc:///" + std::string(200, 'x')}), 2);
+  EXPECT_EQ(Refused({"--events-topic", std::string(257, 'x')}), 2);
+  EXPECT_EQ(Refused({"--announce-memory", "65GiB"}), 2);
+  EXPECT_EQ(Refused({"--announce-memory", "much"}), 2);
+}
+
 TEST(ConfigTest, HelpAndVersionEndWithZeroAndMistakesWithTwo) {
   EXPECT_EQ(Refused({"--help"}), 0);
   EXPECT_EQ(Refused({"--version"}), 0);
