@@ -1,8 +1,11 @@
 #include "daemon/event_publisher.h"
 
+#include <netinet/in.h>
 #include <spdlog/spdlog.h>
 #include <sys/eventfd.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
 #include <unistd.h>
 #include <zmq.h>
 
@@ -120,6 +123,29 @@ int Send(void* socket, const std::array<std::string_view, n>& frames) {
   return 0;
 }
 
+// Whether `fd` is a connection to `address`, as ZeroMQ names what it has bound.
+bool IsConnectionTo(int fd, const std::string& address) {
+  sockaddr_storage local{};
+  socklen_t size = sizeof local;
+  if (getsockname(fd, reinterpret_cast<sockaddr*>(&local), &size) != 0) return false;
+  if (local.ss_family == AF_UNIX) {
+    return address ==
+           absl::StrCat(View(kIpc), reinterpret_cast<const sockaddr_un&>(local).sun_path);
+  }
+  const uint16_t port = local.ss_family == AF_INET
+                            ? reinterpret_cast<const sockaddr_in&>(local).sin_port
+                            : reinterpret_cast<const sockaddr_in6&>(local).sin6_port;
+  return absl::EndsWith(address, absl::StrCat(":", ntohs(port)));
+}
+
+// One of our two sockets, and who is connected there.
+struct Endpoint {
+  Socket socket;
+  Socket monitor;
+  std::string address;
+  uint32_t connections = 0;
+};
+
 }  // namespace
 
 class EventPublisher::Impl {
@@ -146,7 +172,7 @@ class EventPublisher::Impl {
     }
     events_.SetWake(nullptr);
     if (wake_ >= 0) close(wake_);
-    for (const std::string& address : {address_, replay_address_}) {
+    for (const std::string& address : {pub_.address, router_.address}) {
       if (absl::StartsWith(address, View(kIpc))) unlink(address.c_str() + kIpc.size());
     }
   }
@@ -156,30 +182,28 @@ class EventPublisher::Impl {
     if (wake_ < 0) return ErrnoStatus(errno, "eventfd");
     context_.reset(zmq_ctx_new());
     KVD_CHECK(context_ != nullptr);
-    pub_.reset(zmq_socket(context_.get(), ZMQ_XPUB));
-    KVD_CHECK(pub_ != nullptr);
-    Set(pub_.get(), ZMQ_SNDHWM, options_.high_water);
-    Set(pub_.get(), ZMQ_XPUB_NODROP, 1);  // Says so where somebody has no room.
-    auto bound = Bind(pub_.get(), "--events", options_.listen, options_.ipc_mode);
-    if (!bound.ok()) return bound.status();
-    address_ = *std::move(bound);
+    Open(pub_, ZMQ_XPUB);
+    Set(pub_.socket.get(), ZMQ_SNDHWM, options_.high_water);
+    Set(pub_.socket.get(), ZMQ_XPUB_NODROP, 1);  // Says so where somebody has no room.
+    if (absl::Status status = Listen(pub_, "--events", options_.listen); !status.ok()) {
+      return status;
+    }
     if (!options_.replay.empty()) {
-      router_.reset(zmq_socket(context_.get(), ZMQ_ROUTER));
-      KVD_CHECK(router_ != nullptr);
-      Set(router_.get(), ZMQ_ROUTER_MANDATORY, 1);  // Says so where an answer has no room.
-      Set(router_.get(), ZMQ_SNDHWM, kMessagesPerTurn);
-      Set(router_.get(), ZMQ_RCVHWM, kRequestsWaiting);
-      bound = Bind(router_.get(), "--events-replay", options_.replay, options_.ipc_mode);
-      if (!bound.ok()) return bound.status();
-      replay_address_ = *std::move(bound);
+      Open(router_, ZMQ_ROUTER);
+      Set(router_.socket.get(), ZMQ_ROUTER_MANDATORY, 1);  // Says so where an answer has no room.
+      Set(router_.socket.get(), ZMQ_SNDHWM, kMessagesPerTurn);
+      Set(router_.socket.get(), ZMQ_RCVHWM, kRequestsWaiting);
+      if (absl::Status status = Listen(router_, "--events-replay", options_.replay); !status.ok()) {
+        return status;
+      }
     }
     events_.SetWake([fd = wake_] { eventfd_write(fd, 1); });
     thread_ = std::thread([this] { Run(); });
     return absl::OkStatus();
   }
 
-  const std::string& address() const { return address_; }
-  const std::string& replay_address() const { return replay_address_; }
+  const std::string& address() const { return pub_.address; }
+  const std::string& replay_address() const { return router_.address; }
 
  private:
   struct Answer {
@@ -189,11 +213,31 @@ class EventPublisher::Impl {
     absl::Time progress;
   };
 
+  void Open(Endpoint& endpoint, int type) {
+    endpoint.socket.reset(zmq_socket(context_.get(), type));
+    KVD_CHECK(endpoint.socket != nullptr);
+    const std::string name = absl::StrCat("inproc://connections.", type);
+    KVD_CHECK(zmq_socket_monitor(endpoint.socket.get(), name.c_str(),
+                                 ZMQ_EVENT_ACCEPTED | ZMQ_EVENT_DISCONNECTED) == 0);
+    endpoint.monitor.reset(zmq_socket(context_.get(), ZMQ_PAIR));
+    KVD_CHECK(zmq_connect(endpoint.monitor.get(), name.c_str()) == 0);
+  }
+
+  absl::Status Listen(Endpoint& endpoint, std::string_view flag, const std::string& address) {
+    absl::StatusOr<std::string> bound =
+        Bind(endpoint.socket.get(), flag, address, options_.ipc_mode);
+    if (!bound.ok()) return bound.status();
+    endpoint.address = *std::move(bound);
+    return absl::OkStatus();
+  }
+
   void Run() {
     while (!stop_) {
       const absl::Time now = absl::Now();
       streams_.SetTime(absl::ToDoubleSeconds(now - absl::UnixEpoch()));
       if (now >= next_read_ && !events_.WakeAt(follower_.next())) ReadTurn();
+      TakeConnections(pub_);
+      TakeConnections(router_);
       TakeSubscriptions();
       TakeRequests();
       ContinueAnswers();
@@ -227,24 +271,42 @@ class EventPublisher::Impl {
     const std::string sequence = BigEndian(message.sequence);
     const std::array<std::string_view, 3> frames = {message.topic, sequence, message.payload};
     ++metrics_.messages;
-    if (Send(pub_.get(), frames) == 0) return;
+    if (Send(pub_.socket.get(), frames) == 0) return;
     // Somebody is too far behind. The others get it.
     ++metrics_.dropped_messages;
-    Set(pub_.get(), ZMQ_XPUB_NODROP, 0);
-    KVD_CHECK(Send(pub_.get(), frames) == 0) << zmq_errno();
-    Set(pub_.get(), ZMQ_XPUB_NODROP, 1);
+    Set(pub_.socket.get(), ZMQ_XPUB_NODROP, 0);
+    KVD_CHECK(Send(pub_.socket.get(), frames) == 0) << zmq_errno();
+    Set(pub_.socket.get(), ZMQ_XPUB_NODROP, 1);
+  }
+
+  // Who is beyond the bound, which ZeroMQ has not, is cut off at once. Its number may be another's
+  // by the time we hear of it: then that one is looked at.
+  void TakeConnections(Endpoint& endpoint) {
+    if (endpoint.monitor == nullptr) return;
+    while (const std::optional<std::vector<std::string>> frames = Receive(endpoint.monitor.get())) {
+      uint16_t event = 0;
+      int32_t fd = -1;
+      std::memcpy(&event, frames->front().data(), sizeof event);
+      std::memcpy(&fd, frames->front().data() + sizeof event, sizeof fd);
+      if (event == ZMQ_EVENT_DISCONNECTED) {
+        endpoint.connections -= std::min(endpoint.connections, 1u);
+      } else if (++endpoint.connections > options_.most_connections) {
+        ++metrics_.refused_requests;
+        if (IsConnectionTo(fd, endpoint.address)) shutdown(fd, SHUT_RDWR);
+      }
+    }
   }
 
   // The socket knows who wants what; what it tells us of it would pile up.
   void TakeSubscriptions() {
-    while (Receive(pub_.get()).has_value()) {
+    while (Receive(pub_.socket.get()).has_value()) {
     }
   }
 
   void TakeRequests() {
-    if (router_ == nullptr) return;
+    if (router_.socket == nullptr) return;
     while (synced_ && answers_.size() < options_.most_answers) {
-      const std::optional<std::vector<std::string>> frames = Receive(router_.get());
+      const std::optional<std::vector<std::string>> frames = Receive(router_.socket.get());
       if (!frames.has_value()) return;
       TakeRequest(*frames);
     }
@@ -285,10 +347,11 @@ class EventPublisher::Impl {
       }
       const bool last = answer.next == nullptr;
       const std::string sequence = BigEndian(last ? UINT64_MAX : answer.next->sequence);
-      const int error = Send(
-          router_.get(), std::array<std::string_view, 5>{
-                             answer.identity, "", last ? std::string_view() : answer.next->topic,
-                             sequence, last ? std::string_view() : answer.next->payload});
+      const int error =
+          Send(router_.socket.get(),
+               std::array<std::string_view, 5>{
+                   answer.identity, "", last ? std::string_view() : answer.next->topic, sequence,
+                   last ? std::string_view() : answer.next->payload});
       if (error == EAGAIN) return absl::Now() < answer.progress + kAnswerPatience;
       if (error != 0 || last) return false;  // Done, or its reader has gone.
       answer.next = nullptr;
@@ -310,10 +373,12 @@ class EventPublisher::Impl {
     const bool full = !synced_ || answers_.size() >= options_.most_answers;
     zmq_pollitem_t items[] = {
         {.fd = wake_, .events = ZMQ_POLLIN},
-        {.socket = pub_.get(), .events = ZMQ_POLLIN},
-        {.socket = router_.get(), .events = ZMQ_POLLIN},
+        {.socket = pub_.socket.get(), .events = ZMQ_POLLIN},
+        {.socket = pub_.monitor.get(), .events = ZMQ_POLLIN},
+        {.socket = router_.monitor.get(), .events = ZMQ_POLLIN},
+        {.socket = router_.socket.get(), .events = ZMQ_POLLIN},
     };
-    const int n = router_ == nullptr || full ? 2 : 3;
+    const int n = router_.socket == nullptr ? 3 : full ? 4 : 5;
     const int64_t ms = patience == absl::InfiniteDuration()
                            ? -1
                            : absl::ToInt64Milliseconds(patience + absl::Microseconds(999));
@@ -328,10 +393,8 @@ class EventPublisher::Impl {
   EventRing& events_;
   int wake_ = -1;
   Context context_;  // Before its sockets, which go first.
-  Socket pub_;
-  Socket router_;
-  std::string address_;
-  std::string replay_address_;
+  Endpoint pub_;
+  Endpoint router_;  // May be none.
   std::thread thread_;
   std::atomic<bool> stop_{false};
 

@@ -51,6 +51,7 @@ class EventPublisher {
     uint32_t replay_messages = 10'000;           // Kept for who asks, ...
     uint64_t replay_bytes = uint64_t{64} << 20;  // ... at most so much.
     uint32_t most_answers = 8;                   // Under way at a time.
+    uint32_t most_connections = 64;              // At each of the two sockets; more are cut off.
     EventMetrics* metrics = nullptr;             // Outlives this; required.
   };
 

@@ -391,6 +391,21 @@ TEST_F(EventPublisherTest, AnAnswerThatNobodyReadsEndsAndOthersGetTheirs) {
   EXPECT_FALSE(asker.Ask({"snapshot-v1"}).empty());
 }
 
+TEST_F(EventPublisherTest, WhoComesBeyondTheBoundIsCutOff) {
+  Start({.most_connections = 4});
+  std::vector<std::unique_ptr<Peer>> peers;
+  for (int i = 0; i < 8; ++i) {
+    peers.push_back(std::make_unique<Peer>(ZMQ_DEALER, publisher_->replay_address()));
+    peers.back()->Set(ZMQ_RCVTIMEO, 20'000);
+  }
+  const absl::Time end = absl::Now() + absl::Milliseconds(kPatienceMs);
+  while (metrics_.refused_requests == 0 && absl::Now() < end) std::this_thread::yield();
+  EXPECT_GT(metrics_.refused_requests, 0u);
+  peers.clear();
+  Peer asker(ZMQ_DEALER, publisher_->replay_address());  // It comes again until there is room.
+  EXPECT_FALSE(asker.Ask({From(0)}).empty());
+}
+
 class ManyEventsTest : public EventPublisherTest {
  protected:
   static ControlHarness::Options Options() {
