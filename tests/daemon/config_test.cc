@@ -274,7 +274,7 @@ modes = "0600"
       ElementsAre(
           "FILE:1:1: no_such_key: unknown key; known here: listen dram blocks data "
           "arena_directory policy copiers "
-          "copy_loop log_level drain_timeout unlisted socket metrics tcp tiers domain",
+          "copy_loop log_level drain_timeout unlisted socket metrics events tcp tiers domain",
           "FILE:2:1: dramm: unknown key; the nearest known one is dram",
           "FILE:3:8: dram: no unit \"apples\"; write bytes, \"512MiB\", \"64GiB\", or \"80%\" of "
           "the memory",
@@ -295,6 +295,17 @@ TEST(ConfigTest, EachMistakeInTheFileHasItsMessage) {
       {"dram = true",
        "FILE:1:8: dram: must be a size such as \"64GiB\", or an integer of bytes, "
        "not true or false"},
+      {"[events]\nlisten = \"tcp://0.0.0.0:1\"",
+       "FILE:2:10: events.listen: others can reach tcp://0.0.0.0:1, and it has no password; set "
+       "events.beyond_loopback if that is meant, or listen at tcp://127.0.0.1"},
+      {"[events]\nreplay = \"tcp://127.0.0.1:1\"",
+       "FILE:2:10: events.replay: is of no use without events.listen"},
+      {"[events]\nlisten = \"ipc:///e\"\nreplay = \"ipc:///e\"",
+       "FILE:3:10: events.replay: must not be the same as events.listen"},
+      {"[events]\nlisten = \"tcp://router:1\"",
+       "FILE:2:10: events.listen: \"tcp://router:1\" must be tcp://ADDRESS:PORT, such as "},
+      {"[events]\nannounce_memory = \"65GiB\"",
+       "FILE:2:19: events.announce_memory: 65GiB must be at most 64GiB"},
       {"dram = -1", "FILE:1:8: dram: \"-1\" is not a whole number with a unit; write bytes, "},
       {"dram = 5", "FILE:1:8: dram: 5 must be from 1MiB to 64TiB"},
       {"dram = \"17GiB\"",

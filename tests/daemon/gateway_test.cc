@@ -285,7 +285,7 @@ TEST_F(GatewayTest, TheClientPutsAndGetsOverTls) {
   RoundTrip(client, 3 << 20, 100, 6);
 }
 
-// Reads a Watch until it says that it has all, and then until `more` events have come.
+// A Watch from event `from` on.
 class Watcher {
  public:
   Watcher(BareSession& session, uint64_t from) {
@@ -297,9 +297,8 @@ class Watcher {
   }
   ~Watcher() {
     context_.TryCancel();
-    reader_->Finish();
+    if (!finished_) reader_->Finish();
   }
-  // The next that is of a block, or kWatchSynced.
   v1::WatchEvent Next() {
     v1::WatchEvent event;
     EXPECT_TRUE(reader_->Read(&event));
@@ -309,10 +308,12 @@ class Watcher {
     v1::WatchEvent event;
     while (reader_->Read(&event)) {
     }
+    finished_ = true;
     return reader_->Finish();
   }
 
  private:
+  bool finished_ = false;
   grpc::ClientContext context_;
   std::unique_ptr<grpc::ClientReader<v1::WatchEvent>> reader_;
 };

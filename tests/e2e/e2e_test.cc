@@ -949,7 +949,14 @@ TEST_F(BadInputTest, OneBelowAtAndOneAboveEachLimit) {
     v1::ReserveReply reply;
     const grpc::Status status = session_->Call(&Stub::Reserve, reserve, &reply);
     EXPECT_EQ(status.ok(), size <= kMaxAnnounceBytes) << size << " " << status.error_message();
-    if (!status.ok()) Refused(&Stub::Reserve, reserve, StatusCode::INVALID_ARGUMENT, "announce[0]");
+    if (!status.ok()) {
+      Refused(&Stub::Reserve, reserve, StatusCode::INVALID_ARGUMENT, "announce[0]");
+      continue;
+    }
+    v1::AbortRequest abort;
+    abort.set_reservation_id(reply.reservation_id());
+    v1::AbortReply aborted;
+    EXPECT_TRUE(session_->Call(&Stub::Abort, abort, &aborted).ok());
   }
   auto reserve = ReserveOf(ns_, TestKeys(700, 1));
   reserve.add_announce(Bytes(100));
