@@ -155,7 +155,9 @@ struct PutOptions {
   std::string_view parent;    // Hash before the first key; empty: the first key is a root.
   std::vector<PartId> parts;  // Those that this caller brings; empty: all.
   absl::Duration wait = absl::ZeroDuration();  // For blocks that others are producing.
-  absl::Span<const std::string> announce;      // Per block or empty; stored beside the payload.
+  // What cache-aware routers are told of each block, in the form of proto/types/announcement.h:
+  // none, or one for each; empty of one: nothing.
+  absl::Span<const std::string> announce;
 };
 
 struct PutResult {

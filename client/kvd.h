@@ -401,7 +401,9 @@ typedef struct kvd_put_options {
   const void* parent;    /* Hash before the first key, or null: the first key is a root. */
   const kvd_part* parts; /* Those that this caller brings; null: all. */
   size_t part_count;
-  const kvd_const_buffer* announce; /* One a block, stored beside the payload; or null. */
+  /* What cache-aware routers are told, one a block or null: a MessagePack map of block_hashes,
+     parent_block_hash, token_ids, block_size and more, as in vLLM's BlockStored. */
+  const kvd_const_buffer* announce;
   size_t announce_count;
 } kvd_put_options;
 #define KVD_PUT_OPTIONS_INIT \

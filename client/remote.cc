@@ -270,7 +270,9 @@ PutResult Client::Impl::PutStreamed(Link& link, uint32_t namespace_id, const Put
   v1::PutStart start;
   start.set_session(link.session->token().data(), link.session->token().size());
   std::string states(put.blocks, static_cast<char>(ReserveState::kGranted));
-  if (put.total_bytes <= kMaxBlindBytes && put.options.wait == absl::ZeroDuration()) {
+  // A stream carries nothing for routers: what is announced is reserved first.
+  if (put.total_bytes <= kMaxBlindBytes && put.options.wait == absl::ZeroDuration() &&
+      put.options.announce.empty()) {
     start.set_namespace_id(namespace_id);
     start.set_keys(put.keys.data(), put.keys.size());
     start.set_parent(put.options.parent.data(), put.options.parent.size());

@@ -165,6 +165,15 @@ void Write(const Quarantined& entry, uint32_t key_bytes, uint64_t unix_ms, const
   out.set_found_by(Text(FinderName(entry.found_by)));
 }
 
+namespace {
+
+const char* TierNames(TierSet tiers) {
+  constexpr const char* kNames[] = {"", "dram", "nvme", "dram,nvme"};
+  return kNames[tiers & 3];
+}
+
+}  // namespace
+
 void Write(const Event& event, uint32_t key_bytes, const DomainName& name, v1::Event& out) {
   const auto write = [key_bytes](const ChainHash& hash) {
     return std::string(reinterpret_cast<const char*>(hash.bytes.data()), key_bytes);
@@ -179,9 +188,14 @@ void Write(const Event& event, uint32_t key_bytes, const DomainName& name, v1::E
     case EventKind::kEvicted:
     case EventKind::kDamaged:
     case EventKind::kPartDamaged:
+    case EventKind::kMoved:
+    case EventKind::kAnnounced:
       out.set_key(write(event.key));
       if (event.has_parent) out.set_parent(write(event.parent));
-      out.set_tier("dram");
+      out.set_tier(TierNames(event.kind == EventKind::kAnnounced ? event.tiers : event.where));
+      if (event.kind == EventKind::kMoved) {
+        out.set_detail((event.tiers & event.where) != 0 ? "entered" : "left");
+      }
       break;
     case EventKind::kLeaseExpired:
     case EventKind::kPinGranted:

@@ -10,6 +10,7 @@
 #include <thread>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "daemon/config_file.h"
 #include "daemon/option_docs.h"
@@ -104,6 +105,7 @@ class Loader {
                             ", and it has no password; set metrics.beyond_loopback if that is "
                             "meant, or listen at 127.0.0.1"));
     }
+    CheckEvents();
     CheckTls();
     CheckData();
     if (config_.max_blocks == 0) {
@@ -135,6 +137,25 @@ class Loader {
     const auto it = said_by_.find(name);
     const FileProblem by = it == said_by_.end() ? FileProblem{.what = name} : it->second;
     problems_.push_back({.at = by.at, .what = absl::StrCat(by.what, ": ", what)});
+  }
+
+  void CheckEvents() {
+    if (!config_.events_replay.empty() && config_.events.empty()) {
+      Complain("events.replay", "is of no use without events.listen");
+    }
+    if (!config_.events.empty() && config_.events == config_.events_replay &&
+        !absl::EndsWith(config_.events, ":0")) {
+      Complain("events.replay", "must not be the same as events.listen");
+    }
+    for (const auto& [name, endpoint] :
+         {std::pair<const char*, const std::string&>{"events.listen", config_.events},
+          {"events.replay", config_.events_replay}}) {
+      const HostPort parsed = ParseZmqEndpoint(endpoint);
+      if (!parsed.ok || parsed.loopback || config_.events_beyond_loopback) continue;
+      Complain(name, absl::StrCat("others can reach ", endpoint,
+                                  ", and it has no password; set events.beyond_loopback if that is "
+                                  "meant, or listen at tcp://127.0.0.1"));
+    }
   }
 
   void CheckTls() {

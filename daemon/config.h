@@ -56,6 +56,13 @@ struct Config {
   uint64_t nvme_write_budget = 0;            // Bytes a day; 0: no limit.
   uint64_t scrub_bandwidth = 32u << 20;      // Bytes a second; 0: nobody looks.
 
+  // KV events for routers, over ZeroMQ: "tcp://HOST:PORT" or "ipc:///PATH"; empty: off.
+  std::string events;
+  std::string events_replay;  // Where one asks for what one missed. Never without `events`.
+  std::string events_topic;   // May have {model}.
+  bool events_beyond_loopback = false;  // Both may be addresses that others reach.
+  uint64_t announce_bytes = 64u << 20;  // For what engines announce their blocks by.
+
   uint64_t drain_timeout_ms = 15'000;  // How long a drain waits for holds and moves.
   DomainRules domains;
   std::string config_file;  // Empty: none.

@@ -36,9 +36,10 @@ Control::Control(Store& store, FillBoard& board, Mover& mover, Inbox& inbox, con
       leases_(options.max_leases),
       holds_(options.holds),
       event_ring_(options.events),
+      announcements_(options.announce_bytes),
       namespaces_(1),
       scrubber_(store, mover, metrics_.scrub, options.scrubber) {
-  residency_.Observe(event_ring_);
+  residency_.Observe(event_ring_, &announcements_);
 }
 
 Control::~Control() = default;
@@ -1065,6 +1066,7 @@ std::vector<std::pair<std::string, uint64_t>> Control::Counters() const {
       {"sessions_opened", c.sessions_opened},
       {"sessions_ended", c.sessions_ended},
       {"calls_refused", c.calls_refused},
+      {"announce_refused", announcements_.refused()},
       {"drain_refusals", c.drain_refusals}};
 }
 

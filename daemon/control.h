@@ -27,6 +27,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "daemon/announcements.h"
 #include "daemon/arena_record.h"
 #include "daemon/events.h"
 #include "daemon/fill_board.h"
@@ -106,6 +107,7 @@ class Control : private Movement::Listener {
     // Told once, when a drain that ends the daemon is over. May be empty.
     std::function<void()> drained;
     uint32_t events = EventRing::kDefaultCapacity;  // That are remembered; a power of two.
+    uint64_t announce_bytes = uint64_t{64} << 20;   // Of announcements that are kept.
     ArenaRecord* record = nullptr;  // Of an arena that outlives us; null: it does not.
   };
 
@@ -218,6 +220,26 @@ class Control : private Movement::Listener {
 
   EventRing& events() { return event_ring_; }
   const EventRing& events() const { return event_ring_; }
+  const Announcements& announcements() const { return announcements_; }
+
+  // --- following (residency_follower.h) ----------------------------------------------------------
+
+  // Up to `most` events from `from` on, or from the oldest that is known; of blocks that are still
+  // known with what they are announced by.
+  struct FollowedEvent {
+    Event event;
+    uint8_t key_bytes = 0;
+    AnnouncementPtr announcement;  // Null: there is none, or the block has gone.
+  };
+  struct FollowedBatch {
+    uint64_t first = 0;  // Number of the first event; beyond what was asked for: a gap.
+    std::vector<FollowedEvent> events;
+  };
+  FollowedBatch FollowEvents(uint64_t from, size_t most) const;
+  // What can be found among the blocks numbered from `from` on (1: from the start), a turn's worth,
+  // as events kStored that bring nothing new. Returns where the next turn goes on; 0: that was all.
+  uint32_t FollowBlocks(uint32_t from, std::vector<FollowedEvent>& found) const;
+
   Nanos now() const { return clock_.Now(); }
 
   // --- looking -----------------------------------------------------------------------------------
@@ -228,6 +250,8 @@ class Control : private Movement::Listener {
   const Store& store() const { return store_; }
   // Bytes of one key of a namespace, also of one that was dropped. Requires: it was registered.
   uint32_t hash_bytes(NamespaceId ns) const { return namespaces_[ns].descriptor.hash_bytes; }
+  // The same.
+  const NamespaceDescriptor& descriptor(NamespaceId ns) const { return namespaces_[ns].descriptor; }
   uint32_t sessions() const { return static_cast<uint32_t>(by_token_.size()); }
   uint32_t leases() const { return leases_.size() - pins(); }
   uint32_t pins() const { return static_cast<uint32_t>(pins_.size()); }
@@ -344,6 +368,7 @@ class Control : private Movement::Listener {
   bool GrantParts(Reservation& reservation, const NamespaceInfo& info, BlockRef block,
                   size_t first_part);
   ReserveState ReserveBlock(Reservation& reservation, const Chain& chain, uint32_t position);
+  void Announce(BlockRef block, std::string_view bytes);
   void Anchor(Reservation& reservation, BlockRef block);
   void FinishReserve(ReserveCall& call);
   absl::StatusOr<Step> CommitReserved(CommitCall& call, Session& session);
@@ -396,6 +421,7 @@ class Control : private Movement::Listener {
   LeaseTable leases_;
   HoldTable holds_;
   EventRing event_ring_;
+  Announcements announcements_;
   ControlMetrics metrics_;
   ControlCounters& counters_ = metrics_.counters;
   uint64_t tick_ = 0;  // Counts uses; the policy's time.

@@ -48,6 +48,41 @@ void Control::RecordChain(EventKind kind, LeaseId id, BlockRef ref, EventReason 
                    .key = block.key});
 }
 
+Control::FollowedBatch Control::FollowEvents(uint64_t from, size_t most) const {
+  control_.AssertHeld();
+  std::vector<Event> events(most);
+  const EventRing::Batch read = event_ring_.Read(from, absl::MakeSpan(events));
+  FollowedBatch batch{.first = read.first};
+  batch.events.resize(read.size);
+  for (size_t i = 0; i < read.size; ++i) {
+    FollowedEvent& followed = batch.events[i];
+    followed.event = events[i];
+    followed.key_bytes = static_cast<uint8_t>(hash_bytes(events[i].ns));
+    // Another block may have its number by now.
+    const Block& block = residency_.block(events[i].block_ref);
+    if (block.key == events[i].key && block.ns == events[i].ns) {
+      followed.announcement = announcements_.Find(events[i].block_ref);
+    }
+  }
+  return batch;
+}
+
+uint32_t Control::FollowBlocks(uint32_t from, std::vector<FollowedEvent>& found) const {
+  control_.AssertHeld();
+  const uint32_t last = residency_.max_blocks();
+  uint32_t work = kWorkPerTurn;
+  uint32_t ref = from;
+  for (; ref <= last && work > 0; ++ref) {
+    const bool is_found = residency_.block(ref).state == BlockState::kVisible;
+    Spend(work, is_found ? kWorkOfRow : 1);
+    if (!is_found) continue;
+    found.push_back({.event = residency_.Describe(EventKind::kStored, ref),
+                     .key_bytes = static_cast<uint8_t>(hash_bytes(residency_.block(ref).ns)),
+                     .announcement = announcements_.Find(ref)});
+  }
+  return ref <= last ? ref : 0;
+}
+
 void Control::ConfigReloaded() {
   control_.AssertHeld();
   Record(EventKind::kConfigReloaded, kNoDomain, 0);

@@ -42,6 +42,10 @@ absl::StatusOr<Step> Control::Reserve(ReserveCall& call) {
 }
 
 absl::Status Control::StartReservation(ReserveCall& call, const Chain& chain) {
+  if (!call.announce.empty() && call.announce.size() != chain.keys.size()) {
+    return InvalidField(
+        "announce", absl::StrCat("must be none, or one for each of ", chain.keys.size(), " keys"));
+  }
   auto parts = ResolveParts(*chain.info, call.header.parts);
   if (!parts.ok()) return parts.status();
   if (chain.keys.size() * parts->size() > kMaxPageExtents) {
@@ -121,6 +125,8 @@ Step Control::ReserveBlocks(ReserveCall& call, const Chain& chain) {
       reservation.part_refs.insert(reservation.part_refs.end(), reservation.parts.size(), 0);
       reservation.rooms.assign(reservation.parts.size(), {});
     }
+    const bool known = state != ReserveState::kNoRoom && state != ReserveState::kNoParent;
+    if (known && !call.announce.empty()) Announce(reservation.last, call.announce[call.next]);
     board_.Append(call.reservation_id, reservation.rooms);
     reservation.states.push_back(static_cast<char>(state));
     ++call.next;
@@ -155,6 +161,14 @@ Step Control::ReserveBlocks(ReserveCall& call, const Chain& chain) {
     }
   }
   return call.next < chain.keys.size() ? Step::kMore : Step::kDone;
+}
+
+// Keeps what routers are told of a block, which may be there or in production.
+void Control::Announce(BlockRef block, std::string_view bytes) {
+  const Block& announced = residency_.block(block);
+  if (announcements_.Keep(block, namespaces_[announced.ns].domain, bytes)) {
+    residency_.TellAnnounced(block);
+  }
 }
 
 // What becomes of one block of the list. When granted, its parts are reserved with room, and
@@ -419,6 +433,7 @@ absl::StatusOr<Step> Control::CommitInline(CommitCall& call, Session& session) {
     }
     call.reserve.header = call.header;
     call.reserve.wait_ms = 0;
+    call.reserve.announce = std::move(call.announce);
     call.phase = CommitCall::Phase::kReserve;
   }
   if (call.phase == CommitCall::Phase::kReserve) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <utility>
 
 #include "absl/time/clock.h"
 #include "proto/types/check.h"
@@ -40,6 +41,10 @@ std::string_view EventKindName(EventKind kind) {
       return "drain-ended";
     case EventKind::kConfigReloaded:
       return "config-reloaded";
+    case EventKind::kMoved:
+      return "moved";
+    case EventKind::kAnnounced:
+      return "announced";
   }
   return "unknown";
 }
@@ -76,6 +81,10 @@ void EventRing::Add(const Event& event) {
 void EventRing::Publish() {
   if (published_.load(std::memory_order_relaxed) == next_) return;
   published_.store(next_);
+  if (wake_at_.load() < next_ && wake_at_.exchange(UINT64_MAX) != UINT64_MAX) {
+    absl::MutexLock lock(&mu_);
+    if (wake_) wake_();
+  }
   if (waiting_.load() == 0) return;
   absl::MutexLock lock(&mu_);  // Who has looked in vain sleeps before we signal.
   changed_.SignalAll();
@@ -97,6 +106,18 @@ void EventRing::WaitFor(uint64_t sequence, absl::Duration patience) {
     }
   }
   waiting_.fetch_sub(1);
+}
+
+void EventRing::SetWake(std::function<void()> wake) {
+  absl::MutexLock lock(&mu_);
+  wake_ = std::move(wake);
+}
+
+bool EventRing::WakeAt(uint64_t sequence) {
+  wake_at_.store(sequence);
+  if (published_.load() <= sequence) return true;
+  wake_at_.store(UINT64_MAX);
+  return false;
 }
 
 void EventRing::EndWaits() {

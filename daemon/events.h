@@ -1,13 +1,14 @@
 // What happened, in order: a bounded ring of fixed-size entries that the control thread writes and
 // others follow. An operator reads it (kvctl events), and whoever must know which blocks can be
-// found: every block that becomes findable is kStored, and every block that stops being so is
-// kEvicted or kDamaged. A block that was damaged or stored in mid-chain speaks for what hangs below
-// it as well: those are not named again.
+// found: every block that becomes findable is kStored, every block that stops being so is kEvicted
+// or kDamaged, and one that enters or leaves a tier in between is kMoved. Each says in which tiers
+// the block is from then on, so the last event of a block is all that counts. A block that was
+// damaged or stored in mid-chain speaks for what hangs below it as well: those are not named again.
 //
 // The n-th event has the sequence number n. The ring forgets the oldest, so who reads too slowly
 // sees a gap and holds nobody up.
 //
-// Threads: the control thread, but for WaitFor() and EndWaits(). Add() costs a copy of an
+// Threads: the control thread, but for what waits. Add() costs a copy of an
 // entry; Publish() takes the mutex only while somebody waits. All memory is set aside by the
 // constructor.
 
@@ -15,6 +16,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <string_view>
 #include <vector>
 
@@ -44,6 +46,8 @@ enum class EventKind : uint8_t {
   kDrainBegan = 13,
   kDrainEnded = 14,
   kConfigReloaded = 15,
+  kMoved = 16,      // A block that is found entered a tier, or left one.
+  kAnnounced = 17,  // What a block that is found is announced by came after its bytes.
 };
 std::string_view EventKindName(EventKind kind);  // "stored", "session-opened"
 
@@ -58,6 +62,12 @@ enum class EventReason : uint8_t {
 };
 std::string_view EventReasonName(EventReason reason);  // "pressure"; kNone is empty
 
+// Tiers as bits. A block is in a tier when that one alone can serve all its full groups; what only
+// both together can serve counts as in the slower.
+using TierSet = uint8_t;
+inline constexpr TierSet kDramTier = 1;
+inline constexpr TierSet kNvmeTier = 2;
+
 struct Event {
   Nanos time = 0;  // Of the control thread's clock; Add() writes it.
   // A session's serial number, a lease, pin or reservation; of a block its depth, 1 for a root.
@@ -67,8 +77,11 @@ struct Event {
   EventKind kind = EventKind::kStored;
   EventReason reason = EventReason::kNone;
   bool has_parent = false;
-  ChainHash key;     // Of a block; of a lease or pin the deepest block of its chain.
-  ChainHash parent;  // Of a block, where has_parent.
+  TierSet tiers : 4 = 0;   // Of a block: where it is from now on; none: it is not found.
+  TierSet where : 4 = 0;   // Of a block: what it entered or left, or where the damage was.
+  ChainHash key;           // Of a block; of a lease or pin the deepest block of its chain.
+  ChainHash parent;        // Of a block, where has_parent.
+  uint32_t block_ref = 0;  // Of a block: its number in the index, which may be another's by now.
 };
 static_assert(sizeof(Event) == 96);
 
@@ -108,6 +121,12 @@ class EventRing {
   void CountGap() { gaps_.fetch_add(1, std::memory_order_relaxed); }
   uint64_t gaps() const { return gaps_.load(std::memory_order_relaxed); }
 
+  // For one who waits for something else as well: `wake`, which only signals, is called by the
+  // control thread, once, when an event numbered `sequence` is published after WakeAt(sequence) has
+  // said true. False: it is published already. An empty `wake` ends that; after it none is called.
+  void SetWake(std::function<void()> wake);
+  bool WakeAt(uint64_t sequence);
+
  private:
   const uint64_t capacity_;
   std::atomic<uint64_t> gaps_{0};  // A counter.
@@ -121,9 +140,11 @@ class EventRing {
   // looks at published_. Both are sequentially consistent, so one of the two sees the other.
   std::atomic<uint64_t> published_{1};  // next_ of the last Publish().
   std::atomic<uint32_t> waiting_{0};
+  std::atomic<uint64_t> wake_at_{UINT64_MAX};  // In the same order: stored, then published_ read.
   absl::Mutex mu_;
   absl::CondVar changed_;
   bool ended_ ABSL_GUARDED_BY(mu_) = false;
+  std::function<void()> wake_ ABSL_GUARDED_BY(mu_);
 };
 
 }  // namespace kvd

@@ -612,6 +612,37 @@ double ProcessStart() {
   return booted + static_cast<double>(ticks) / static_cast<double>(sysconf(_SC_CLK_TCK));
 }
 
+void AddEvents(const MetricsSource& source, Families& out) {
+  const Announcements& announcements = source.control->announcements();
+  out.Gauge("kvd_announced_bytes", "Memory of what engines announced their blocks by.")
+      .Add(announcements.bytes());
+  out.Counter("kvd_announce_refused_total",
+              "Blocks whose announcement found no room: stored, and routers do not hear of them.")
+      .Add(announcements.refused());
+  if (source.events == nullptr) return;
+  const EventMetrics& events = *source.events;
+  out.Gauge("kvd_events_blocks", "Blocks of which routers know that they are here.")
+      .Add(events.blocks);
+  out.Counter("kvd_events_published_total", "KV events for routers, by type.")
+      .Add(events.stored, {{"type", "stored"}})
+      .Add(events.removed, {{"type", "removed"}});
+  out.Counter("kvd_events_messages_total", "Messages of them.").Add(events.messages);
+  out.Counter("kvd_events_dropped_messages_total",
+              "Messages that some subscriber did not get, because it reads too slowly.")
+      .Add(events.dropped_messages);
+  out.Counter("kvd_event_gaps_total",
+              "Times that events were forgotten before they were published: all was told anew.")
+      .Add(events.losses);
+  out.Counter("kvd_events_unannounced_total",
+              "Blocks that became findable and that nobody had announced: routers do not hear of "
+              "them.")
+      .Add(events.unannounced);
+  out.Counter("kvd_events_requests_total", "What routers asked for that had missed something.")
+      .Add(events.replays, {{"outcome", "replay"}})
+      .Add(events.snapshots, {{"outcome", "snapshot"}})
+      .Add(events.refused_requests, {{"outcome", "refused"}});
+}
+
 void AddProcess(const MetricsSource& source, Families& out) {
   static const double started = ProcessStart();
   const ProcessMemory memory = ReadProcessMemory();
@@ -654,6 +685,7 @@ std::vector<MetricFamily> CollectMetrics(const MetricsSource& source) {
   AddPromises(source, tenants, out);
   AddCalls(source, out);
   AddTrouble(source, out);
+  AddEvents(source, out);
   AddProcess(source, out);
   return out.Take();
 }

@@ -26,6 +26,7 @@ struct MetricsSource {
   const Control* control = nullptr;
   const ServiceMetrics* service = nullptr;
   const GatewayMetrics* gateway = nullptr;
+  const EventMetrics* events = nullptr;  // Null: nobody is told.
   const StrangerCounts* strangers = nullptr;
   std::function<std::string(DomainId)> tenant_name;
   std::string version;

@@ -15,6 +15,7 @@
 #include "absl/strings/str_cat.h"
 #include "daemon/control_call.h"
 #include "daemon/gateway_transfer.h"
+#include "daemon/gateway_watch.h"
 #include "daemon/grpc_status.h"
 #include "daemon/reflection.h"
 #include "proto/kvd.grpc.pb.h"
@@ -102,6 +103,7 @@ class Callers {
 
 struct Shared {
   Inbox& inbox;
+  EventRing& events;  // WaitFor() only.
   CopierPool& copiers;
   const Copier& copier;
   const Callers& callers;
@@ -147,6 +149,13 @@ absl::StatusOr<Guest> LetIn(const Shared& shared, const grpc::ServerContextBase&
   absl::StatusOr<GatewaySessions::Place> place = shared.sessions.Enter(use, *domain);
   if (!place.ok()) return place.status();
   return Guest{*domain, *std::move(place)};
+}
+
+// A reader or writer that stops would keep its thread, and what it holds, for ever.
+absl::Status CheckDeadline(const grpc::ServerContext& call) {
+  const auto longest = std::chrono::milliseconds(kMaxStreamMs) + std::chrono::minutes(1);
+  if (call.deadline() <= std::chrono::system_clock::now() + longest) return absl::OkStatus();
+  return InvalidField("deadline", "a stream must have one, at most an hour away");
 }
 
 // The open call that is a session's life.
@@ -279,9 +288,16 @@ class EngineService final : public v1::Engine::WithCallbackMethod_OpenSession<v1
     return Run<UnimplementedMethod<v1::RetainRequest, v1::RetainReply>>(*call, Op::kOther, *request,
                                                                         *reply);
   }
-  grpc::Status Watch(grpc::ServerContext*, const v1::WatchRequest*,
-                     grpc::ServerWriter<v1::WatchEvent>*) override {
-    return ToGrpc(absl::UnimplementedError("events are not in this version"));
+  grpc::Status Watch(grpc::ServerContext* call, const v1::WatchRequest* request,
+                     grpc::ServerWriter<v1::WatchEvent>* writer) override {
+    return Answer(shared_, *call, Op::kOther, [&] {
+      if (absl::Status status = CheckDeadline(*call); !status.ok()) return ToGrpc(status);
+      const absl::StatusOr<Guest> guest = LetIn(shared_, *call, Use::kStream);
+      if (!guest.ok()) return ToGrpc(guest.status());
+      const auto session = FindSession(shared_, request->session(), guest->domain);
+      if (!session.ok()) return ToGrpc(session.status());
+      return StreamWatch(shared_.inbox, shared_.events, *call, **session, *request, *writer);
+    });
   }
 
  private:
@@ -343,13 +359,6 @@ class TransferService final : public v1::Transfer::Service {
   }
 
  private:
-  // A reader or writer that stops would keep its thread, and what it holds, for ever.
-  static absl::Status CheckDeadline(const grpc::ServerContext& call) {
-    const auto longest = std::chrono::milliseconds(kMaxStreamMs) + std::chrono::minutes(1);
-    if (call.deadline() <= std::chrono::system_clock::now() + longest) return absl::OkStatus();
-    return InvalidField("deadline", "a stream must have one, at most an hour away");
-  }
-
   // A stream counts from before its first message, because its thread is taken from then on.
   template <typename Body>
   grpc::Status Stream(grpc::ServerContext& call, Op op, Body body) {
@@ -405,19 +414,14 @@ class TlsCredentials final : public grpc::ServerCredentials {
 
 class Gateway::Impl {
  public:
-  Impl(Inbox& inbox, CopierPool& copiers, const Copier& copier, Domains& domains, Options options,
-       std::unique_ptr<GatewayListener> listener)
+  Impl(Inbox& inbox, EventRing& events, CopierPool& copiers, const Copier& copier, Domains& domains,
+       Options options, std::unique_ptr<GatewayListener> listener)
       : options_(std::move(options)),
         listener_(std::move(listener)),
         callers_(*listener_, domains, options_.strangers),
         sessions_(inbox, options_.bounds),
-        shared_{inbox,
-                copiers,
-                copier,
-                callers_,
-                sessions_,
-                options_.metrics,
-                options_.count_operations},
+        shared_{inbox,    events,    copiers,          copier,
+                callers_, sessions_, options_.metrics, options_.count_operations},
         engine_(shared_),
         transfer_(shared_) {}
 
@@ -496,16 +500,16 @@ void Gateway::Impl::Stop() {
 Gateway::Gateway(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Gateway::~Gateway() { Stop(); }
 
-absl::StatusOr<std::unique_ptr<Gateway>> Gateway::Start(Inbox& inbox, CopierPool& copiers,
-                                                        const Copier& copier, Domains& domains,
-                                                        Options options) {
+absl::StatusOr<std::unique_ptr<Gateway>> Gateway::Start(Inbox& inbox, EventRing& events,
+                                                        CopierPool& copiers, const Copier& copier,
+                                                        Domains& domains, Options options) {
   auto listener = GatewayListener::Open({.path = options.path,
                                          .listener = options.listener,
                                          .tcp = options.tcp,
                                          .max_connections = options.max_connections},
                                         domains);
   if (!listener.ok()) return listener.status();
-  auto impl = std::make_unique<Impl>(inbox, copiers, copier, domains, std::move(options),
+  auto impl = std::make_unique<Impl>(inbox, events, copiers, copier, domains, std::move(options),
                                      *std::move(listener));
   if (absl::Status status = impl->Start(); !status.ok()) return status;
   return std::unique_ptr<Gateway>(new Gateway(std::move(impl)));

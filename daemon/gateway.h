@@ -29,6 +29,7 @@
 #include "absl/status/statusor.h"
 #include "daemon/copier_pool.h"
 #include "daemon/domains.h"
+#include "daemon/events.h"
 #include "daemon/gateway_listener.h"
 #include "daemon/gateway_sessions.h"
 #include "daemon/inbox.h"
@@ -56,9 +57,9 @@ class Gateway {
   };
 
   // Binds; nobody is let in before Serve(). Collaborators must outlive this.
-  static absl::StatusOr<std::unique_ptr<Gateway>> Start(Inbox& inbox, CopierPool& copiers,
-                                                        const Copier& copier, Domains& domains,
-                                                        Options options);
+  static absl::StatusOr<std::unique_ptr<Gateway>> Start(Inbox& inbox, EventRing& events,
+                                                        CopierPool& copiers, const Copier& copier,
+                                                        Domains& domains, Options options);
   ~Gateway();
 
   void Serve();

@@ -10,6 +10,7 @@
 
 #include <atomic>
 #include <cerrno>
+#include <climits>
 #include <csignal>
 #include <cstdio>
 #include <functional>
@@ -38,6 +39,7 @@
 #include "daemon/data_directory.h"
 #include "daemon/domains.h"
 #include "daemon/endpoint_lock.h"
+#include "daemon/event_publisher.h"
 #include "daemon/exposition.h"
 #include "daemon/former_readers.h"
 #include "daemon/gateway.h"
@@ -251,10 +253,29 @@ absl::StatusOr<std::vector<std::string>> RenewTls(TlsSource* tls, const Config& 
   return tls->Renew(*std::move(read));
 }
 
+// What tells routers where blocks are; null: nobody asked for it.
+absl::StatusOr<std::unique_ptr<EventPublisher>> StartEvents(const Config& config, Inbox& inbox,
+                                                            EventRing& events, Domains& domains,
+                                                            EventMetrics& metrics) {
+  if (config.events.empty()) return nullptr;
+  char host[HOST_NAME_MAX + 1] = "";
+  gethostname(host, sizeof host - 1);
+  return EventPublisher::Start(
+      inbox, events,
+      {.listen = config.events,
+       .replay = config.events_replay,
+       .topic = config.events_topic,
+       .backend_id = absl::StrCat("kvd@", host),
+       .ipc_mode = config.socket_mode,
+       .domain_name = [&domains](DomainId domain) { return domains.Name(domain); },
+       .metrics = &metrics});
+}
+
 absl::StatusOr<std::unique_ptr<Gateway>> StartGateway(const Config& config, int listener,
                                                       const TlsSource* tls, Inbox& inbox,
-                                                      CopierPool& copiers, const Copier& copier,
-                                                      Domains& domains, GatewayMetrics& metrics,
+                                                      EventRing& events, CopierPool& copiers,
+                                                      const Copier& copier, Domains& domains,
+                                                      GatewayMetrics& metrics,
                                                       StrangerCounts& strangers) {
   Gateway::Options options{.path = config.path() + ".stream",
                            .listener = listener,
@@ -263,7 +284,7 @@ absl::StatusOr<std::unique_ptr<Gateway>> StartGateway(const Config& config, int 
                            .count_operations = config.op_metrics,
                            .metrics = &metrics,
                            .strangers = &strangers};
-  return Gateway::Start(inbox, copiers, copier, domains, std::move(options));
+  return Gateway::Start(inbox, events, copiers, copier, domains, std::move(options));
 }
 
 int Serve(const Config& config) {
@@ -332,7 +353,8 @@ int Serve(const Config& config) {
       .scrubber = {.bytes_per_second = config.scrub_bandwidth},
       .damage_found = [&damage_log](const Quarantined& found) { damage_log.Write(found); },
       .load_bytes_per_us = MeasureCopy(copier, clock),
-      .count_operations = config.op_metrics};
+      .count_operations = config.op_metrics,
+      .announce_bytes = config.announce_bytes};
   FillBoard board(limits.max_reservations);
   auto copiers = std::make_unique<CopierPool>(
       board, inbox, copier,
@@ -390,10 +412,12 @@ int Serve(const Config& config) {
   // A start that fails further on ends the service before the threads that post.
   const absl::Cleanup forget_service = [&inbox] { inbox.SetWake(nullptr); };
   GatewayMetrics gateway_metrics;
+  EventMetrics event_metrics;
   const MetricsSource metrics{
       .control = &control,
       .service = &(*service)->metrics(),
       .gateway = &gateway_metrics,
+      .events = config.events.empty() ? nullptr : &event_metrics,
       .strangers = &strangers,
       .tenant_name = [&domains](DomainId domain) { return domains.Name(domain); },
       .version = KVD_VERSION,
@@ -415,8 +439,8 @@ int Serve(const Config& config) {
   }
   const std::string metrics_address = http == nullptr ? "" : http->address();
   absl::StatusOr<std::unique_ptr<Gateway>> gateway =
-      StartGateway(config, activated->at(".stream"), tls->get(), inbox, *copiers, copier, domains,
-                   gateway_metrics, strangers);
+      StartGateway(config, activated->at(".stream"), tls->get(), inbox, control.events(), *copiers,
+                   copier, domains, gateway_metrics, strangers);
   if (!gateway.ok()) return Fail(gateway.status());
   absl::StatusOr<std::unique_ptr<AdminServer>> admin =
       AdminServer::Start(inbox, control.events(),
@@ -432,16 +456,23 @@ int Serve(const Config& config) {
                           .domain_name = [&domains](DomainId id) { return domains.Name(id); }});
   if (!admin.ok()) return Fail(admin.status());
   if (absl::Status status = OpenToEngines(config, *activated); !status.ok()) return Fail(status);
+  absl::StatusOr<std::unique_ptr<EventPublisher>> events =
+      StartEvents(config, inbox, control.events(), domains, event_metrics);
+  if (!events.ok()) return Fail(events.status());
   (*gateway)->Serve();
   KVD_KILL_POINT("start.serving");
 
-  const std::string& tcp_address = (*gateway)->tcp_address();
-  spdlog::info("daemon.ready listen={} pid={} blocks={} policy={} copiers={} metrics={} tcp={}",
-               config.listen, getpid(), config.max_blocks, config.policy, config.copiers,
-               metrics_address, tcp_address);
-  std::printf("kvd ready listen=%s pid=%d%s%s%s%s\n", config.listen.c_str(), getpid(),
-              metrics_address.empty() ? "" : " metrics=", metrics_address.c_str(),
-              tcp_address.empty() ? "" : " tcp=", tcp_address.c_str());
+  std::string ready = absl::StrCat("listen=", config.listen, " pid=", getpid());
+  const auto say = [&ready](const char* name, const std::string& address) {
+    if (!address.empty()) absl::StrAppend(&ready, " ", name, "=", address);
+  };
+  say("metrics", metrics_address);
+  say("tcp", (*gateway)->tcp_address());
+  say("events", *events == nullptr ? "" : (*events)->address());
+  say("events_replay", *events == nullptr ? "" : (*events)->replay_address());
+  spdlog::info("daemon.ready {} blocks={} policy={} copiers={}", ready, config.max_blocks,
+               config.policy, config.copiers);
+  std::printf("kvd ready %s\n", ready.c_str());
   std::fflush(stdout);
   NotifyServiceManager("READY=1");
 
@@ -472,6 +503,7 @@ int Serve(const Config& config) {
     spdlog::info("daemon.drained");
     KVD_KILL_POINT("stop.drained");
     (*gateway)->Stop();
+    events->reset();  // It asks the control thread, as long as there is one.
     (*service)->Shutdown();
   });
   const Watchdog watchdog(

@@ -4,6 +4,8 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "proto/types/announcement.h"
+#include "proto/types/limits.h"
 #include "proto/types/status.h"
 
 namespace kvd {
@@ -28,19 +30,25 @@ void ReadHeader(const Request& from, CallHeader& to) {
   ReadReleases(from.releases(), to.releases);
 }
 
-// Bytes that are stored beside the payload: per block or none at all, each bounded.
-absl::Status CheckAnnounce(const google::protobuf::RepeatedPtrField<std::string>& announce,
-                           size_t key_bytes) {
-  if (announce.empty()) return absl::OkStatus();
-  for (int i = 0; i < announce.size(); ++i) {
-    if (announce[i].size() > kMaxAnnounceBytes) {
-      return InvalidField(absl::StrCat("announce[", i, "]"), "more than 16 KiB");
-    }
-  }
+// What routers are told: of each block or of none, each bounded. Whether there is one for each key
+// knows who knows how long a key is.
+absl::Status ReadAnnounce(const google::protobuf::RepeatedPtrField<std::string>& announce,
+                          size_t key_bytes, std::vector<std::string_view>& read) {
   if (static_cast<size_t>(announce.size()) > key_bytes / kMinHashBytes) {
     return InvalidField("announce", "more entries than keys");
   }
-  return absl::UnimplementedError("announce: KV events are not in this version");
+  read.reserve(static_cast<size_t>(announce.size()));
+  for (int i = 0; i < announce.size(); ++i) {
+    const std::string& bytes = announce[i];
+    if (bytes.size() > kMaxAnnounceBytes) {
+      return InvalidField(absl::StrCat("announce[", i, "]"), "more than 16 KiB");
+    }
+    if (const auto checked = ReadAnnouncement(bytes); !bytes.empty() && !checked.ok()) {
+      return InvalidField(absl::StrCat("announce[", i, "]"), checked.status().message());
+    }
+    read.push_back(bytes);
+  }
+  return absl::OkStatus();
 }
 
 void GiveBack(Control& control, std::string_view session, HoldId hold, LeaseId lease) {
@@ -177,7 +185,8 @@ absl::StatusOr<Step> ReserveMethod::Run(Control& control, const ReserveMethod::R
     call.header.parent = request.parent();
     call.wait_ms = request.wait_ms();
     if (call.wait_ms > kMaxLeaseMs) return InvalidField("wait_ms", "at most 600000");
-    if (absl::Status status = CheckAnnounce(request.announce(), request.keys().size());
+    if (absl::Status status =
+            ReadAnnounce(request.announce(), request.keys().size(), call.announce);
         !status.ok()) {
       return status;
     }
@@ -208,12 +217,16 @@ absl::StatusOr<Step> CommitMethod::Run(Control& control, const CommitMethod::Req
     call.staged_sums = request.staged_sums();
     call.fills = request.fills();
     call.sums = request.sums();
-    if (absl::Status status = CheckAnnounce(request.announce(), request.keys().size());
-        !status.ok()) {
-      return status;
-    }
     if (call.reservation_id != 0 && !request.keys().empty()) {
       return InvalidField("keys", "a reservation has its own; name one or the other");
+    }
+    if (call.reservation_id != 0 && !request.announce().empty()) {
+      return InvalidField("announce", "of a put without a reservation only; say it to Reserve");
+    }
+    if (absl::Status status =
+            ReadAnnounce(request.announce(), request.keys().size(), call.announce);
+        !status.ok()) {
+      return status;
     }
     if (call.reservation_id == 0 && (call.fills > 0 || !call.sums.empty())) {
       return InvalidField(call.fills > 0 ? "fills" : "sums",

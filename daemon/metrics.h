@@ -189,6 +189,20 @@ struct ScrubCounters {
   SharedCount passes;  // Of the background's walk over all blocks, ended.
 };
 
+// What routers were told; the publisher's thread writes.
+struct EventMetrics {
+  SharedCount stored;
+  SharedCount removed;
+  SharedCount messages;
+  SharedCount dropped_messages;  // That some subscriber did not get: it reads too slowly.
+  SharedCount losses;            // Events were forgotten before they were read: all was told anew.
+  SharedCount unannounced;       // Blocks became findable that nobody had announced.
+  SharedCount replays;           // Asked for and answered, ...
+  SharedCount snapshots;
+  SharedCount refused_requests;  // ... or not: malformed, or too many at a time.
+  SharedCount blocks;            // Announced, now, in any tier.
+};
+
 // Of the control thread's decisions.
 class ControlMetrics {
  public:

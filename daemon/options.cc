@@ -185,6 +185,35 @@ std::string SetAddress(std::string_view text, std::string* value) {
   return "";
 }
 
+std::string SetZmqEndpoint(std::string_view text, std::string* value) {
+  if (!text.empty() && !ParseZmqEndpoint(text).ok) {
+    return absl::StrCat(
+        Quoted(text),
+        " must be tcp://ADDRESS:PORT, such as tcp://127.0.0.1:5557, or ipc:// and an "
+        "absolute path of at most 107 bytes; names are not looked up");
+  }
+  *value = text;
+  return "";
+}
+
+std::string SetTopic(std::string_view text, Config& config) {
+  if (text.size() > 256) return absl::StrCat(text.size(), " bytes are too many; 256 are the most");
+  config.events_topic = text;
+  return "";
+}
+
+std::string SetAnnounceMemory(std::string_view text, Config& config) {
+  constexpr uint64_t kMost = uint64_t{64} << 30;
+  uint64_t bytes = 0;
+  if (std::string wrong = ParseQuantity(text, kSizeUnits, "\"64MiB\", \"1GiB\" or 0", &bytes);
+      !wrong.empty()) {
+    return wrong;
+  }
+  if (bytes > kMost) return absl::StrCat(FormatSize(bytes), " must be at most ", FormatSize(kMost));
+  config.announce_bytes = bytes;
+  return "";
+}
+
 std::string SetSwitch(std::string_view text, bool* value) {
   if (text != "true" && text != "false")
     return absl::StrCat(Quoted(text), " must be true or false");
@@ -439,6 +468,61 @@ const Option kOptions[] = {
      .set = [](std::string_view text, const MemoryLimit&,
                Config& config) { return SetSwitch(text, &config.op_metrics); },
      .get = [](const Config& config) -> std::string { return OnOff(config.op_metrics); }},
+    {.name = "events.listen",
+     .flag = "--events",
+     .value = "ENDPOINT",
+     .essential = true,
+     .otherwise = "off",
+     .example = "tcp://127.0.0.1:5557",
+     .help = "Where cache-aware routers subscribe to KV events over ZeroMQ, without a password: "
+             "tcp://HOST:PORT or ipc:///PATH. They carry the tokens of all tenants who announce "
+             "their blocks. Port 0 takes a free one, which the ready line names",
+     .set = [](std::string_view text, const MemoryLimit&,
+               Config& config) { return SetZmqEndpoint(text, &config.events); },
+     .get = [](const Config& config) { return config.events; }},
+    {.name = "events.replay",
+     .flag = "--events-replay",
+     .value = "ENDPOINT",
+     .otherwise = "off",
+     .example = "tcp://127.0.0.1:5558",
+     .help = "Where a router asks for events that it missed, or for all that is there",
+     .set = [](std::string_view text, const MemoryLimit&,
+               Config& config) { return SetZmqEndpoint(text, &config.events_replay); },
+     .get = [](const Config& config) { return config.events_replay; }},
+    {.name = "events.topic",
+     .flag = "--events-topic",
+     .value = "TEXT",
+     .otherwise = "empty",
+     .example = "kv@pod-7@{model}",
+     .help =
+         "Topic of the events, of which {model} is the model of a block's namespace; each topic "
+         "is a stream with sequence numbers of its own. Dynamo wants it empty, llm-d "
+         "kv@POD@{model}",
+     .set = [](std::string_view text, const MemoryLimit&,
+               Config& config) { return SetTopic(text, config); },
+     .get = [](const Config& config) { return config.events_topic; }},
+    {.name = "events.beyond_loopback",
+     .flag = "--events-beyond-loopback",
+     .value = "true",
+     .kind = OptionKind::kSwitch,
+     .fallback = "false",
+     .help = "Lets events.listen and events.replay be addresses that other hosts reach",
+     .set = [](std::string_view text, const MemoryLimit&,
+               Config& config) { return SetSwitch(text, &config.events_beyond_loopback); },
+     .get = [](const Config& config) -> std::string {
+       return OnOff(config.events_beyond_loopback);
+     }},
+    {.name = "events.announce_memory",
+     .flag = "--announce-memory",
+     .value = "SIZE",
+     .kind = OptionKind::kSize,
+     .fallback = "64MiB",
+     .help = "For what engines announce their blocks by, token ids above all; half of it for one "
+             "domain. A block that finds no room here is stored, and routers do not hear of it. 0 "
+             "keeps nothing",
+     .set = [](std::string_view text, const MemoryLimit&,
+               Config& config) { return SetAnnounceMemory(text, config); },
+     .get = [](const Config& config) { return FormatSize(config.announce_bytes); }},
     {.name = "tcp.listen",
      .flag = "--tcp",
      .value = "HOST:PORT",
@@ -627,6 +711,17 @@ HostPort ParseHostPort(std::string_view text) {
   in_addr address{};
   if (inet_pton(AF_INET, host.c_str(), &address) != 1) return {};
   return {.ok = true, .loopback = ntohl(address.s_addr) >> 24 == 127};
+}
+
+HostPort ParseZmqEndpoint(std::string_view text) {
+  constexpr std::string_view kTcp = "tcp://";
+  constexpr std::string_view kIpc = "ipc://";
+  if (text.substr(0, kTcp.size()) == kTcp) return ParseHostPort(text.substr(kTcp.size()));
+  if (text.substr(0, kIpc.size()) != kIpc) return {};
+  text.remove_prefix(kIpc.size());
+  const bool ok =
+      text.size() > 1 && text.front() == '/' && text.size() < sizeof(sockaddr_un{}.sun_path);
+  return {.ok = ok, .loopback = ok};
 }
 
 }  // namespace kvd

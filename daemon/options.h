@@ -77,4 +77,8 @@ struct HostPort {
 };
 HostPort ParseHostPort(std::string_view text);
 
+// tcp://HOST:PORT as above, or ipc:// and an absolute path that a Unix socket takes, which counts
+// as loopback.
+HostPort ParseZmqEndpoint(std::string_view text);
+
 }  // namespace kvd

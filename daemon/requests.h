@@ -120,6 +120,9 @@ struct ReserveCall {
   uint32_t wait_ms = 0;
   uint32_t remaining_ms = UINT32_MAX;  // Until the caller's own deadline: no wait is longer.
   Resumable* resumable = nullptr;      // Requires: set when wait_ms is.
+  // What routers are told of each block (proto/types/announcement.h), empty of one: nothing; or
+  // none at all.
+  std::vector<std::string_view> announce;
   // Answer.
   uint64_t reservation_id = 0;
   std::string states;
@@ -138,11 +141,12 @@ struct CommitCall {
   uint32_t first_block = 0;
   uint32_t blocks = 0;
   std::string_view staged;
-  bool staged_sums = false;            // `staged` carries the sums of the parts.
-  uint32_t fills = 0;                  // Full parts of the reservation that this waits for.
-  std::string_view sums;               // Of the parts of the range, 4 bytes each; or empty.
-  uint32_t remaining_ms = UINT32_MAX;  // Until the caller's own deadline: no wait is longer.
-  Resumable* resumable = nullptr;      // Required when there is no reservation_id, or `fills`.
+  bool staged_sums = false;                // `staged` carries the sums of the parts.
+  uint32_t fills = 0;                      // Full parts of the reservation that this waits for.
+  std::string_view sums;                   // Of the parts of the range, 4 bytes each; or empty.
+  std::vector<std::string_view> announce;  // Of a put without a reservation, as in ReserveCall.
+  uint32_t remaining_ms = UINT32_MAX;      // Until the caller's own deadline: no wait is longer.
+  Resumable* resumable = nullptr;          // Required when there is no reservation_id, or `fills`.
   // Answer.
   std::string results;
   uint32_t stored = 0;

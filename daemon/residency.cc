@@ -8,6 +8,7 @@
 #include <cstring>
 #include <utility>
 
+#include "daemon/announcements.h"
 #include "proto/types/check.h"
 #include "proto/types/kill_point.h"
 #include "proto/types/safety.h"
@@ -472,6 +473,7 @@ uint32_t Residency::ShowIfServed(BlockRef ref, uint64_t tick) {
   tick_ = tick;
   if (block.state != BlockState::kProducing || !Served(block)) {
     UpdateOffers(ref);
+    RecordMove(ref);
     return 0;
   }
   if (block.parent != 0 && blocks_[block.parent].state != BlockState::kVisible) {
@@ -563,7 +565,7 @@ void Residency::Show(BlockRef ref, uint64_t tick) {
   ++counts_.visible;
   ++uses_[blocks_[ref].ns].visible;
   UpdateOffers(ref);
-  if (events_ != nullptr) Record(EventKind::kStored, ref);
+  if (events_ != nullptr) Record(EventKind::kStored, ref, tiers(ref));
 }
 
 // Shows a block and, below it, all that was only waiting for it. Preorder, without recursion: the
@@ -677,6 +679,7 @@ void Residency::Remove(BlockRef ref) {
     WithdrawBoth(block, ref);
     DropParts(ref);
     DropColds(ref);
+    if (announcements_ != nullptr) announcements_->Forget(ref);
     const BlockRef parent = block.parent;
     if (block.state == BlockState::kStub) --counts_.stubs;
     if (block.state == BlockState::kVisible) {
@@ -926,17 +929,52 @@ void Residency::Unhold(PartRef ref) {
 
 // --- leaving -------------------------------------------------------------------------------------
 
-void Residency::Record(EventKind kind, BlockRef ref, EventReason why) const {
+TierSet Residency::tiers(BlockRef ref) const {
+  const Block& block = blocks_[ref];
+  if (block.state != BlockState::kVisible) return 0;
+  const uint16_t full = shapes_[block.ns].full_groups;
+  const TierSet alone = ((block.complete_groups & full) == full ? kDramTier : 0) |
+                        ((block.cold_groups & full) == full ? kNvmeTier : 0);
+  return alone != 0 ? alone : kNvmeTier;
+}
+
+// What is not found any more is told before it goes: it is in no tier then.
+void Residency::Record(EventKind kind, BlockRef ref, TierSet where, EventReason why) {
+  Block& block = blocks_[ref];
+  const bool leaves = kind == EventKind::kEvicted || kind == EventKind::kDamaged;
+  block.told_tiers = leaves ? 0 : tiers(ref);
+  Event event = Describe(kind, ref);
+  event.reason = why;
+  event.tiers = block.told_tiers;
+  event.where = where;
+  events_->Add(event);
+}
+
+Event Residency::Describe(EventKind kind, BlockRef ref) const {
   const Block& block = blocks_[ref];
   Event event{.number = block.depth + uint64_t{1},
               .ns = block.ns,
               .domain = shapes_[block.ns].domain,
               .kind = kind,
-              .reason = why,
               .has_parent = block.parent != 0,
-              .key = block.key};
+              .tiers = tiers(ref),
+              .key = block.key,
+              .block_ref = ref};
   if (event.has_parent) event.parent = blocks_[block.parent].key;
-  events_->Add(event);
+  return event;
+}
+
+// Tells if a block that is found is in other tiers than was told.
+void Residency::RecordMove(BlockRef ref) {
+  if (events_ == nullptr || blocks_[ref].state != BlockState::kVisible) return;
+  const TierSet changed = blocks_[ref].told_tiers ^ tiers(ref);
+  if (changed != 0) Record(EventKind::kMoved, ref, changed);
+}
+
+void Residency::TellAnnounced(BlockRef ref) {
+  if (events_ != nullptr && blocks_[ref].state == BlockState::kVisible) {
+    Record(EventKind::kAnnounced, ref, /*where=*/0);
+  }
 }
 
 void Residency::CountEvicted(BlockRef ref, EvictReason reason) {
@@ -962,7 +1000,7 @@ void Residency::CountEvicted(TierIndex tier, EvictReason reason, uint64_t bytes)
 void Residency::Evict(BlockRef ref, EvictReason reason) {
   KVD_CHECK(removable(ref)) << ref;
   if (events_ != nullptr && blocks_[ref].state == BlockState::kVisible) {
-    Record(EventKind::kEvicted, ref, EventReasonOf(reason));
+    Record(EventKind::kEvicted, ref, blocks_[ref].told_tiers, EventReasonOf(reason));
   }
   CountEvicted(ref, reason);
   KVD_KILL_POINT("evict.before");
@@ -983,6 +1021,7 @@ void Residency::LeaveDram(BlockRef ref, EvictReason reason) {
   Disorder(ref);
   ++counts_.left_dram;
   UpdateColdOffer(ref);
+  RecordMove(ref);
 }
 
 void Residency::LeaveNvme(BlockRef ref, EvictReason reason) {
@@ -995,6 +1034,7 @@ void Residency::LeaveNvme(BlockRef ref, EvictReason reason) {
   DropColds(ref);
   ++counts_.left_nvme;
   UpdateOffer(ref);
+  RecordMove(ref);
 }
 
 bool Residency::EvictNext(EvictionPolicy::Pool pool) {
@@ -1056,11 +1096,13 @@ void Residency::LoseGroup(BlockRef ref, uint32_t group, TierIndex tier, uint32_t
   Block& block = blocks_[ref];
   if ((block.served_groups() & Bit(group)) != 0) {  // The other tier has it.
     UpdateOffers(ref);
+    RecordMove(ref);
     return;
   }
   const bool needed = (shapes_[block.ns].full_groups & Bit(group)) != 0;
   if (events_ != nullptr && block.state == BlockState::kVisible) {
-    Record(needed ? EventKind::kDamaged : EventKind::kPartDamaged, ref);
+    Record(needed ? EventKind::kDamaged : EventKind::kPartDamaged, ref,
+           tier == TierIndex::kDram ? kDramTier : kNvmeTier);
   }
   if (needed && block.state == BlockState::kParked) block.state = BlockState::kProducing;
   if (needed && block.state == BlockState::kVisible) {

@@ -35,6 +35,8 @@
 
 namespace kvd {
 
+class Announcements;
+
 using BlockRef = uint32_t;  // Number of a block; 0: none. Reused after the block has gone.
 using PartRef = uint32_t;   // Number of a part; 0: none.
 using ColdRef = uint32_t;   // Number of a cold part; 0: none.
@@ -96,11 +98,12 @@ struct Block {
   uint16_t cold_groups = 0;      // Bit g: every shard of group g is on NVMe.
   uint16_t reserved_parts = 0;   // Not committed yet.
   BlockState state = BlockState::kFree;
-  bool offered = false;       // To the policy of DRAM.
-  bool cold_offered = false;  // To the policy of NVMe.
-  bool ordered = false;       // Known to the policy of DRAM.
-  bool gap = false;           // Was seen and is not now: visible blocks may hang below.
-  uint8_t uses = 0;           // Lookups that found it since it entered DRAM, saturating.
+  bool offered = false;        // To the policy of DRAM.
+  bool cold_offered = false;   // To the policy of NVMe.
+  bool ordered = false;        // Known to the policy of DRAM.
+  bool gap : 1 = false;        // Was seen and is not now: visible blocks may hang below.
+  TierSet told_tiers : 2 = 0;  // As events have it.
+  uint8_t uses = 0;            // Lookups that found it since it entered DRAM, saturating.
 
   // Groups that one tier or the other can serve.
   uint16_t served_groups() const { return complete_groups | cold_groups; }
@@ -170,8 +173,18 @@ class Residency {
   Residency(EvictionPolicy& policy, RoomOwner& room, const Options& options,
             EvictionPolicy* cold_policy = nullptr);
 
-  // From now on tells `events` which blocks become findable, and which stop being so.
-  void Observe(EventRing& events) { events_ = &events; }
+  // From now on tells `events` which blocks become findable, where they are, and which stop being
+  // so; and `announcements` which blocks have gone. Null: there are none.
+  void Observe(EventRing& events, Announcements* announcements = nullptr) {
+    events_ = &events;
+    announcements_ = announcements;
+  }
+  // As which event a block that is found would be told now, and is not.
+  Event Describe(EventKind kind, BlockRef block) const;
+  // Tells of a block that is found what it is announced by, if that came after its bytes.
+  void TellAnnounced(BlockRef block);
+  // Where events say that the block is; none: it is not found.
+  TierSet tiers(BlockRef block) const;
 
   // Namespaces are numbered from 1 in the order of registration.
   NamespaceId AddNamespace(NamespaceShape shape);
@@ -433,12 +446,14 @@ class Residency {
   void Remove(BlockRef block);
   void BecomeStubOrGo(BlockRef block);
   void SetGap(Block& block, bool gap);
-  void Record(EventKind kind, BlockRef block, EventReason why = EventReason::kNone) const;
+  void Record(EventKind kind, BlockRef block, TierSet where, EventReason why = EventReason::kNone);
+  void RecordMove(BlockRef block);
 
   EvictionPolicy& policy_;
   EvictionPolicy* const cold_policy_;  // Null: there is no NVMe.
   RoomOwner& room_;
   EventRing* events_ = nullptr;
+  Announcements* announcements_ = nullptr;
   const uint64_t secret_;
   std::array<uint64_t, 4> digest_secret_;
   const uint32_t bucket_mask_;

@@ -354,7 +354,8 @@ absl::Status Service::Impl::Start() {
   new RefusedStream(
       *this, &AsyncEngine::RequestOpenSession,
       "a session without shared memory is opened at PATH.stream; here, connect to PATH.session");
-  new RefusedStream(*this, &AsyncEngine::RequestWatch, "events are not in this version");
+  new RefusedStream(*this, &AsyncEngine::RequestWatch,
+                    "where blocks are is told at PATH.stream and over TCP; connect there");
   const auto adopt = [this](int fd) { grpc::AddInsecureChannelFromFd(server_.get(), fd); };
   absl::StatusOr<std::unique_ptr<Acceptor>> acceptor =
       options_.listener < 0 ? Acceptor::Listen(options_.path, adopt)

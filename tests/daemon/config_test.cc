@@ -142,6 +142,34 @@ TEST(ConfigTest, WhatOthersReachIsOffUnlessAskedFor) {
   EXPECT_EQ(Refused({"--drain-timeout", "5 apples"}), 2);
 }
 
+TEST(ConfigTest, EventsAreOffAndStayOnThisMachineUnlessAskedFor) {
+  const Config off = MustRead({});
+  EXPECT_EQ(off.events, "");
+  EXPECT_EQ(off.announce_bytes, uint64_t{64} << 20);
+  const Config on =
+      MustRead({"--events", "tcp://127.0.0.1:0", "--events-replay", "tcp://127.0.0.1:0",
+                "--events-topic", "kv@pod@{model}", "--announce-memory", "1GiB"});
+  EXPECT_EQ(on.events, "tcp://127.0.0.1:0");
+  EXPECT_EQ(on.events_replay, "tcp://127.0.0.1:0");
+  EXPECT_EQ(on.events_topic, "kv@pod@{model}");
+  EXPECT_EQ(on.announce_bytes, uint64_t{1} << 30);
+  EXPECT_EQ(MustRead({"--events", "ipc:///run/kvd/events"}).events, "ipc:///run/kvd/events");
+  EXPECT_EQ(MustRead({"--events", "tcp://0.0.0.0:5557", "--events-beyond-loopback"}).events,
+            "tcp://0.0.0.0:5557");
+  for (const char* wrong :
+       {"127.0.0.1:5557", "tcp://*:5557", "tcp://host:5557", "ipc://relative", "ipc:///",
+        "inproc://x", "tcp://127.0.0.1:70000", "tcp://0.0.0.0:5557"}) {
+    EXPECT_EQ(Refused({"--events", wrong}), 2) << wrong;
+  }
+  EXPECT_EQ(Refused({"--events-replay", "tcp://127.0.0.1:5558"}), 2);
+  EXPECT_EQ(
+      Refused({"--events", "tcp://127.0.0.1:5557", "--events-replay", "tcp://127.0.0.1:5557"}), 2);
+  EXPECT_EQ(Refused({"--events", "ipc:///" + std::string(200, 'x')}), 2);
+  EXPECT_EQ(Refused({"--events-topic", std::string(257, 'x')}), 2);
+  EXPECT_EQ(Refused({"--announce-memory", "65GiB"}), 2);
+  EXPECT_EQ(Refused({"--announce-memory", "much"}), 2);
+}
+
 TEST(ConfigTest, HelpAndVersionEndWithZeroAndMistakesWithTwo) {
   EXPECT_EQ(Refused({"--help"}), 0);
   EXPECT_EQ(Refused({"--version"}), 0);
@@ -246,7 +274,7 @@ modes = "0600"
       ElementsAre(
           "FILE:1:1: no_such_key: unknown key; known here: listen dram blocks data "
           "arena_directory policy copiers "
-          "copy_loop log_level drain_timeout unlisted socket metrics tcp tiers domain",
+          "copy_loop log_level drain_timeout unlisted socket metrics events tcp tiers domain",
           "FILE:2:1: dramm: unknown key; the nearest known one is dram",
           "FILE:3:8: dram: no unit \"apples\"; write bytes, \"512MiB\", \"64GiB\", or \"80%\" of "
           "the memory",
@@ -267,6 +295,17 @@ TEST(ConfigTest, EachMistakeInTheFileHasItsMessage) {
       {"dram = true",
        "FILE:1:8: dram: must be a size such as \"64GiB\", or an integer of bytes, "
        "not true or false"},
+      {"[events]\nlisten = \"tcp://0.0.0.0:1\"",
+       "FILE:2:10: events.listen: others can reach tcp://0.0.0.0:1, and it has no password; set "
+       "events.beyond_loopback if that is meant, or listen at tcp://127.0.0.1"},
+      {"[events]\nreplay = \"tcp://127.0.0.1:1\"",
+       "FILE:2:10: events.replay: is of no use without events.listen"},
+      {"[events]\nlisten = \"ipc:///e\"\nreplay = \"ipc:///e\"",
+       "FILE:3:10: events.replay: must not be the same as events.listen"},
+      {"[events]\nlisten = \"tcp://router:1\"",
+       "FILE:2:10: events.listen: \"tcp://router:1\" must be tcp://ADDRESS:PORT, such as "},
+      {"[events]\nannounce_memory = \"65GiB\"",
+       "FILE:2:19: events.announce_memory: 65GiB must be at most 64GiB"},
       {"dram = -1", "FILE:1:8: dram: \"-1\" is not a whole number with a unit; write bytes, "},
       {"dram = 5", "FILE:1:8: dram: 5 must be from 1MiB to 64TiB"},
       {"dram = \"17GiB\"",

@@ -76,6 +76,28 @@ TEST(EventRingTest, WhoWaitsIsToldOfEachEvent) {
   EXPECT_LT(absl::Now() - start, kPatience);  // A wake-up that was lost would take all of it.
 }
 
+TEST(EventRingTest, WhoAskedIsCalledOnceForTheEventThatWasAskedFor) {
+  EventRing ring(8);
+  int calls = 0;
+  ring.SetWake([&calls] { ++calls; });
+  EXPECT_TRUE(ring.WakeAt(3));
+  AddNumbered(ring, 1, 2);
+  ring.Publish();
+  EXPECT_EQ(calls, 0);  // Not for those before it.
+  AddNumbered(ring, 3, 2);
+  ring.Publish();
+  EXPECT_EQ(calls, 1);
+  AddNumbered(ring, 5, 1);
+  ring.Publish();
+  EXPECT_EQ(calls, 1);
+  EXPECT_FALSE(ring.WakeAt(5));  // It is there.
+  EXPECT_TRUE(ring.WakeAt(6));
+  ring.SetWake(nullptr);
+  AddNumbered(ring, 6, 1);
+  ring.Publish();
+  EXPECT_EQ(calls, 1);
+}
+
 TEST(EventRingTest, AnEventThatIsThereIsNotWaitedFor) {
   EventRing ring(8);
   AddNumbered(ring, 1, 3);

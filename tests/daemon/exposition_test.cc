@@ -200,6 +200,22 @@ TEST_F(ExpositionTest, DurationsAreSecondsAndBucketsAddUp) {
           "\nkvd_op_duration_seconds_sum{op=\"lookup\",tier=\"dram\",transport=\"shm\"} 3.2"));
 }
 
+TEST_F(ExpositionTest, EventsHaveTheirFamiliesWhereSomebodyPublishes) {
+  EXPECT_THAT(MetricsText(Source()), HasSubstr("\nkvd_announced_bytes 0\n"));
+  EXPECT_THAT(MetricsText(Source()), Not(HasSubstr("kvd_events_")));
+  EventMetrics events;
+  events.stored = 5;
+  events.dropped_messages = 2;
+  events.snapshots = 3;
+  MetricsSource source = Source();
+  source.events = &events;
+  const std::string text = MetricsText(source);
+  EXPECT_THAT(text, HasSubstr("\nkvd_events_published_total{type=\"stored\"} 5\n"));
+  EXPECT_THAT(text, HasSubstr("\nkvd_events_dropped_messages_total 2\n"));
+  EXPECT_THAT(text, HasSubstr("\nkvd_events_requests_total{outcome=\"snapshot\"} 3\n"));
+  EXPECT_THAT(text, HasSubstr("\nkvd_event_gaps_total 0\n"));
+}
+
 TEST_F(ExpositionTest, CallsAreToldApartByTheirWayIn) {
   const Nanos took = 20'000'000;
   gateway_.Answered(Op::kGet, 0, &took);

@@ -23,6 +23,7 @@
 #include "policy/lru.h"
 #include "proto/kvd.grpc.pb.h"
 #include "proto/stream.grpc.pb.h"
+#include "proto/types/announcement.h"
 #include "proto/types/checksum.h"
 #include "proto/types/limits.h"
 #include "tests/testing/on_control.h"
@@ -96,7 +97,7 @@ class GatewayTest : public testing::Test {
         ReadTls({folder_ + "/server.pem", folder_ + "/server.key", folder_ + "/ca.pem"});
     KVD_CHECK(tls.ok()) << tls.status();
     tls_.emplace(*tls);
-    auto gateway = Gateway::Start(inbox_, *copiers_, copier_, domains_,
+    auto gateway = Gateway::Start(inbox_, control_.events(), *copiers_, copier_, domains_,
                                   {.path = folder_ + "/kvd.stream",
                                    .tcp = "127.0.0.1:0",
                                    .tls = &*tls_,
@@ -190,6 +191,7 @@ class BareSession {
     return reply.namespace_id();
   }
   v1::Transfer::Stub& transfer() { return *transfer_; }
+  v1::Engine::Stub& engine() { return *engine_; }
 
  private:
   std::shared_ptr<grpc::Channel> channel_;
@@ -268,6 +270,118 @@ TEST_F(GatewayTest, TheClientPutsAndGetsOverTls) {
   Client client(Remote());
   RoundTrip(client, 1000, 0, 40);
   RoundTrip(client, 3 << 20, 100, 6);
+}
+
+// A Watch from event `from` on.
+class Watcher {
+ public:
+  Watcher(BareSession& session, uint64_t from) {
+    SetDeadline(context_);
+    v1::WatchRequest request;
+    request.set_session(session.token());
+    request.set_from_sequence(from);
+    reader_ = session.engine().Watch(&context_, request);
+  }
+  ~Watcher() {
+    context_.TryCancel();
+    if (!finished_) reader_->Finish();
+  }
+  v1::WatchEvent Next() {
+    v1::WatchEvent event;
+    EXPECT_TRUE(reader_->Read(&event));
+    return event;
+  }
+  grpc::Status Finish() {
+    v1::WatchEvent event;
+    while (reader_->Read(&event)) {
+    }
+    finished_ = true;
+    return reader_->Finish();
+  }
+
+ private:
+  bool finished_ = false;
+  grpc::ClientContext context_;
+  std::unique_ptr<grpc::ClientReader<v1::WatchEvent>> reader_;
+};
+
+TEST_F(GatewayTest, AWatcherHasWhatIsThereAndThenWhatHappens) {
+  Client client(Local());
+  RoundTrip(client, 1000, 0, 3);
+  BareSession session(folder_ + "/kvd.stream");
+  uint64_t seen = 0;
+  {
+    Watcher watcher(session, 0);
+    EXPECT_EQ(watcher.Next().kind(), v1::WATCH_CLEARED);
+    for (int i = 0; i < 3; ++i) {
+      const v1::WatchEvent event = watcher.Next();
+      EXPECT_EQ(event.kind(), v1::WATCH_BLOCK);
+      EXPECT_EQ(event.sequence(), 0u);
+      ASSERT_EQ(event.tiers_size(), 1);
+      EXPECT_EQ(event.tiers(0), v1::TIER_DRAM);
+      EXPECT_EQ(event.key().size(), KeysOf(0, 1).size());
+      EXPECT_EQ(event.parent().empty(), event.depth() == 1);
+    }
+    const v1::WatchEvent synced = watcher.Next();
+    EXPECT_EQ(synced.kind(), v1::WATCH_SYNCED);
+
+    const auto ns = client.RegisterNamespace(Descriptor(1000));
+    const std::string bytes = BytesOf(9, 1000);
+    const absl::Span<const std::byte> source = {reinterpret_cast<const std::byte*>(bytes.data()),
+                                                bytes.size()};
+    const std::vector<uint64_t> hashes = {9};
+    const std::vector<uint32_t> tokens = {1, 2};
+    const std::vector<std::string> announced = {
+        WriteAnnouncement({.hashes = hashes, .tokens = tokens, .block_tokens = 2})};
+    // So small that without an announcement no reservation would be made for it.
+    ASSERT_EQ(client.Put(*ns, KeysOf(9, 1), {&source, 1}, {.announce = announced}).stored, 1u);
+    const v1::WatchEvent stored = watcher.Next();
+    EXPECT_EQ(stored.key(), KeysOf(9, 1));
+    EXPECT_EQ(stored.announce(), announced[0]);
+    EXPECT_GT(stored.sequence(), synced.sequence());
+    EXPECT_GT(stored.unix_ms(), 0u);
+    seen = stored.sequence();
+  }
+  OnControl([](Control& control) {
+    Sweep sweep = control.BeginFlush();
+    while (!control.Continue(sweep)) {
+    }
+  });
+  Watcher later(session, seen + 1);
+  for (int i = 0; i < 4; ++i) {
+    const v1::WatchEvent gone = later.Next();
+    EXPECT_EQ(gone.kind(), v1::WATCH_BLOCK);
+    EXPECT_EQ(gone.tiers_size(), 0);
+    EXPECT_EQ(gone.announce(), "");
+    EXPECT_GT(gone.sequence(), seen);
+  }
+}
+
+TEST_F(GatewayTest, AWatchNeedsASessionAndADeadline) {
+  BareSession session(folder_ + "/kvd.stream");
+  {
+    grpc::ClientContext context;
+    v1::WatchRequest request;
+    request.set_session(session.token());
+    v1::WatchEvent event;
+    const auto reader = session.engine().Watch(&context, request);
+    EXPECT_FALSE(reader->Read(&event));
+    const grpc::Status status = reader->Finish();
+    EXPECT_EQ(status.error_code(), StatusCode::INVALID_ARGUMENT);
+    EXPECT_THAT(status.error_message(), HasSubstr("deadline"));
+  }
+  grpc::ClientContext context;
+  SetDeadline(context);
+  v1::WatchEvent event;
+  const auto reader = session.engine().Watch(&context, {});
+  EXPECT_FALSE(reader->Read(&event));
+  EXPECT_EQ(reader->Finish().error_code(), StatusCode::UNAUTHENTICATED);
+
+  // It ends with its session.
+  Watcher watcher(session, 0);
+  EXPECT_EQ(watcher.Next().kind(), v1::WATCH_CLEARED);
+  session.End();
+  EXPECT_EQ(watcher.Finish().error_code(), StatusCode::CANCELLED);
 }
 
 TEST_F(GatewayTest, AllEndsWithTheClient) {
@@ -565,7 +679,7 @@ TEST_F(GatewayTest, ASessionOutlivesADrainThatIsTakenBack) {
 
 TEST_F(GatewayTest, APortInUseIsNamed) {
   const auto second =
-      Gateway::Start(inbox_, *copiers_, copier_, domains_,
+      Gateway::Start(inbox_, control_.events(), *copiers_, copier_, domains_,
                      {.path = folder_ + "/other.stream", .tcp = gateway_->tcp_address()});
   EXPECT_THAT(std::string(second.status().message()),
               testing::AllOf(HasSubstr(gateway_->tcp_address()), HasSubstr("in use")));

@@ -108,10 +108,11 @@ class Daemon:
         self.process = subprocess.Popen(
             [KVD, "--listen", self.endpoint, "--dram", "16MiB", "--metrics", "127.0.0.1:0",
              "--data", f"{self.folder.name}/data", "--arena-directory", self.memory.name,
-             "--nvme", f"{self.folder.name}/nvme:64MiB", "--nvme-write-budget", "1TiB", *arguments],
+             "--nvme", f"{self.folder.name}/nvme:64MiB", "--nvme-write-budget", "1TiB",
+             "--events", f"ipc://{self.folder.name}/events", *arguments],
             stdout=subprocess.PIPE, stderr=self.log, text=True)
         self.ready = self.process.stdout.readline().strip()
-        match = re.search(r" metrics=(\S+)$", self.ready)
+        match = re.search(r" metrics=(\S+)", self.ready)
         if match is None:
             self.log.seek(0)
             raise RuntimeError(f"it said {self.ready!r} and {self.log.read()}")

@@ -20,6 +20,7 @@
 #include "absl/time/clock.h"
 #include "client/client.h"
 #include "client/convert.h"
+#include "proto/types/announcement.h"
 #include "proto/types/limits.h"
 #include "tests/e2e/daemon_process.h"
 
@@ -861,6 +862,14 @@ TEST_F(BadInputTest, WhatIsNotInThisVersionSaysSo) {
   EXPECT_EQ(reader->Finish().error_code(), StatusCode::UNIMPLEMENTED);
 }
 
+// The least that routers are told of a root of 16 tokens, with a name that makes it longer.
+std::string AnnouncementOf(uint64_t hash, const std::string& lora_name) {
+  const std::vector<uint64_t> hashes = {hash};
+  const std::vector<uint32_t> tokens(16, 1);
+  return WriteAnnouncement(
+      {.hashes = hashes, .tokens = tokens, .block_tokens = 16, .lora_name = lora_name});
+}
+
 TEST_F(BadInputTest, OneBelowAtAndOneAboveEachLimit) {
   // The length of a chain.
   for (const auto& [count, fine] : {std::pair{kMaxLookupBlocks - 1, true},
@@ -931,14 +940,31 @@ TEST_F(BadInputTest, OneBelowAtAndOneAboveEachLimit) {
     Refused(&Stub::Release, release, StatusCode::INVALID_ARGUMENT, "releases");
     Refused(&Stub::Lookup, lookup, StatusCode::INVALID_ARGUMENT, "releases");
   }
-  // Bytes for events: bounded, and not yet kept.
-  for (const auto& [size, code] : {std::pair{kMaxAnnounceBytes - 1, StatusCode::UNIMPLEMENTED},
-                                   {kMaxAnnounceBytes, StatusCode::UNIMPLEMENTED},
-                                   {kMaxAnnounceBytes + 1, StatusCode::INVALID_ARGUMENT}}) {
-    auto reserve = ReserveOf(ns_, TestKeys(0, 1));
-    reserve.add_announce(Bytes(size));
-    Refused(&Stub::Reserve, reserve, code, "announce");
+  // What routers are told: bounded, and of a form.
+  for (const uint32_t size : {kMaxAnnounceBytes - 1, kMaxAnnounceBytes, kMaxAnnounceBytes + 1}) {
+    auto reserve = ReserveOf(ns_, TestKeys(700, 1));
+    const std::string least = AnnouncementOf(700, "");
+    reserve.add_announce(AnnouncementOf(700, std::string(size - least.size() - 2, 'x')));
+    ASSERT_EQ(reserve.announce(0).size(), size);
+    v1::ReserveReply reply;
+    const grpc::Status status = session_->Call(&Stub::Reserve, reserve, &reply);
+    EXPECT_EQ(status.ok(), size <= kMaxAnnounceBytes) << size << " " << status.error_message();
+    if (!status.ok()) {
+      Refused(&Stub::Reserve, reserve, StatusCode::INVALID_ARGUMENT, "announce[0]");
+      continue;
+    }
+    v1::AbortRequest abort;
+    abort.set_reservation_id(reply.reservation_id());
+    v1::AbortReply aborted;
+    EXPECT_TRUE(session_->Call(&Stub::Abort, abort, &aborted).ok());
   }
+  auto reserve = ReserveOf(ns_, TestKeys(700, 1));
+  reserve.add_announce(Bytes(100));
+  Refused(&Stub::Reserve, reserve, StatusCode::INVALID_ARGUMENT, "announce[0]");
+  reserve.set_announce(0, "");
+  reserve.add_announce("");
+  reserve.add_announce("");
+  Refused(&Stub::Reserve, reserve, StatusCode::INVALID_ARGUMENT, "announce");
   // A message.
   const size_t around = LookupOf(ns_, Bytes(kMaxMessageBytes)).ByteSizeLong() +
                         (2 + session_->token().size()) - kMaxMessageBytes;

@@ -10,6 +10,7 @@
 
 #include "daemon/methods.h"
 #include "policy/lru.h"
+#include "proto/types/announcement.h"
 #include "proto/types/check.h"
 #include "proto/types/checksum.h"
 #include "tests/testing/checking_policy.h"
@@ -557,7 +558,16 @@ void MethodsHarness::Impl::Substitute(const Operation& op, Request& request) {
     if (op.has(kNumbers)) request.set_wait_ms(op.c % 2 == 0 ? 0 : op.c * 16u);
   }
   if constexpr (requires { request.clear_announce(); }) {
-    if (op.has(kNumbers)) request.clear_announce();
+    if (op.has(kNumbers)) {
+      request.clear_announce();
+      const uint64_t hashes[] = {op.b};
+      const uint32_t tokens[] = {op.c};
+      const std::string announced =
+          WriteAnnouncement({.hashes = hashes, .tokens = tokens, .block_tokens = 1});
+      for (size_t i = 0; op.c % 3 == 0 && i < request.keys().size() / hash_bytes; ++i) {
+        request.add_announce(i % 2 == 0 ? announced : std::string());
+      }
+    }
   }
   if constexpr (requires { request.mutable_releases(); }) {
     if (op.has(kReleases)) SubstituteReleases(op, *request.mutable_releases());

@@ -5,7 +5,7 @@ Each rule is a function Tree -> findings; a finding is a file, a line and one se
 what is wrong and what to do. Exit status 1 where there is any. Python's standard library only.
 
   format    clang-format would change nothing
-  includes  every #include follows the arrows between the folders; gRPC, protobuf, io_uring, RocksDB
+  includes  every #include follows the arrows between the folders; gRPC, protobuf, ZeroMQ, io_uring, RocksDB
             and CUDA are each included in their own place; policy/ stays pure
   sources   every source is in a target, and every header of a library in its file set
   readmes   every folder has its page
@@ -46,6 +46,7 @@ _WIRE_ENDS = r"daemon/(service|admin|gateway|control_call|grpc_status|reflection
 PLACES = [
     ("gRPC", r"(grpcpp|grpc)/.*|.*\.grpc\.pb\.h", _WIRE_ENDS),
     ("protobuf", r"google/protobuf/.*|(?!.*\.grpc\.).*\.pb\.h", _WIRE_ENDS + r"|proto/[^/]*|daemon/methods.*"),
+    ("ZeroMQ", r"zmq(_utils)?\.h(pp)?", r"daemon/event_publisher\.cc|tests/daemon/event_publisher_test\.cc"),
     ("io_uring", r"liburing(/.*|\.h)|linux/io_uring\.h", r"tiers/uring_device\.(h|cc)|bench/uring_floor\.cc"),
     ("RocksDB", r"rocksdb/.*", r"tiers/rocks_index\.(h|cc)"),
     ("CUDA", r"cuda\.h|cuda_[a-z0-9_]*\.h|cuda_runtime.*|driver_types\.h|nvml\.h|cub/.*|thrust/.*",

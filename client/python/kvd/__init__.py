@@ -8,6 +8,7 @@
 `kvd.vllm` is the connector for vLLM. Importing this package connects to nothing.
 """
 
+from .announce import announcement
 from .client import (Chain, Client, Descriptor, GetResult, Group, GroupKind, LookupResult, Namespace,
                      Pending, PinResult, PutResult, PutState, Stats, Tier, Tls,
                      version)
@@ -21,5 +22,5 @@ __all__ = [
     "Descriptor", "FailedPrecondition", "GetResult", "Group", "GroupKind", "Internal",
     "InvalidArgument", "KvdError", "LookupResult", "Namespace", "NotFound", "OutOfRange", "Pending",
     "PermissionDenied", "PinResult", "PutResult", "PutState", "ResourceExhausted", "Stats", "Tier", "Tls",
-    "Unauthenticated", "Unavailable", "Unimplemented", "version",
+    "Unauthenticated", "Unavailable", "Unimplemented", "announcement", "version",
 ]

@@ -345,7 +345,8 @@ class Client:
         sources: as the targets of `get`, read only.
         parts: those that this caller brings; a block is visible when all have come. None: all.
         wait: how long to wait for blocks that others are producing.
-        announce: bytes for each block, stored beside it; at most 16 KiB each.
+        announce: what cache-aware routers are told of each block, made by `kvd.announcement`; empty of one:
+            nothing. At most 16 KiB each.
         """
         packed, blocks = _pack(namespace, keys)
         part_array, part_count = _parts(parts)

@@ -127,12 +127,23 @@ class ShapesTest(WithDaemon):
         self.assertEqual((got.hit_blocks, got.blocks), (3, 2))
         self.assertEqual(target, page(1) + page(2))
 
-    def test_announced_bytes_are_one_a_block(self):
+    def test_announced_bytes_are_one_a_block_and_of_a_form(self):
         model = self.client.register(MODEL)
-        with self.assertRaisesRegex(kvd.Unimplemented, "announce"):  # By the daemon, which saw them.
-            self.client.put(model, keys(2), page(0) + page(1), announce=[b"a", b"b"])
+        with self.assertRaisesRegex(kvd.InvalidArgument, r"announce\[1\]: not a MessagePack map"):
+            self.client.put(model, keys(2), page(0) + page(1), announce=[b"", b"b"])  # Says the daemon.
         with self.assertRaisesRegex(kvd.InvalidArgument, "announce"):
             self.client.put(model, keys(2, seed=1), page(0) + page(1), announce=[b"a"])
+        announced = [kvd.announcement([1], None, range(16), 16), kvd.announcement([2], 1, range(16), 16)]
+        put = self.client.put(model, keys(2), page(0) + page(1), announce=announced)
+        self.assertEqual(put.stored, 2)
+
+    def test_an_announcement_of_another_length_is_refused(self):
+        with self.assertRaisesRegex(ValueError, "16 for each"):
+            kvd.announcement([1], None, range(15), 16)
+        with self.assertRaisesRegex(ValueError, "one or more"):
+            kvd.announcement([], None, [], 16)
+        long = kvd.announcement([2**64 - 1, -5], -6, [2**31] * 32, 16, lora_name="x" * 40)
+        self.assertIn(b"\xd3" + (-5).to_bytes(8, "big", signed=True), long)
 
     def test_pins_outlast_the_session_and_are_undone(self):
         model = self.client.register(MODEL)

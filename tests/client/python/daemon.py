@@ -36,6 +36,7 @@ class Daemon:
         if not ready.startswith("kvd ready"):
             self.stop()
             raise RuntimeError(f"the daemon said {ready!r}")
+        self.ready = dict(word.split("=", 1) for word in ready.split()[2:])  # Where it listens.
 
     def kill(self):
         """At once, as the kernel does it."""

@@ -84,6 +84,7 @@ class Request:
         self.num_tokens = tokens
         self.num_prompt_tokens = prompt_tokens or tokens
         self.block_hashes = hashes(tokens // block, seed)
+        self.all_token_ids = list(range(tokens))
 
 
 def hashes(blocks, seed=0):

@@ -7,6 +7,7 @@ import pathlib
 import sys
 import time
 import unittest
+from types import SimpleNamespace
 
 KVD = pathlib.Path(sys.argv[1]).resolve()
 ROOT = pathlib.Path(sys.argv[2]).resolve()
@@ -36,7 +37,8 @@ class RecordingClient(kvd.Client):
 _Client, kvd.Client = kvd.Client, RecordingClient
 
 from kvd.vllm import layout  # noqa: E402
-from kvd.vllm.messages import NO_PAGE, FromWorkers, GroupLayout, WorkerLayout  # noqa: E402
+from kvd.vllm.messages import (NO_PAGE, Announced, FromWorkers, GroupLayout,  # noqa: E402
+                               WorkerLayout)
 from kvd.vllm.options import Options  # noqa: E402
 from kvd.vllm.scheduler import SchedulerSide  # noqa: E402
 from vllm_fakes import Pool, Request, cache_config, config, hashes, output, step  # noqa: E402
@@ -298,6 +300,34 @@ class SavingTest(WithScheduler):
         self.scheduler.on_output(self.told(second))
         self.assertEqual(self.pool.held(), [])
         self.assertFalse(self.scheduler.has_saves)
+
+    def test_routers_are_told_of_what_is_saved_where_that_is_asked_for(self):
+        self.run_request(Request("r", 100))
+        job, = self.scheduler.plan(step(new=[("r", 0, 40, ([11, 12, 13],))])).saves
+        self.assertIsNone(job.announced)
+
+        self.scheduler, self.pool = self.make(events=True)
+        request = Request("r", 100)
+        request.lora_request = SimpleNamespace(lora_name="tuned")
+        self.run_request(request)
+        first, = self.scheduler.plan(step(new=[("r", 0, 40, ([11, 12, 13],))])).saves
+        second, = self.scheduler.plan(step(cached=[("r", 40, 30, ([14, 15],))])).saves
+        self.assertEqual(first.announced, Announced((0, 1), None, tuple(range(32)), 16, "tuned"))
+        self.assertEqual(second.announced, Announced((2, 3), 1, tuple(range(32, 64)), 16, "tuned"))
+        self.assertEqual(second.announced.bytes_of(1, 2, 1), [
+            kvd.announcement([3], 2, range(48, 64), 16, lora_name="tuned")])
+        self.assertEqual(second.announced.bytes_of(0, 1, 2), [
+            kvd.announcement([2, 3], 1, range(32, 64), 16, lora_name="tuned")])
+
+    def test_routers_are_not_told_of_what_tokens_do_not_say(self):
+        self.scheduler, self.pool = self.make(events=True)
+        for number, (name, value) in enumerate([("cache_salt", "pepper"), ("mm_features", [1]),
+                                                ("prompt_embeds", object())]):
+            request = Request(f"r{number}", 100)
+            setattr(request, name, value)
+            self.run_request(request)
+            job, = self.scheduler.plan(step(new=[(request.request_id, 0, 40, ([11, 12, 13],))])).saves
+            self.assertIsNone(job.announced, name)
 
     def test_what_was_found_is_not_saved_again(self):
         self.run_request(Request("r", 100), computed=32)

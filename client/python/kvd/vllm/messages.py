@@ -6,12 +6,13 @@ the groups' own block sizes. A group has one page of the engine's for each of it
 """
 
 from dataclasses import dataclass, field
-from typing import Dict, List, Set, Tuple
+from typing import Dict, List, Optional, Set, Tuple
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (KVConnectorHandshakeMetadata,
                                                                KVConnectorMetadata,
                                                                KVConnectorWorkerMetadata)
 
+from kvd import announcement
 
 NO_PAGE = -1
 
@@ -35,6 +36,27 @@ class WorkerLayout(KVConnectorHandshakeMetadata):
 
 
 @dataclass(frozen=True)
+class Announced:
+    """What routers are told of the blocks of a job: hashes and tokens of all of them, in order."""
+    hashes: Tuple[int, ...]  # As in vLLM's own events; several for one block of kvd.
+    parent: Optional[int]
+    tokens: Tuple[int, ...]
+    block_size: int  # Tokens of one hash.
+    lora_name: Optional[str]
+
+    def bytes_of(self, first: int, last: int, hashes_per_block: int) -> List[bytes]:
+        """Of blocks `first` to `last` of the job, counted from its first."""
+        made = []
+        for at in range(first * hashes_per_block, last * hashes_per_block, hashes_per_block):
+            end = at + hashes_per_block
+            made.append(announcement(
+                self.hashes[at:end], self.hashes[at - 1] if at else self.parent,
+                self.tokens[at * self.block_size:end * self.block_size], self.block_size,
+                lora_name=self.lora_name))
+        return made
+
+
+@dataclass(frozen=True)
 class Job:
     """Blocks `first` to `last` of the chain whose keys are `keys`, and the pages of the engine that
     hold them."""
@@ -47,6 +69,7 @@ class Job:
     # Of each group: the engine's page ids for blocks `first` to `last`, in their order; NO_PAGE where
     # the group has none, as a window has before its last tokens.
     pages: Tuple[Tuple[int, ...], ...]
+    announced: Optional[Announced] = None  # Of a save.
 
     def key(self, block: int) -> bytes:
         return self.keys[block * self.hash_bytes:(block + 1) * self.hash_bytes]

@@ -16,6 +16,7 @@ class Options:
     lease_ms: int = 30000
     max_saving_blocks: Optional[int] = None
     save_decode: bool = True
+    events: bool = False  # Tell routers, through the daemon, which tokens it has.
     staging_bytes: int = 64 << 20  # Of each of the two threads of a worker; at least one block.
 
     @staticmethod

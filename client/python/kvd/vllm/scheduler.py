@@ -19,7 +19,7 @@ import kvd
 
 from .daemon import Daemon, logger
 from .layout import Refused, block_tokens, descriptor
-from .messages import NO_PAGE, FromWorkers, Job, ToWorkers, WorkerLayout
+from .messages import NO_PAGE, Announced, FromWorkers, Job, ToWorkers, WorkerLayout
 from .options import Options
 from .stats import KvdStats
 
@@ -204,7 +204,8 @@ class SchedulerSide:
         self._new_loads.append(job)
         self._loading[name] = (job, lookup.result)
 
-    def _job(self, request: Any, block_ids: Sequence[Sequence[int]], first: int, last: int) -> Job:
+    def _job(self, request: Any, block_ids: Sequence[Sequence[int]], first: int, last: int,
+             announced: Optional[Announced] = None) -> Job:
         pages = []
         for ids, count in zip(block_ids, self._pages_of):
             wanted = [page if page != 0 else NO_PAGE  # 0 is the engine's null block.
@@ -213,7 +214,7 @@ class SchedulerSide:
             pages.append(tuple(wanted))
         self._next_job += 1
         return Job(self._next_job, request.request_id, self._keys(request, last),
-                   self._daemon.namespace.hash_bytes, first, last, tuple(pages))
+                   self._daemon.namespace.hash_bytes, first, last, tuple(pages), announced)
 
     # ---- saving ---------------------------------------------------------------------------------
 
@@ -267,7 +268,8 @@ class SchedulerSide:
         last = min(computed + scheduled, limit, hashed) // self._tokens
         if last <= known.saved:
             return None
-        job = self._job(request, known.block_ids, known.saved, last)
+        job = self._job(request, known.block_ids, known.saved, last,
+                        self._announced(request, known.saved, last))
         pages = [page for group in job.pages for page in group if page != NO_PAGE]
         if any(NO_PAGE in group for group, kind in zip(job.pages, self._group_kinds) if kind == "full"):
             return None
@@ -278,6 +280,22 @@ class SchedulerSide:
         known.saved = last
         self._hold(job.job, pages)
         return job
+
+    def _announced(self, request: Any, first: int, last: int) -> Optional[Announced]:
+        """None: routers are not told. Tokens do not say what a request with a salt, with pictures or
+        with embeddings of its own is."""
+        if not self._options.events or getattr(request, "cache_salt", None) \
+                or getattr(request, "mm_features", None) \
+                or getattr(request, "prompt_embeds", None) is not None:
+            return None
+        step = self._hash_step(request)
+        hashes = [int.from_bytes(block_hash[-8:], "big")  # As vLLM's own events have them.
+                  for block_hash in request.block_hashes[max(first * step - 1, 0):last * step]]
+        parent = hashes.pop(0) if first else None
+        tokens = request.all_token_ids[first * self._tokens:last * self._tokens]
+        lora = getattr(request, "lora_request", None)
+        return Announced(tuple(hashes), parent, tuple(tokens), self._tokens // step,
+                         lora.lora_name if lora else None)
 
     def _hold(self, job: int, pages: List[int]) -> None:
         self._saving[job] = (pages, self._workers)

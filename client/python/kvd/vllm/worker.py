@@ -14,6 +14,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
 import torch
 
 import kvd
+from kvd.announce import MAX_ANNOUNCE_BYTES
 
 from .daemon import Daemon, logger
 from .layout import block_tokens, descriptor, shard_of
@@ -23,6 +24,7 @@ from .pages import GroupPages, describe
 from .stats import KvdStats
 
 MAX_BLOCKS_OF_A_PUT = 2048
+ANNOUNCE_BYTES_OF_A_PUT = 512 << 10  # Of the 1.25 MiB of a message, with room for keys.
 Group = Tuple[int, GroupPages]  # With its number.
 
 
@@ -272,14 +274,17 @@ class WorkerSide:
         buffer = self._buffers[self._saver]
         parts = [(number, self._shards[number]) for number in numbers]
         while first < end:
-            count, rows = self._rows(buffer, numbers, min(end - first, MAX_BLOCKS_OF_A_PUT))
+            most = min(end - first, MAX_BLOCKS_OF_A_PUT)
+            announce = self._announce(job, first, most)
+            most = len(announce) if announce else most
+            count, rows = self._rows(buffer, numbers, most)
             self._each_group(job, numbers, first, count, rows, GroupPages.gather)
             left = deadline - time.monotonic()
             if left <= 0:
                 raise kvd.DeadlineExceeded("a save took longer than save_timeout_ms")
             keys = job.keys[first * job.hash_bytes:(first + count) * job.hash_bytes]
             put = client.put(namespace, keys, rows.view(-1), parts=parts, parent=job.parent(first),
-                             timeout=left)
+                             announce=announce[:count] if announce else None, timeout=left)
             stored = sum(state <= kvd.PutState.PARKED for state in put.states)
             self._count("saved_blocks", stored)
             if stored < count:
@@ -290,6 +295,23 @@ class WorkerSide:
                 return False
             first += count
         return True
+
+    def _announce(self, job: Job, first: int, blocks: int) -> Optional[List[bytes]]:
+        """What routers are told of the next `blocks` blocks, or of fewer: as much as one put may carry.
+        None: nothing; one rank's word is enough."""
+        if job.announced is None or self._tp_rank or self._pp_rank:
+            return None
+        per_block = len(job.announced.hashes) // (job.last - job.first)
+        made, size = [], 0
+        for block in range(first - job.first, first - job.first + blocks):
+            announced = job.announced.bytes_of(block, block + 1, per_block)[0]
+            if len(announced) > MAX_ANNOUNCE_BYTES:
+                announced = b""  # More tokens than a block may be announced by.
+            size += len(announced)
+            if made and size > ANNOUNCE_BYTES_OF_A_PUT:
+                break
+            made.append(announced)
+        return made
 
     def _rows(self, buffer: torch.Tensor, numbers: Sequence[int],
               blocks: int) -> Tuple[int, torch.Tensor]:
