@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Runs a test with the Python of vLLM's environment: in_environment.py FOLDER SCRIPT [arguments]."""
+"""Runs a script with the Python of an engine's environment: in_environment.py FOLDER ENGINE SCRIPT [arguments]."""
 
 import os
 import pathlib
@@ -7,6 +7,5 @@ import sys
 
 from environment import python_of
 
-folder = pathlib.Path(sys.argv[1]).resolve()
-python = python_of(folder / "vllm", "torch==2.13.0", "requirements-vllm.txt")
-os.execv(python, [python, "-B", *sys.argv[2:]])
+python = python_of(pathlib.Path(sys.argv[1]).resolve(), sys.argv[2])
+os.execv(python, [python, "-B", *sys.argv[3:]])

@@ -3,17 +3,14 @@
 
 FOLDER holds the environment and the models, which are made when they are missing. The oracle is the digest
 of exact log-probabilities, compared with the engine's own warm prefix cache; a control shows that it sees
-one flipped bit. Engines live in processes of their own (engine_run.py), so that a second one has nothing
+one flipped bit. Engines live in processes of their own (vllm_run.py), so that a second one has nothing
 of the first but what the daemon has.
 """
 
-import json
-import os
 import pathlib
 import random
 import subprocess
 import sys
-import threading
 import time
 import unittest
 
@@ -22,9 +19,9 @@ HERE = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(ROOT / "tests/client/python")]
 
 from daemon import Daemon  # noqa: E402
+from engine_process import PATIENCE, EngineProcess  # noqa: E402
 from environment import python_of  # noqa: E402
 
-PATIENCE = 600  # Seconds of an engine's life.
 TOKENS = 2000
 BLOCK = 32
 
@@ -34,7 +31,7 @@ def prompts(count, seed, tokens=TOKENS):
     return [[numbers.randrange(512) for _ in range(tokens)] for _ in range(count)]
 
 
-class Engine:
+class Engine(EngineProcess):
     """A vLLM in a process of its own, for the rounds that it is given."""
 
     def __init__(self, daemon, rounds, model="llama", fault=None, environment=None, connector=None,
@@ -49,45 +46,14 @@ class Engine:
                    **task.pop("engine", {})}
         if model == "deepseek":  # MLA chooses the size of its blocks.
             options.update(dtype="bfloat16", block_size=None)
-        task = {"model": str(FOLDER / "models" / model), "connector": transfer, "rounds": rounds,
-                "engine": {name: value for name, value in options.items() if value is not None},
-                "environment": environment or {}, **task}
-        self._log = open(FOLDER / f"engine-{os.getpid()}.log", "a+", errors="replace")
-        self._process = subprocess.Popen(
-            [PYTHON, "-B", HERE / "engine_run.py"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=self._log, text=True,
-            env={**os.environ, "KVD_FAULT": fault or "",
-                 "PYTHONPATH": f"{ROOT / 'client/python'}:{HERE}"})
-        self._watchdog = threading.Timer(PATIENCE, self._process.kill)
-        self._watchdog.start()
-        self._say(json.dumps(task))
-
-    def _say(self, line):
-        self._process.stdin.write(line + "\n")
-        self._process.stdin.flush()
+        super().__init__(PYTHON, HERE / "vllm_run.py",
+                         {"KVD_FAULT": fault or "", "PYTHONPATH": f"{ROOT / 'client/python'}:{HERE}"}, FOLDER)
+        self.say({"model": str(FOLDER / "models" / model), "connector": transfer, "rounds": rounds,
+                  "engine": {name: value for name, value in options.items() if value is not None},
+                  "environment": environment or {}, **task})
 
     def go_on(self):
-        self._say("")
-
-    def answer(self):
-        line = self._process.stdout.readline()
-        if not line:
-            status = self.end()
-            raise AssertionError(f"the engine ended with {status}: {self.tail()}")
-        return json.loads(line)
-
-    def tail(self):
-        with open(self._log.name, errors="replace") as log:
-            return "".join(log.readlines()[-40:])
-
-    def end(self):
-        """Waits for it, so that the last saves are done. Returns the exit status."""
-        self._process.stdin.close()
-        status = self._process.wait(timeout=PATIENCE)
-        self._process.stdout.close()
-        self._watchdog.cancel()
-        self._log.close()
-        return status
+        self.say(None)
 
 
 def live(daemon, rounds, **options):
@@ -243,6 +209,6 @@ class VllmTest(unittest.TestCase):
 
 
 if __name__ == "__main__":
-    PYTHON = python_of(FOLDER / "vllm", "torch==2.13.0", "requirements-vllm.txt")
+    PYTHON = python_of(FOLDER, "vllm")
     subprocess.run([PYTHON, "-B", HERE / "models.py", FOLDER / "models"], check=True)
     unittest.main(argv=sys.argv[:1] + sys.argv[4:])
