@@ -7,9 +7,8 @@ one flipped bit. Engines live in processes of their own (vllm_run.py), so that a
 of the first but what the daemon has.
 """
 
+import functools
 import pathlib
-import random
-import subprocess
 import sys
 import time
 import unittest
@@ -18,52 +17,17 @@ FOLDER, KVD, ROOT = (pathlib.Path(argument).resolve() for argument in sys.argv[1
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(ROOT / "tests/client/python")]
 
+import vllm_engine  # noqa: E402
 from daemon import Daemon  # noqa: E402
-from engine_process import PATIENCE, EngineProcess  # noqa: E402
-from environment import python_of  # noqa: E402
+from engine_process import PATIENCE  # noqa: E402
+from vllm_engine import BLOCK, Place  # noqa: E402
 
+PLACE = Place(FOLDER, ROOT)
 TOKENS = 2000
-BLOCK = 32
 
-
-def prompts(count, seed, tokens=TOKENS):
-    numbers = random.Random(seed)
-    return [[numbers.randrange(512) for _ in range(tokens)] for _ in range(count)]
-
-
-class Engine(EngineProcess):
-    """A vLLM in a process of its own, for the rounds that it is given."""
-
-    def __init__(self, daemon, rounds, model="llama", fault=None, environment=None, connector=None,
-                 extra=None, **task):
-        transfer = {"kv_connector": "KvdConnector", "kv_role": "kv_both",
-                    "kv_connector_module_path": "faulty" if fault else "kvd.vllm",
-                    "kv_connector_extra_config": {"endpoint": daemon.endpoint,
-                                                  # Long, so that a slow machine fails no test.
-                                                  "lookup_timeout_ms": 20000, **(extra or {})},
-                    **(connector or {})}
-        options = {"dtype": "float32", "max_model_len": 4096, "block_size": BLOCK,
-                   **task.pop("engine", {})}
-        if model == "deepseek":  # MLA chooses the size of its blocks.
-            options.update(dtype="bfloat16", block_size=None)
-        super().__init__(PYTHON, HERE / "vllm_run.py",
-                         {"KVD_FAULT": fault or "", "PYTHONPATH": f"{ROOT / 'client/python'}:{HERE}"}, FOLDER)
-        self.say({"model": str(FOLDER / "models" / model), "connector": transfer, "rounds": rounds,
-                  "engine": {name: value for name, value in options.items() if value is not None},
-                  "environment": environment or {}, **task})
-
-    def go_on(self):
-        self.say(None)
-
-
-def live(daemon, rounds, **options):
-    """A whole life: what it answered in each round."""
-    engine = Engine(daemon, rounds, **options)
-    answers = [engine.answer() for _ in rounds]
-    status = engine.end()
-    if status != 0:
-        raise AssertionError(f"the engine ended with {status}: {engine.tail()}")
-    return answers
+Engine = functools.partial(vllm_engine.Engine, PLACE)
+live = functools.partial(vllm_engine.live, PLACE)
+prompts = functools.partial(vllm_engine.prompts, tokens=TOKENS)
 
 
 def digests(answer):
@@ -209,6 +173,4 @@ class VllmTest(unittest.TestCase):
 
 
 if __name__ == "__main__":
-    PYTHON = python_of(FOLDER, "vllm")
-    subprocess.run([PYTHON, "-B", HERE / "models.py", FOLDER / "models"], check=True)
     unittest.main(argv=sys.argv[:1] + sys.argv[4:])
