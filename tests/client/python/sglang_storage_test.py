@@ -91,6 +91,22 @@ class PagesTest(WithDaemon):
 
         self.assertEqual((good, loaded[:2]), ([True, True, False, False], stored))
 
+    def test_a_lease_ends_when_all_that_it_keeps_was_loaded(self):
+        storage, pool = self.make()
+        self.save(storage, pool, keys(5))
+        released = []
+        pool_of = storage._pools["kv"]
+        pool_of.daemon.client.release_lease = released.append
+
+        storage.batch_exists(keys(5), info(None))
+        self.load(storage, pool, keys(3))
+        self.assertEqual(released, [])
+        self.load(storage, pool, keys(5)[3:], keys(3))
+        self.load(storage, pool, keys(5))
+
+        self.assertEqual(len(released), 1)
+        self.assertGreater(released[0], 0)
+
     def test_pieces_of_any_number(self):
         for pieces in (1, 8):
             with self.subTest(pieces):

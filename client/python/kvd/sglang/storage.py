@@ -27,6 +27,7 @@ logger = logging.getLogger("sglang.kvd")
 
 KV = "kv"
 MAX_LOOKUP_BLOCKS = 32768
+MAX_LEASES = 1024
 QUIET_SECONDS = 1.0  # After a deadline that ran out.
 Answer = TypeVar("Answer")
 
@@ -68,7 +69,8 @@ class KvdStorage(HiCacheStorage):
         layout.check(storage_config)
         self._host_pools: Dict[str, Any] = {}
         self._pools: Dict[str, _Pool] = {}
-        self._quiet_until = 0.0  # On the monotonic clock; written by any thread.
+        self._quiet_until = 0.0  # On the monotonic clock; written by any thread, as is the next.
+        self._leases: Dict[bytes, int] = {}  # By the last block that they keep.
         self._waiting: List[_Waiting] = []  # What follows is of the thread that stores.
         self._stored_last: Optional[bytes] = None  # Of the KV pool, in the operation under way.
         self._said_prefix = False
@@ -142,7 +144,13 @@ class KvdStorage(HiCacheStorage):
         found = self._ask(pool, None, lambda client, namespace: client.lookup(
             namespace, hashes, parent=_parent(extra_info), lease=self._options.lease_ms / 1000,
             timeout=self._options.lookup_timeout_ms / 1000))
-        return found.blocks if found else 0  # The lease runs out by itself: nobody says when to end it.
+        if found is None:
+            return 0
+        if found.blocks and found.lease:
+            if len(self._leases) >= MAX_LEASES:
+                self._leases.clear()  # They run out by themselves.
+            self._leases[hashes[found.blocks - 1]] = found.lease
+        return found.blocks
 
     def batch_exists_v2(self, keys: List[str], pool_transfers: Any = None,
                         extra_info: Any = None) -> PoolTransferResult:
@@ -157,12 +165,24 @@ class KvdStorage(HiCacheStorage):
     # ---- loading --------------------------------------------------------------------------------
 
     def batch_get_v1(self, keys: List[str], host_indices: Any, extra_info: Any = None) -> List[bool]:
-        return self._get(self._pools[KV], _hashes(keys), host_indices, _parent(extra_info))
+        good = self._get(self._pools[KV], _hashes(keys), host_indices, _parent(extra_info))
+        if len(self._pools) == 1:
+            self._loaded(keys)
+        return good
 
     def batch_get_v2(self, transfers: Sequence[Any], extra_info: Any = None) -> Dict[str, List[bool]]:
-        return {transfer.name: self._get(self._pools[str(transfer.name)], _hashes(transfer.keys or []),
+        good = {transfer.name: self._get(self._pools[str(transfer.name)], _hashes(transfer.keys or []),
                                          transfer.host_indices, _parent(extra_info))
                 for transfer in transfers}
+        for transfer in transfers:
+            self._loaded(transfer.keys or [])
+        return good
+
+    def _loaded(self, keys: List[str]) -> None:
+        """The lease of a chain that has been loaded to its end is over. Nobody says so of one that is not."""
+        lease = self._leases.pop(bytes.fromhex(keys[-1]), 0) if keys else 0
+        if lease:
+            self._pools[KV].daemon.client.release_lease(lease)
 
     def _get(self, pool: _Pool, keys: List[bytes], indices: Any, parent: Optional[bytes]) -> List[bool]:
         if not keys or indices is None:
