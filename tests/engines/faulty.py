@@ -1,7 +1,8 @@
 """A connector over a client that does one wrong thing, as `KVD_FAULT` says; a test names this module where it
 would name `kvd.vllm` or `kvd.sglang`.
 
-  flip       flips the lowest bit of one byte of what the first get brought, after it was verified
+  flip       flips the lowest bit of one byte of what the first get brought, after it was verified; of one byte of each
+             place, where it was told places: a single one may lie where the model hardly looks
   kill:PID   kills the daemon before the second get of the process
   freeze:PID stops the daemon before the second get: it is there, and does not answer
 
@@ -28,9 +29,11 @@ class FaultyClient(kvd.Client):
             os.kill(int(_pid), signal.SIGKILL if _fault == "kill" else signal.SIGSTOP)
         got = super().get(namespace, keys, targets, **options)
         if FaultyClient._gets == 1 and _fault == "flip":
-            target = targets[len(targets) // 3:]
-            address = target[0].address if isinstance(target[0], kvd.At) else target.data_ptr()
-            ctypes.c_ubyte.from_address(address).value ^= 1
+            if isinstance(targets, list):
+                for place in targets:
+                    ctypes.c_ubyte.from_address(place.address).value ^= 1
+            else:
+                targets[len(targets) // 3] ^= 1
         return got
 
 

@@ -44,15 +44,22 @@ def generate(engine, prompts):
 
 
 async def begin_and_abort(engine, prompts):
+    """Returns how each ended. Aborted as soon as it is known, so that it is in whatever state that is."""
     sampling = {"max_new_tokens": 512, "temperature": 0.0, "ignore_eos": True}
+    manager = engine.tokenizer_manager
 
-    async def one(prompt):
-        stream = await engine.async_generate(input_ids=prompt, sampling_params=sampling, stream=True)
-        ended = None
+    async def one(number, prompt):
+        stream = await engine.async_generate(input_ids=prompt, sampling_params=sampling, rid=f"abort-{number}",
+                                             stream=True)
         async for ended in stream:
-            engine.abort_request(ended["meta_info"]["id"])
+            pass
         return ended["meta_info"]["finish_reason"]["type"]
-    return await asyncio.gather(*(one(prompt) for prompt in prompts))
+    running = [asyncio.ensure_future(one(number, prompt)) for number, prompt in enumerate(prompts)]
+    for number in range(len(prompts)):
+        while f"abort-{number}" not in manager.rid_to_state:
+            await asyncio.sleep(0)
+        manager.abort_request(f"abort-{number}")
+    return await asyncio.gather(*running)
 
 
 def main():

@@ -48,10 +48,6 @@ def keys(count, chain="a"):
     return [make_offload_key(hashlib.sha256(f"{chain} {i}".encode()).digest(), 0) for i in range(count)]
 
 
-def fill(view, chunk, key):
-    view[chunk] = hashlib.shake_128(key).digest(ROW)
-
-
 class Engine:
     """A vLLM's scheduler with host memory of its own, as far as offloading goes."""
 
@@ -76,7 +72,7 @@ class Engine:
     def step(self):
         self.manager.on_schedule_end(ScheduleEndContext((), ()))
 
-    def store(self, names, chunk_bytes=None):
+    def store(self, names):
         """As a GPU would have filled the chunks, and until the tier is done with them."""
         context = self.request()
         output = self.manager.prepare_store(names, context)
@@ -106,6 +102,7 @@ class Engine:
         return pages
 
     def end(self):
+        self.view = None  # Or vLLM could not close the mapping.
         self.manager.shutdown()
 
 
