@@ -1,6 +1,7 @@
 """The environments of engines: virtual environments below build/, from the pinned lists of this folder."""
 
 import hashlib
+import os
 import pathlib
 import subprocess
 import sys
@@ -25,3 +26,9 @@ def python_of(folder, engine):
             subprocess.run(command, check=True)
         stamp.write_text(wanted)
     return python
+
+
+def variables_of(folder, python):
+    """What an engine must find in its environment: programs of its own, and where it may keep what it compiles."""
+    return {"PATH": f"{python.parent}:{os.environ['PATH']}",
+            "TORCH_EXTENSIONS_DIR": str(pathlib.Path(folder, "torch-extensions"))}

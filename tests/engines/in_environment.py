@@ -5,7 +5,8 @@ import os
 import pathlib
 import sys
 
-from environment import python_of
+from environment import python_of, variables_of
 
-python = python_of(pathlib.Path(sys.argv[1]).resolve(), sys.argv[2])
-os.execv(python, [python, "-B", *sys.argv[3:]])
+folder = pathlib.Path(sys.argv[1]).resolve()
+python = python_of(folder, sys.argv[2])
+os.execve(python, [python, "-B", *sys.argv[3:]], {**os.environ, **variables_of(folder, python)})
