@@ -22,7 +22,7 @@ class FaultyClient(kvd.Client):
     _gets = 0
 
     def get(self, namespace, keys, targets, **options):
-        if len(keys) in (1, namespace.hash_bytes):
+        if len(keys) == (1 if isinstance(keys, list) else namespace.hash_bytes):
             return super().get(namespace, keys, targets, **options)
         FaultyClient._gets += 1
         if FaultyClient._gets == 2 and _fault in ("kill", "freeze"):
@@ -31,7 +31,7 @@ class FaultyClient(kvd.Client):
         if FaultyClient._gets == 1 and _fault == "flip":
             if isinstance(targets, list):
                 for place in targets:
-                    ctypes.c_ubyte.from_address(place.address).value ^= 1
+                    ctypes.c_ubyte.from_address(place.address + 2).value ^= 1  # The lowest is lost in sums.
             else:
                 targets[len(targets) // 3] ^= 1
         return got
