@@ -8,6 +8,7 @@
 
 #include "absl/time/clock.h"
 #include "client/client_impl.h"
+#include "client/finished_sessions.h"
 #include "proto/types/limits.h"
 
 namespace kvd {
@@ -19,7 +20,6 @@ constexpr absl::Duration kMaxTimeout = absl::Hours(1);
 constexpr absl::Duration kFarewell = absl::Milliseconds(100);       // Of the last Release.
 constexpr absl::Duration kFlushTimeout = absl::Milliseconds(1000);  // Of one in the background.
 constexpr size_t kMaxNamespaces = 4096;                             // Of one client.
-constexpr size_t kMaxFinishedSessions = 64;  // Remembered, to tell the daemon.
 constexpr int kMaxReceiveBytes = 4 << 20;
 constexpr int kConnectMs = 20'000;
 
@@ -103,13 +103,16 @@ absl::StatusOr<Client::Impl::LinkPtr> Client::Impl::Connected(absl::Time deadlin
                                 "endpoint: must be unix:PATH, stream:unix:PATH or tcp:HOST:PORT")
                       : OpenSession(told, deadline);
   absl::MutexLock lock(&mu_);
-  if (!session.ok()) TellAgain(told);
+  if (!session.ok()) {
+    for (const SessionToken& token : told) FinishedSessions::OfThisProcess().Add(path_, token);
+  }
   next_attempt_ = absl::Now() + options_.reconnect_interval;
   if (!session.ok()) return last_failure_ = session.status();
   last_failure_ = absl::UnavailableError("the session ended just after it was opened");
   auto link = std::make_shared<Link>();
   link->number = ++sessions_;
   link->session = *std::move(session);
+  if (!remote_.has_value()) link->path = path_;
   link->told = std::move(told);
   RemoteSession* remote = link->session->remote();
   link->stub = remote != nullptr ? Engine::NewStub(remote->channel()) : MakeStub(options_.endpoint);
@@ -127,36 +130,27 @@ Client::Impl::LinkPtr Client::Impl::CurrentLink() {
 void Client::Impl::Retire(const LinkPtr& link) {
   link->session->End();
   releases_.EndSession(link->number);
-  if (!link->heard.load(std::memory_order_relaxed)) TellAgain(link->told);
-  finished_.emplace_back(link->session->token(), link);
-  while (finished_.size() > kMaxFinishedSessions) finished_.pop_front();
 }
 
-void Client::Impl::TellAgain(const std::vector<SessionToken>& tokens) {
-  for (const SessionToken& token : tokens) finished_.emplace_back(token, std::weak_ptr<Link>());
-}
-
-// A session of ours that has ended and that no call and no chain reads any more, or zeros.
-SessionToken Client::Impl::FinishedSession() {
-  absl::MutexLock lock(&mu_);
-  for (auto it = finished_.begin(); it != finished_.end(); ++it) {
-    if (!it->second.expired()) continue;
-    const SessionToken token = it->first;
-    finished_.erase(it);
-    return token;
-  }
-  return {};
+// No call and no chain reads under it any more.
+Link::~Link() {
+  if (path.empty()) return;
+  FinishedSessions& finished = FinishedSessions::OfThisProcess();
+  finished.Add(path, session->token());
+  if (heard.load(std::memory_order_relaxed)) return;
+  for (const SessionToken& token : told) finished.Add(path, token);
 }
 
 // Opens a session, and appends to `told` what the daemon hears on that occasion: which sessions of
-// ours are finished. A hello has room for one; of the others it hears from sessions that do no
+// this process are finished. A hello has room for one; of the others it hears from sessions that do no
 // more.
 absl::StatusOr<std::unique_ptr<Session>> Client::Impl::OpenSession(std::vector<SessionToken>& told,
                                                                    absl::Time deadline) {
   constexpr size_t kTellings = 8;
-  SessionToken finished = FinishedSession();
+  FinishedSessions& sessions = FinishedSessions::OfThisProcess();
+  SessionToken finished = sessions.Take(path_);
   for (size_t i = 1; i < kTellings && finished != SessionToken{}; ++i) {
-    const SessionToken next = FinishedSession();
+    const SessionToken next = sessions.Take(path_);
     if (next == SessionToken{}) break;
     told.push_back(next);
     absl::StatusOr<std::unique_ptr<Session>> telling =

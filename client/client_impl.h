@@ -43,7 +43,13 @@ namespace kvd {
 // One session: its socket, its own channel, and what the daemon told on them. Shared by the calls
 // and chains that use it; gone when the last of them is, so the memory they read stays mapped.
 struct Link {
+  Link() = default;
+  Link(const Link&) = delete;
+  Link& operator=(const Link&) = delete;
+  ~Link();
+
   uint64_t number = 0;  // Of the sessions of this client, from 1.
+  std::string path;     // Where its daemon listens; empty: without shared memory.
   std::unique_ptr<Session> session;
   std::unique_ptr<v1::Engine::Stub> stub;
   // Sessions that were called finished when this one was opened, and whether the daemon has heard
@@ -129,8 +135,6 @@ class Client::Impl {
   absl::StatusOr<LinkPtr> Connected(absl::Time deadline);
   LinkPtr CurrentLink();
   void Retire(const LinkPtr& link) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  void TellAgain(const std::vector<SessionToken>& tokens) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  SessionToken FinishedSession();
   absl::StatusOr<std::unique_ptr<Session>> OpenSession(std::vector<SessionToken>& told,
                                                        absl::Time deadline);
 
@@ -217,7 +221,6 @@ class Client::Impl {
   LinkPtr link_ ABSL_GUARDED_BY(mu_);
   std::shared_ptr<const OwnMemory> own_ ABSL_GUARDED_BY(mu_);   // Set once.
   std::deque<KnownNamespace> namespaces_ ABSL_GUARDED_BY(mu_);  // Elements never move or change.
-  std::deque<std::pair<SessionToken, std::weak_ptr<Link>>> finished_ ABSL_GUARDED_BY(mu_);
   uint64_t sessions_ ABSL_GUARDED_BY(mu_) = 0;
   absl::Time next_attempt_ ABSL_GUARDED_BY(mu_) = absl::InfinitePast();
   absl::Status last_failure_ ABSL_GUARDED_BY(mu_);

@@ -412,8 +412,6 @@ bool Control::Fetch(ExtentCursor& cursor, absl::Span<const BlockRef> blocks, uin
     const Movement::Fetch fetch = movement_->Promote(block, cursor.deadline);
     if (first) {
       if (fetch == Movement::Fetch::kNo || fetch == Movement::Fetch::kThere) return false;
-      // Nothing is under way that could make room.
-      if (fetch == Movement::Fetch::kBusy && !movement_->moving()) return false;
       cursor.waits_for = fetch == Movement::Fetch::kUnderWay ? block : 0;
       metrics_.movement.joined_waits += joins;
     }

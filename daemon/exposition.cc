@@ -259,6 +259,7 @@ void AddNvme(const MetricsSource& source, Families& out) {
   out.Add(n.sync_errors, {{"kind", "sync"}});
   out.Add(n.superblock_errors, {{"kind", "superblock"}});
   out.Add(n.lost_records, {{"kind", "reclaim"}});
+  out.Add(n.given_up_records, {{"kind", "no_free_segment"}});
   out.Counter("kvd_nvme_segments_freed_total", "Segments that were reclaimed.")
       .Add(n.segments_freed);
   out.Counter("kvd_nvme_index_errors_total", "Rows that the index does not have, by why.");

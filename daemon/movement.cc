@@ -95,11 +95,17 @@ void Movement::Turn(Nanos now) {
   for (const Told& told : taking_in_) {
     if (!told.lost) continue;
     const ColdPart& cold = residency_.cold(told.number);
-    if (cold.block != 0 && cold.state == ColdState::kCommitted)
+    if (cold.block == 0 || cold.state != ColdState::kCommitted) continue;
+    if (told.outcome == NvmeOutcome::kExpired) {
+      residency_.MarkColdDamaged(told.number);  // It had to go; nothing is wrong with its bytes.
+    } else {
       Damaged(told.number, Listener::Finder::kReclaim);
+    }
   }
   taking_in_.clear();
   SubmitReads();
+  // A restart may find more than may live, and then nothing can be reclaimed.
+  if (tier_.live_bytes() > tier_.live_capacity_bytes()) MakeNvmeRoom(0);
   MakeRoomAhead(now);
   WriteJobs(now);
   counters_.moves = moves();

@@ -98,8 +98,6 @@ class Movement final : private NvmeTier::Owner, private Store::Listener {
   // A block was stored by somebody, for the admission policy.
   void Stored(BlockRef block);
 
-  // Whether any job is under way, after which there may be room.
-  bool moving() const { return !jobs_.empty() || !promotions_.empty(); }
   // Moves under way, or due: 0 when nothing moves until the next call.
   uint64_t moves() const { return jobs_.size() + promotions_.size() + behind_; }
   const NvmeTier& tier() const { return tier_; }

@@ -80,6 +80,7 @@ void NvmeStack::Publish() {
   numbers_.reads_expired = c.reads_expired;
   numbers_.copied_bytes = c.copied_bytes;
   numbers_.lost_records = c.lost_records;
+  numbers_.given_up_records = c.given_up_records;
   numbers_.segments_freed = c.segments_freed;
   numbers_.segments_bad = c.segments_bad;
   numbers_.syncs = c.syncs;

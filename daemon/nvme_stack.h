@@ -50,6 +50,7 @@ struct NvmeNumbers {
   SharedCount reads_expired;
   SharedCount copied_bytes;
   SharedCount lost_records;
+  SharedCount given_up_records;
   SharedCount segments_freed;
   SharedCount segments_bad;
   SharedCount syncs;

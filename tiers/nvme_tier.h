@@ -82,7 +82,8 @@ class NvmeTier {
     virtual void NvmeEnded(const Completion& completion) = 0;
     // A live record was copied forward: it lies at `to` now. `occupant` is who was told of it.
     virtual void NvmeMoved(uint32_t occupant, RecordPlace to) = 0;
-    // A live record could not be read while its segment was being reclaimed.
+    // A live record could not be read while its segment was being reclaimed; or (kExpired) nothing
+    // could be copied, as no segment was free, and this one's records had to go.
     virtual void NvmeLost(uint32_t occupant, NvmeOutcome outcome) = 0;
   };
 

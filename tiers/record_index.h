@@ -24,6 +24,7 @@ struct SegmentRow {
   uint64_t incarnation = 0;  // Whose rows follow.
   bool sealed = false;       // All rows of it were put before this one.
   bool has_trailer = true;   // Of a sealed one: false where a crash left none.
+  bool freed = false;        // This life is over: what the medium still has of it is not wanted.
 };
 
 class RecordIndex {

@@ -41,6 +41,7 @@ struct Scan {
   uint64_t incarnation = 0;  // Of the life that is being looked for.
   bool trusted = false;      // The index's rows are taken.
   bool distrusted = false;   // They were, and one of them was wrong.
+  bool freed = false;        // The index says that nothing of it is wanted.
   bool footer_damaged = false;
   // Headers that were said to be somewhere, and are believed once they were seen there.
   std::vector<RecordHeader> candidates;
@@ -116,7 +117,7 @@ class Recoverer {
 
   Recovered Judge();
   bool Lives(const RecordHeader& header);
-  bool PayloadIsWhole(const RecoveredRecord& record);
+  bool IsWhole(const RecoveredRecord& record);
 
   const RecoveryInput& input_;
   RecoveryReport& report_;
@@ -278,6 +279,7 @@ void Recoverer::SeeSegmentRow(const SegmentRow& row) {
                             ? scan->trailer && scan->trailer->incarnation == row.incarnation
                             : !scan->trailer || scan->trailer->incarnation < row.incarnation;
   scan->trusted = (row.sealed && same_life && same_end) || !SafetyOn(Safety::kDataBeforeIndex);
+  scan->freed = row.freed && same_life;
   scan->incarnation = row.incarnation;
 }
 
@@ -301,7 +303,7 @@ void Recoverer::SeeRecordRow(RecordPlace place, const RecordHeader& header) {
 
 // Decides how a segment is read, now that the index was heard.
 void Recoverer::Plan(Scan& scan) {
-  if (scan.trusted && !scan.distrusted) {
+  if (scan.freed || (scan.trusted && !scan.distrusted)) {
     scan.step = Scan::Step::kOver;
     return;
   }
@@ -446,17 +448,28 @@ struct HashPart {
   }
 };
 
-// Of two copies the later stays, where `whole` says that all of it is there.
+bool SameBytes(const RecordInfo& a, const RecordInfo& b) {
+  return a.generation == b.generation && a.length == b.length && a.sum == b.sum;
+}
+
+// Of two records of one part one stays, by their place in `dead`. A copy that reclaiming made gives
+// way to its original: what was being filled at a crash is empty then, and not one more segment
+// that is half full, of which some crashes would leave no room to copy to. Of bytes that were
+// stored anew the later stay. `whole` says whether all of a record is there: a power loss may leave
+// the header of one that was on its way, or half of what was about to be overwritten.
 template <typename Whole>
-void KeepLatest(std::vector<RecoveredRecord>& records, std::vector<bool>& dead, Whole whole) {
+void KeepOneOfEach(const std::vector<RecoveredRecord>& records, std::vector<bool>& dead,
+                   Whole whole) {
   absl::flat_hash_set<uint32_t, HashPart, SamePart> seen(0, HashPart{&records}, SamePart{&records});
   seen.reserve(records.size());
   for (uint32_t i = 0; i < records.size(); ++i) {
     const auto [other, is_new] = seen.insert(i);
     if (is_new) continue;
-    const uint32_t later = records[*other].sequence > records[i].sequence ? *other : i;
-    const uint32_t earlier = later == i ? *other : i;
-    const uint32_t loser = whole(later) ? earlier : later;
+    const bool copy = SameBytes(records[*other].info, records[i].info);
+    const bool other_first = records[*other].sequence < records[i].sequence;
+    const uint32_t wanted = copy == other_first ? *other : i;
+    const uint32_t spare = wanted == i ? *other : i;
+    const uint32_t loser = whole(wanted) ? spare : wanted;
     dead[loser] = true;
     if (loser == i) continue;
     seen.erase(other);
@@ -464,18 +477,21 @@ void KeepLatest(std::vector<RecoveredRecord>& records, std::vector<bool>& dead, 
   }
 }
 
-bool Recoverer::PayloadIsWhole(const RecoveredRecord& record) {
+bool Recoverer::IsWhole(const RecoveredRecord& record) {
   const Scan& scan = *ScanOf(record.place.segment);
-  const NvmeBuffer payload(record.info.length);
+  const NvmeBuffer bytes(NvmeTier::RoomOf(record.info.length));
   const absl::Status read = input_.devices[scan.device].device->ReadNow(
-      GeometryOf(scan).OffsetOf(scan.local, record.place.page + 1), payload.span());
-  return read.ok() && Crc32c(payload.span()) == PaddedSum(record.info.sum, record.info.length);
+      GeometryOf(scan).OffsetOf(scan.local, record.place.page), bytes.span());
+  if (!read.ok()) return false;
+  const std::optional<RecordHeader> header = ReadHeaderPage(bytes.span(0, kNvmePageBytes));
+  const absl::Span<const std::byte> payload = bytes.span().subspan(kNvmePageBytes);
+  return header && header->place == record.place && header->sequence == record.sequence &&
+         Crc32c(payload) == PaddedSum(record.info.sum, record.info.length);
 }
 
 Recovered Recoverer::Judge() {
   Recovered recovered;
   std::vector<Source> sources;
-  std::vector<bool> durable;  // A trailer says so.
   size_t total = 0;
   for (const Scan& scan : scans_) total += scan.found.size();
   recovered.records.reserve(total);
@@ -496,16 +512,12 @@ Recovered Recoverer::Judge() {
       if (!Lives(found.header)) continue;
       recovered.records.push_back({found.header.info, found.header.place, found.header.sequence});
       sources.push_back(found.source);
-      durable.push_back(scan.trailer.has_value());
     }
     scan.found = {};
   }
   std::vector<bool> dead(recovered.records.size());
-  // A power loss may leave the header of a copy that was on its way, and not all of its payload,
-  // while the original is still where it was.
-  KeepLatest(recovered.records, dead, [&](uint32_t i) {
-    return durable[i] || !SafetyOn(Safety::kDataBeforeIndex) ||
-           PayloadIsWhole(recovered.records[i]);
+  KeepOneOfEach(recovered.records, dead, [&](uint32_t i) {
+    return !SafetyOn(Safety::kDataBeforeIndex) || IsWhole(recovered.records[i]);
   });
   size_t kept = 0;
   for (size_t i = 0; i < recovered.records.size(); ++i) {

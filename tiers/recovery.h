@@ -4,7 +4,8 @@
 // Two pages of each segment are read in any case, the first header and the trailer: they say which
 // life of it is on the medium. Where the index says the same and says that it is complete, its rows
 // are taken; payload is never read, let alone interpreted. Everything found is judged by the
-// scopes' current epochs, and of two copies of one part the later stays.
+// scopes' current epochs, and of two records of one part one stays: the original of a copy, the
+// later of what was stored anew.
 //
 // Threads: one, blocking, before anybody is served.
 
@@ -33,7 +34,7 @@ struct RecoveryReport {
   // Dropped, by reason.
   uint64_t of_dead_epoch = 0;      // The scope was purged since.
   uint64_t of_unknown_scope = 0;   // No superblock knows the number.
-  uint64_t duplicates = 0;         // A later copy of the part was found.
+  uint64_t duplicates = 0;         // Another record of the part stays.
   uint64_t damaged_rows = 0;       // Rows of the index that cannot be read, or say what cannot be.
   uint64_t rows_without_data = 0;  // Rows past what the media hold.
 

@@ -75,7 +75,8 @@ struct SegmentValue {
   uint64_t incarnation;
   uint8_t sealed;
   uint8_t has_trailer;
-  uint16_t reserved;
+  uint8_t freed;
+  uint8_t reserved;
   uint32_t sum;  // CRC32C of the segment's number and of all before.
 };
 static_assert(sizeof(SegmentValue) == 16);
@@ -88,7 +89,7 @@ uint32_t SumOf(uint32_t segment, const SegmentValue& value) {
                       bytes(&value, offsetof(SegmentValue, sum)));
 }
 std::string EncodeSegmentRow(const SegmentRow& row) {
-  SegmentValue value = {row.incarnation, row.sealed, row.has_trailer, 0, 0};
+  SegmentValue value = {row.incarnation, row.sealed, row.has_trailer, row.freed, 0, 0};
   value.sum = SumOf(row.segment, value);
   return {reinterpret_cast<const char*>(&value), sizeof(value)};
 }
@@ -98,7 +99,11 @@ std::optional<SegmentRow> DecodeSegmentRow(const rocksdb::Slice& key, const rock
   std::memcpy(&value, bytes.data(), sizeof(value));
   const uint32_t segment = BigEndian(key.data() + 1);
   if (value.sum != SumOf(segment, value)) return std::nullopt;
-  return SegmentRow{segment, value.incarnation, value.sealed != 0, value.has_trailer != 0};
+  return SegmentRow{.segment = segment,
+                    .incarnation = value.incarnation,
+                    .sealed = value.sealed != 0,
+                    .has_trailer = value.has_trailer != 0,
+                    .freed = value.freed != 0};
 }
 
 rocksdb::Options DatabaseOptions() {

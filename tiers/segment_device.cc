@@ -131,6 +131,7 @@ SegmentDevice::Log* SegmentDevice::LogFor(LogKind kind, uint32_t length, Nanos n
 }
 
 std::unique_ptr<SegmentDevice::Log> SegmentDevice::OpenLog(uint32_t keep_free) {
+  TellFreed();  // The index hears of a life's end before the next one begins.
   const std::optional<uint32_t> local = table_.Open(shared_.next_incarnation, keep_free);
   if (!local) return nullptr;
   auto log = std::make_unique<Log>();

@@ -47,7 +47,8 @@ struct NvmeTierCounters {
   uint64_t read_errors = 0;
   uint64_t copied_records = 0;  // By reclaiming.
   uint64_t copied_bytes = 0;
-  uint64_t lost_records = 0;  // Could not be read when they were to be copied.
+  uint64_t lost_records = 0;      // Could not be read when they were to be copied.
+  uint64_t given_up_records = 0;  // So that anything could be copied at all.
   uint64_t segments_sealed = 0;
   uint64_t segments_bad = 0;  // Ended by a failed write or sync.
   uint64_t segments_freed = 0;
@@ -258,6 +259,8 @@ class SegmentDevice {
 
   // --- reclaiming: segment_reclaim.cc
   void AdvanceReclaim(Nanos now);
+  bool HasNowhereToCopy() const;
+  void GiveUpReclaimed();
   bool ReadNextCopy(Nanos now);
   void CopyRead(const Job& job, const NvmeDone& done);
   void WriteCopies(Nanos now);

@@ -31,9 +31,27 @@ void SegmentDevice::AdvanceReclaim(Nanos now) {
   WriteCopies(now);
   while (!reclaim_->failed && ReadNextCopy(now)) {
   }
+  if (HasNowhereToCopy()) GiveUpReclaimed();
   const bool all_begun =
       reclaim_->failed || reclaim_->next_record >= table_.at(reclaim_->local).records.size();
   if (all_begun && reclaim_->copies_in_flight == 0) FinishReclaim();
+}
+
+// Of a start that found the index lost: what was free is found again as it was before, and may
+// leave no segment free. Who owns the records first gives up those that are more than may live.
+bool SegmentDevice::HasNowhereToCopy() const {
+  return table_.at(reclaim_->local).live_bytes > 0 && logs_[kCopied] == nullptr &&
+         table_.count(SegmentState::kFree) == 0 && drained_.empty() &&
+         table_.live_bytes() <= table_.live_capacity_bytes();
+}
+
+void SegmentDevice::GiveUpReclaimed() {
+  for (const SegmentRecord& record : table_.at(reclaim_->local).records) {
+    if (record.occupant == 0) continue;
+    ++shared_.counters.given_up_records;
+    shared_.lost.push_back({record.occupant, NvmeOutcome::kExpired});
+    Drop(Global({reclaim_->local, record.page}));
+  }
 }
 
 // Starts the next copy. False: there is none left, or enough is in flight.
@@ -185,7 +203,10 @@ void SegmentDevice::TellFreed() {
     ++shared_.counters.segments_freed;
     KVD_KILL_POINT("segment.freed");
     if (shared_.index != nullptr) {
-      shared_.index->EraseSegment(SegmentNumber(options_.ordinal, local));
+      const uint32_t number = SegmentNumber(options_.ordinal, local);
+      shared_.index->EraseSegment(number);
+      shared_.index->PutSegment(
+          {.segment = number, .incarnation = table_.at(local).incarnation, .freed = true});
     }
   }
 }

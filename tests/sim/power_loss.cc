@@ -126,6 +126,7 @@ class Life final : public NvmeTier::Owner {
       }
       KVD_CHECK(tier_->Adopt(record.place, Occupy(record.info.key, record.place)));
     }
+    given_up_.clear();
     const std::map<uint32_t, ChainHash> adopted = live_;
     std::map<ChainHash, NvmeOutcome, KeyOrder> unreadable;
     for (const auto& [occupant, key] : adopted) {
@@ -141,7 +142,8 @@ class Life final : public NvmeTier::Owner {
     for (const auto& [key, written] : oracle_.written) {
       if (!promised.contains(key)) continue;
       ++result_.records_promised;
-      if (readable.contains(key)) continue;
+      // Found, and then given up so that others could be copied.
+      if (readable.contains(key) || given_up_.contains(key)) continue;
       ++result_.records_lost;
       const auto damaged = unreadable.find(key);
       Fail(result_, absl::StrCat("a record was lost that had been acknowledged ",
@@ -231,8 +233,13 @@ class Life final : public NvmeTier::Owner {
     ++result_.moved;
     if (live_.contains(occupant)) places_[occupant] = to;
   }
-  void NvmeLost(uint32_t occupant, NvmeOutcome) override {
-    if (live_.contains(occupant)) Forget(occupant);
+  void NvmeLost(uint32_t occupant, NvmeOutcome outcome) override {
+    if (!live_.contains(occupant)) return;
+    if (outcome == NvmeOutcome::kExpired) {
+      ++result_.given_up;
+      given_up_.insert(live_[occupant]);
+    }
+    Forget(occupant);
   }
 
  private:
@@ -393,6 +400,7 @@ class Life final : public NvmeTier::Owner {
   std::unique_ptr<SegmentTier> tier_;   // Goes before what it borrows.
   std::map<uint32_t, ChainHash> live_;  // By occupant.
   std::map<uint32_t, RecordPlace> places_;
+  std::set<ChainHash, KeyOrder> given_up_;  // Since the last start.
   std::map<uint64_t, NvmeOutcome> reads_;
   uint32_t next_occupant_ = 0;
   uint64_t next_read_ = 0;

@@ -36,6 +36,7 @@ struct PowerLossResult {
   uint64_t records_promised = 0;  // Looked for in images, and ...
   uint64_t records_lost = 0;      // ... not found, or damaged.
   uint64_t records_verified = 0;
+  uint64_t given_up = 0;      // For want of a free segment, of those or later.
   uint64_t wrong_blocks = 0;  // Read as good, and not what was written.
   uint64_t resurrected = 0;   // Found after their scope had been purged.
   uint64_t failed_opens = 0;

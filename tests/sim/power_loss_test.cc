@@ -28,6 +28,7 @@ TEST(PowerLossTest, NoImageBreaksAPromise) {
     all.images += result.images;
     all.records_promised += result.records_promised;
     all.records_verified += result.records_verified;
+    all.given_up += result.given_up;
     all.appended += result.appended;
     all.reclaimed_segments += result.reclaimed_segments;
     all.moved += result.moved;
@@ -39,9 +40,11 @@ TEST(PowerLossTest, NoImageBreaksAPromise) {
   }
   RecordProperty("records_promised", std::to_string(all.records_promised));
   RecordProperty("records_verified", std::to_string(all.records_verified));
+  RecordProperty("given_up", std::to_string(all.given_up));
   if (images < 500) return;
   // So that a simulation in which nothing happens does not pass.
   EXPECT_GT(all.records_promised, images);
+  EXPECT_LT(all.given_up * 1000, all.records_promised);
   EXPECT_GT(all.appended, images);
   EXPECT_GT(all.reclaimed_segments, 0u);
   EXPECT_GT(all.moved, 0u);

@@ -189,12 +189,15 @@ class NvmeHarness final : public NvmeTier::Owner {
     }
     return keys;
   }
-  // Reads all that is known. How many were fine.
+  // Reads all that is known. How many were fine, of those that stayed.
   uint32_t ReadAll() {
     uint32_t fine = 0;
     std::vector<uint32_t> occupants;
     for (const auto& [occupant, k] : known) occupants.push_back(occupant);
-    for (const uint32_t occupant : occupants) fine += Read(occupant) == NvmeOutcome::kOk;
+    for (const uint32_t occupant : occupants) {
+      if (!known.contains(occupant)) continue;  // Lost while others were read.
+      fine += Read(occupant) == NvmeOutcome::kOk;
+    }
     return fine;
   }
 

@@ -417,10 +417,31 @@ TEST_F(ForgeryTest, NoPayloadReachesTheLastPage) {
 // --- copies
 // -------------------------------------------------------------------------------------------
 
-TEST_F(RecoveryTest, OfTwoCopiesTheLaterStays) {
+TEST_F(RecoveryTest, OfACopyAndItsOriginalTheOriginalStays) {
+  const RecordPlace place = h_.known.at(h_.MustAppend(7, 300 * kKiB)).place;
   h_.MustAppend(7, 300 * kKiB);
-  const uint32_t later = h_.MustAppend(7, 300 * kKiB);
-  const RecordPlace place = h_.known.at(later).place;
+  for (const bool with_index : {true, false}) {
+    with_index ? Restart() : RestartWithoutIndex();
+    ASSERT_EQ(h_.found.size(), 1u);
+    EXPECT_EQ(h_.found[0].place, place);
+    EXPECT_EQ(h_.report.duplicates, 1u);
+  }
+}
+
+TEST_F(RecoveryTest, ACopyStaysWhereItsOriginalIsNotWhole) {
+  const RecordPlace original = h_.known.at(h_.MustAppend(7, 300 * kKiB)).place;
+  const RecordPlace copy = h_.known.at(h_.MustAppend(7, 300 * kKiB)).place;
+  *At(original.segment, original.page, 100 * kKiB) ^= std::byte{1};
+  for (const bool with_index : {true, false}) {
+    with_index ? Restart() : RestartWithoutIndex();
+    ASSERT_EQ(h_.found.size(), 1u);
+    EXPECT_EQ(h_.found[0].place, copy);
+  }
+}
+
+TEST_F(RecoveryTest, OfBytesThatWereStoredAnewTheLaterStay) {
+  h_.MustAppend(7, 300 * kKiB);
+  const RecordPlace place = h_.known.at(h_.MustAppend(7, 200 * kKiB)).place;
   for (const bool with_index : {true, false}) {
     with_index ? Restart() : RestartWithoutIndex();
     ASSERT_EQ(h_.found.size(), 1u);

@@ -99,6 +99,7 @@ TEST_F(RocksIndexTest, KeepsWhatWasPut) {
     }
     index->EraseRecord({3, 10});
     index->PutSegment({.segment = 3, .incarnation = 5, .sealed = true, .has_trailer = false});
+    index->PutSegment({.segment = 4, .incarnation = 6, .freed = true});
   }
   const auto index = MustOpen();
   EXPECT_EQ(moved_to_, "");
@@ -108,6 +109,8 @@ TEST_F(RocksIndexTest, KeepsWhatWasPut) {
   EXPECT_FALSE(loaded.records.contains({3, 10}));
   EXPECT_EQ(loaded.records.at({3, 495}), 496u);
   EXPECT_TRUE(loaded.segments.at(3).sealed);
+  EXPECT_FALSE(loaded.segments.at(3).freed);
+  EXPECT_TRUE(loaded.segments.at(4).freed);
   EXPECT_FALSE(loaded.segments.at(3).has_trailer);
   EXPECT_EQ(loaded.segments.at(3).incarnation, 5u);
   EXPECT_EQ(loaded.damaged, 0u);
