@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""What a hit is worth to a real vLLM on this machine: engines_bench.py FOLDER KVD ROOT ttft|thousand.
+"""What a hit is worth to a real vLLM on this machine: engines_bench.py FOLDER KVD ROOT ttft|thousand [COUNT].
 
   ttft      time to the first token of 2,000-token prompts, cold and found by a second engine; the model is wide enough
             that computing them takes its time
-  thousand  1,000 requests of 2,000 tokens in a second engine: the share of full blocks that was loaded, and whether
+  thousand  1,000 requests (or COUNT) of 2,000 tokens in a second engine: the share of full blocks that was loaded, and whether
             every log-probability is that of the first engine's own warm cache
 """
 
@@ -39,7 +39,7 @@ def time_to_first_token(place, daemon):
 
 
 def thousand(place, daemon):
-    asked = prompts(1000, 4, TOKENS)
+    asked = prompts(int(sys.argv[5]) if len(sys.argv) > 5 else 1000, 4, TOKENS)
     twice = [prompt for prompt in asked for _ in range(2)]  # Warm at once, before it leaves the engine's cache.
     both, = live(place, daemon, [twice])
     warm = both["answers"][1::2]
