@@ -3,8 +3,8 @@
 
   ttft      time to the first token of 2,000-token prompts, cold and found by a second engine; the model is wide enough
             that computing them takes its time
-  thousand  1,000 requests (or COUNT) of 2,000 tokens in a second engine: the share of full blocks that was loaded, and whether
-            every log-probability is that of the first engine's own warm cache
+  thousand  1,000 requests (or COUNT) of 2,000 tokens in a second engine: the share of full blocks that was loaded, and
+            whether every log-probability is that of the first engine's own warm cache
 """
 
 import pathlib

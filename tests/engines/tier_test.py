@@ -184,7 +184,9 @@ class TierTest(unittest.TestCase):
 
             def get(self, namespace, names, target, **options):
                 self.gets += 1
-                return types.SimpleNamespace(blocks=0) if self.gets == 2 else real.get(namespace, names, target, **options)
+                if self.gets == 2:
+                    return types.SimpleNamespace(blocks=0)
+                return real.get(namespace, names, target, **options)
         engine.tier._daemon.client = Forgetful()
 
         self.assertEqual(engine.find(keys(3)), self.expected(keys(1)))

@@ -66,8 +66,8 @@ class PoolPages:
             return  # Such a pool has no page in one piece.
         seen = ctypes.string_at(page.data_ptr(), page.numel() * page.element_size())
         if len(seen) != self.bytes or not all(piece in seen for piece in pattern):
-            raise CannotDescribe(f"kvd: a page of {self.description} does not read back as it was written; start SGLang "
-                                 "with another --hicache-mem-layout, or report this")
+            raise CannotDescribe(f"kvd: a page of {self.description} does not read back as it was written; start "
+                                 "SGLang with another --hicache-mem-layout, or report this")
 
 
 def write(places: Sequence[kvd.At], pieces: Sequence[bytes]) -> None:
