@@ -13,6 +13,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "client/kvctl/engine_flags.h"
 #include "client/kvctl/table.h"
 #include "client/kvctl/units.h"
 #include "client/kvctl/verbs.h"
@@ -41,6 +42,7 @@ class Examination {
   std::vector<Finding> Findings() {
     Daemon();
     Tenants();
+    Engines();
     Directory();
     Sockets();
     HugePages();
@@ -129,6 +131,23 @@ class Examination {
                : "it never puts anything: is its connector set to store?");
     }
     if (!seeds && !cold) Ok("hits", "no tenant looks up in vain");
+  }
+
+  // Those of this machine that can be seen, whether or not they ever came to the daemon.
+  void Engines() {
+    for (const ProcessFacts& process : m_.inference_engines) {
+      const std::optional<EngineFlags> flags = LookAtFlags(process.words);
+      if (!flags) continue;
+      const std::string who = absl::StrCat("pid ", process.pid, ", ", flags->engine);
+      if (flags->lacks.empty()) {
+        Ok("engines", absl::StrCat(who, ": its flags lack nothing"));
+        continue;
+      }
+      const char* text = flags->uses_kvd ? ": its flags lack something" : ": does not use kvd";
+      for (const std::string& flag : flags->lacks) {
+        Warn("engines", absl::StrCat(who, text), absl::StrCat("add ", flag));
+      }
+    }
   }
 
   void Directory() {

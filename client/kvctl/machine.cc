@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <filesystem>
 #include <fstream>
 #include <sstream>
 
@@ -22,6 +23,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "absl/time/clock.h"
+#include "client/kvctl/engine_flags.h"
 #include "proto/types/copy_loops.h"
 
 namespace kvd::kvctl {
@@ -161,6 +163,24 @@ uint64_t MeminfoBytes(const std::string& meminfo, const std::string& name) {
   return 0;
 }
 
+constexpr size_t kMaxEngines = 64;
+
+std::vector<ProcessFacts> EnginesOf(const std::string& root) {
+  std::vector<ProcessFacts> engines;
+  std::error_code error;
+  for (std::filesystem::directory_iterator at(root + "/proc", error), end;
+       !error && at != end && engines.size() < kMaxEngines; at.increment(error)) {
+    uint32_t pid = 0;
+    if (!absl::SimpleAtoi(at->path().filename().string(), &pid)) continue;
+    const std::string line = ReadFile(at->path().string() + "/cmdline");
+    std::vector<std::string> words = absl::StrSplit(line, '\0', absl::SkipEmpty());
+    if (LookAtFlags(words)) engines.push_back({.pid = pid, .words = std::move(words)});
+  }
+  std::sort(engines.begin(), engines.end(),
+            [](const ProcessFacts& a, const ProcessFacts& b) { return a.pid < b.pid; });
+  return engines;
+}
+
 }  // namespace
 
 MachineFacts LookAtMachine(const std::string& path, uint32_t daemon_pid, const std::string& root) {
@@ -217,6 +237,7 @@ MachineFacts LookAtMachine(const std::string& path, uint32_t daemon_pid, const s
   facts.engines = LookAtSocket(path);
   facts.sessions = LookAtSocket(path + ".session");
   facts.operators = LookAtSocket(path + ".admin");
+  facts.inference_engines = EnginesOf(root);
   return facts;
 }
 

@@ -24,6 +24,11 @@ struct SocketFacts {
   gid_t gid = 0;
 };
 
+struct ProcessFacts {
+  uint32_t pid = 0;
+  std::vector<std::string> words;  // argv.
+};
+
 struct MachineFacts {
   uid_t uid = 0;  // Ours.
 
@@ -60,6 +65,8 @@ struct MachineFacts {
   SocketFacts engines;        // PATH
   SocketFacts sessions;       // PATH.session
   SocketFacts operators;      // PATH.admin
+
+  std::vector<ProcessFacts> inference_engines;  // By their command lines; at most 64.
 };
 
 // `path` is the daemon's socket; `daemon_pid` 0: no daemon. `root`: where /proc and /sys are found,

@@ -9,12 +9,16 @@
 #include <string>
 
 #include "client/kvctl/doctor.h"
+#include "client/kvctl/engine_flags.h"
 #include "client/kvctl/machine.h"
 
 namespace kvd::kvctl {
 namespace {
 
+using testing::ElementsAre;
 using testing::HasSubstr;
+using testing::IsEmpty;
+using testing::SizeIs;
 
 // A machine on which nothing is wrong.
 MachineFacts GoodMachine() {
@@ -116,6 +120,10 @@ TEST(DoctorTest, EachFaultIsFoundWithAdvice) {
        }},
       {"hits", Level::kWarn,
        [](auto&, auto& d) { d.status.add_domains()->set_lookups(1'000'000); }},
+      {"engines", Level::kWarn,
+       [](auto& m, auto&) {
+         m.inference_engines = {{.pid = 7, .words = {"vllm", "serve", "m"}}};
+       }},
       {"hash_seed", Level::kFail,
        [](auto&, auto& d) {
          for (const char* seed : {"1", "2"}) {
@@ -145,6 +153,57 @@ TEST(DoctorTest, TenantsThatDifferInTheModelAreNotAccusedOfTheirSeed) {
     space.mutable_describes()->set_hash_seed(model);
   }
   EXPECT_EQ(Worst(Examine(GoodMachine(), daemon, "1.0"), "hash_seed"), Level::kOk);
+}
+
+std::vector<std::string> Lacks(const std::vector<std::string>& words) {
+  const std::optional<EngineFlags> flags = LookAtFlags(words);
+  return flags ? flags->lacks : std::vector<std::string>{"no engine"};
+}
+
+TEST(EngineFlagsTest, WhatIsNoEngineOfOursIsLeftAlone) {
+  for (const std::vector<std::string>& words :
+       std::vector<std::vector<std::string>>{{},
+                                             {"vllm"},
+                                             {"serve", "vllm"},
+                                             {"python", "-m", "http.server"},
+                                             {"/bin/python", "/bin/kvd-run", "vllm", "serve", "m"},
+                                             {"python", "-m", "kvd.run", "vllm", "serve", "m"}}) {
+    EXPECT_EQ(LookAtFlags(words), std::nullopt);
+  }
+}
+
+TEST(EngineFlagsTest, VllmWithoutItsConnectorAndWithoutThePolicy) {
+  const std::string half = R"({"kv_connector_module_path":"kvd.vllm"})";
+  const std::string whole =
+      R"({"kv_connector_module_path":"kvd.vllm","kv_load_failure_policy":"recompute"})";
+  EXPECT_THAT(Lacks({"/opt/bin/vllm", "serve", "m"}),
+              ElementsAre(HasSubstr("--kv-transfer-config '")));
+  EXPECT_THAT(Lacks({"vllm", "serve", "m", "--kv-transfer-config", half}),
+              ElementsAre(HasSubstr("kv_load_failure_policy")));
+  EXPECT_THAT(Lacks({"vllm", "serve", "m", "--kv-transfer-config"}), SizeIs(1));
+  EXPECT_THAT(Lacks({"vllm", "serve", "m", "--kv-transfer-config=" + whole}), IsEmpty());
+  EXPECT_THAT(
+      Lacks({"python", "-m", "vllm.entrypoints.openai.api_server", "--kv-transfer-config", whole}),
+      IsEmpty());
+}
+
+TEST(EngineFlagsTest, SglangFlagByFlag) {
+  const std::vector<std::string> bare = {"python", "-m", "sglang.launch_server"};
+  EXPECT_THAT(Lacks(bare), ElementsAre(HasSubstr("--hicache-storage-backend dynamic")));
+  std::vector<std::string> words = bare;
+  words.push_back(R"(--hicache-storage-backend-extra-config={"module_path":"kvd.sglang"})");
+  EXPECT_THAT(Lacks(words),
+              ElementsAre(HasSubstr("--enable-hierarchical-cache"),
+                          HasSubstr("--hicache-storage-backend"), HasSubstr("--page-size"),
+                          HasSubstr("hicache_storage_pass_prefix_keys"), HasSubstr("allocator")));
+  const std::vector<std::string> rest = {"--enable-hierarchical-cache", "--hicache-storage-backend",
+                                         "dynamic", "--page-size", "64"};
+  words.back() = "--hicache-storage-backend-extra-config=@file.json";
+  words.insert(words.end(), rest.begin(), rest.end());
+  EXPECT_THAT(Lacks(words), ElementsAre(HasSubstr("not as a file")));
+  words[bare.size()] =
+      R"(--hicache-storage-backend-extra-config={"module_path":"kvd.sglang","hicache_storage_pass_prefix_keys":true,"allocator":"shm"})";
+  EXPECT_THAT(Lacks(words), IsEmpty());
 }
 
 // /proc and /sys of a machine, as files below a folder of ours.
@@ -188,6 +247,18 @@ TEST_F(MachineTest, FactsAreReadFromTheKernelsFiles) {
   EXPECT_EQ(facts.cgroup_limit_bytes, 1000000u);  // Of the group above.
   EXPECT_TRUE(facts.directory_exists);
   EXPECT_FALSE(facts.engines.exists);
+}
+
+TEST_F(MachineTest, EnginesAreFoundByTheirCommandLines) {
+  const std::string vllm("python\0vllm\0serve\0m\0", 20);
+  Write("/proc/12/cmdline", std::string("sh\0-c\0", 6));
+  Write("/proc/9/cmdline", vllm);
+  Write("/proc/bus/cmdline", vllm);
+  const MachineFacts facts = LookAtMachine("/nowhere/kvd.sock", 0, root_);
+  ASSERT_EQ(facts.inference_engines.size(), 1u);
+  EXPECT_EQ(facts.inference_engines[0].pid, 9u);
+  EXPECT_EQ(facts.inference_engines[0].words,
+            (std::vector<std::string>{"python", "vllm", "serve", "m"}));
 }
 
 TEST_F(MachineTest, AnEmptyMachineHasNoFactsAndNoCrash) {

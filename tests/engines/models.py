@@ -29,6 +29,12 @@ MODELS = {
         first_k_dense_replace=1, n_group=1, topk_group=1, topk_method="greedy")),
 }
 
+# Wide enough that a prompt of 2,000 tokens takes a CPU its time; without weights, which an engine makes up.
+WIDE = LlamaConfig(architectures=["LlamaForCausalLM"], vocab_size=512, hidden_size=768, intermediate_size=2048,
+                   num_hidden_layers=6, num_attention_heads=12, num_key_value_heads=4, head_dim=64,
+                   max_position_embeddings=4096)
+
+WIDE.save_pretrained(pathlib.Path(sys.argv[1], "wide"))
 for name, make in MODELS.items():
     folder = pathlib.Path(sys.argv[1], name)
     if not (folder / "config.json").exists():

@@ -3,17 +3,13 @@
 
 FOLDER holds the environment and the models, which are made when they are missing. The oracle is the digest
 of exact log-probabilities, compared with the engine's own warm prefix cache; a control shows that it sees
-one flipped bit. Engines live in processes of their own (engine_run.py), so that a second one has nothing
+one flipped bit. Engines live in processes of their own (vllm_run.py), so that a second one has nothing
 of the first but what the daemon has.
 """
 
-import json
-import os
+import functools
 import pathlib
-import random
-import subprocess
 import sys
-import threading
 import time
 import unittest
 
@@ -21,83 +17,17 @@ FOLDER, KVD, ROOT = (pathlib.Path(argument).resolve() for argument in sys.argv[1
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(ROOT / "tests/client/python")]
 
+import vllm_engine  # noqa: E402
 from daemon import Daemon  # noqa: E402
-from environment import python_of  # noqa: E402
+from engine_process import PATIENCE  # noqa: E402
+from vllm_engine import BLOCK, Place  # noqa: E402
 
-PATIENCE = 600  # Seconds of an engine's life.
+PLACE = Place(FOLDER, ROOT)
 TOKENS = 2000
-BLOCK = 32
 
-
-def prompts(count, seed, tokens=TOKENS):
-    numbers = random.Random(seed)
-    return [[numbers.randrange(512) for _ in range(tokens)] for _ in range(count)]
-
-
-class Engine:
-    """A vLLM in a process of its own, for the rounds that it is given."""
-
-    def __init__(self, daemon, rounds, model="llama", fault=None, environment=None, connector=None,
-                 extra=None, **task):
-        transfer = {"kv_connector": "KvdConnector", "kv_role": "kv_both",
-                    "kv_connector_module_path": "faulty" if fault else "kvd.vllm",
-                    "kv_connector_extra_config": {"endpoint": daemon.endpoint,
-                                                  # Long, so that a slow machine fails no test.
-                                                  "lookup_timeout_ms": 20000, **(extra or {})},
-                    **(connector or {})}
-        options = {"dtype": "float32", "max_model_len": 4096, "block_size": BLOCK,
-                   **task.pop("engine", {})}
-        if model == "deepseek":  # MLA chooses the size of its blocks.
-            options.update(dtype="bfloat16", block_size=None)
-        task = {"model": str(FOLDER / "models" / model), "connector": transfer, "rounds": rounds,
-                "engine": {name: value for name, value in options.items() if value is not None},
-                "environment": environment or {}, **task}
-        self._log = open(FOLDER / f"engine-{os.getpid()}.log", "a+", errors="replace")
-        self._process = subprocess.Popen(
-            [PYTHON, "-B", HERE / "engine_run.py"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=self._log, text=True,
-            env={**os.environ, "KVD_FAULT": fault or "",
-                 "PYTHONPATH": f"{ROOT / 'client/python'}:{HERE}"})
-        self._watchdog = threading.Timer(PATIENCE, self._process.kill)
-        self._watchdog.start()
-        self._say(json.dumps(task))
-
-    def _say(self, line):
-        self._process.stdin.write(line + "\n")
-        self._process.stdin.flush()
-
-    def go_on(self):
-        self._say("")
-
-    def answer(self):
-        line = self._process.stdout.readline()
-        if not line:
-            status = self.end()
-            raise AssertionError(f"the engine ended with {status}: {self.tail()}")
-        return json.loads(line)
-
-    def tail(self):
-        with open(self._log.name, errors="replace") as log:
-            return "".join(log.readlines()[-40:])
-
-    def end(self):
-        """Waits for it, so that the last saves are done. Returns the exit status."""
-        self._process.stdin.close()
-        status = self._process.wait(timeout=PATIENCE)
-        self._process.stdout.close()
-        self._watchdog.cancel()
-        self._log.close()
-        return status
-
-
-def live(daemon, rounds, **options):
-    """A whole life: what it answered in each round."""
-    engine = Engine(daemon, rounds, **options)
-    answers = [engine.answer() for _ in rounds]
-    status = engine.end()
-    if status != 0:
-        raise AssertionError(f"the engine ended with {status}: {engine.tail()}")
-    return answers
+Engine = functools.partial(vllm_engine.Engine, PLACE)
+live = functools.partial(vllm_engine.live, PLACE)
+prompts = functools.partial(vllm_engine.prompts, tokens=TOKENS)
 
 
 def digests(answer):
@@ -243,6 +173,4 @@ class VllmTest(unittest.TestCase):
 
 
 if __name__ == "__main__":
-    PYTHON = python_of(FOLDER / "vllm", "torch==2.13.0", "requirements-vllm.txt")
-    subprocess.run([PYTHON, "-B", HERE / "models.py", FOLDER / "models"], check=True)
     unittest.main(argv=sys.argv[:1] + sys.argv[4:])

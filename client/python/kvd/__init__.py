@@ -5,10 +5,11 @@
     client.put(model, keys, pages)
     got = client.get(model, keys, targets)
 
-`kvd.vllm` is the connector for vLLM. Importing this package connects to nothing.
+`kvd.vllm` and `kvd.sglang` are the connectors for vLLM and SGLang. Importing this package connects to nothing.
 """
 
 from .announce import announcement
+from .buffers import At
 from .client import (Chain, Client, Descriptor, GetResult, Group, GroupKind, LookupResult, Namespace,
                      Pending, PinResult, PutResult, PutState, Stats, Tier, Tls,
                      version)
@@ -18,7 +19,7 @@ from .errors import (Aborted, AlreadyExists, Cancelled, DataLoss, DeadlineExceed
                      Unimplemented)
 
 __all__ = [
-    "Aborted", "AlreadyExists", "Cancelled", "Chain", "Client", "DataLoss", "DeadlineExceeded",
+    "Aborted", "AlreadyExists", "At", "Cancelled", "Chain", "Client", "DataLoss", "DeadlineExceeded",
     "Descriptor", "FailedPrecondition", "GetResult", "Group", "GroupKind", "Internal",
     "InvalidArgument", "KvdError", "LookupResult", "Namespace", "NotFound", "OutOfRange", "Pending",
     "PermissionDenied", "PinResult", "PutResult", "PutState", "ResourceExhausted", "Stats", "Tier", "Tls",

@@ -2,7 +2,7 @@
 
 An object is whatever has the buffer protocol (bytes, bytearray, memoryview, mmap, array, NumPy), or
 `data_ptr()` and `is_contiguous()` as the tensors of PyTorch have; those must be in host memory. Its
-bytes must be contiguous.
+bytes must be contiguous. `At` names bytes by their address, for engines that do so themselves.
 """
 
 import ctypes
@@ -13,6 +13,15 @@ from .library import Buffer
 Bytes = Any  # Whatever the docstring above says; typing has no name for it before Python 3.12.
 # One object for each part, or a single one in which all parts stand back to back.
 Buffers = Union[Bytes, Sequence[Bytes]]
+
+
+class At:
+    """`size` bytes at `address`, which the caller keeps there for the time of the call; writable where
+    the call writes."""
+    __slots__ = ("address", "size")
+
+    def __init__(self, address: int, size: int):
+        self.address, self.size = address, size
 
 
 class _PyBuffer(ctypes.Structure):
@@ -47,6 +56,8 @@ class Borrowed:
 
     def locate(self, thing: Bytes) -> "tuple[int, int]":
         """Address and size in bytes. TypeError or BufferError says what is wrong with it."""
+        if isinstance(thing, At):
+            return thing.address, thing.size
         pointer = getattr(thing, "data_ptr", None)
         if pointer is not None:
             if thing.device.type != "cpu":

@@ -10,7 +10,7 @@ Errors. A miss is an answer, not an exception. Exceptions are those of `kvd.erro
   cannot care treats every `KvdError` as a miss.
 Memory. Buffers are whatever has the buffer protocol, or tensors in host memory; they are not copied
   on the Python side, and not touched after a call returned.
-Threads. Everything may be called from any thread; every call lets go of the GIL. Fork: a client made
+Threads. Everything may be called from any thread; every call that may wait lets go of the GIL. Fork: a client made
   before `os.fork()` raises `FailedPrecondition` in the child.
 """
 

@@ -1,6 +1,6 @@
 """libkvd.so.0 by ctypes: the structures and functions of kvd.h, and where the library is found.
 
-Nothing here is for users of the package. ctypes lets go of the GIL in every call, and the library
+Nothing here is for users of the package. ctypes lets go of the GIL in every call that may wait, and the library
 keeps the text of an error by system thread, so `check()` reads it before anything else can run.
 """
 
@@ -164,18 +164,29 @@ def _find():
     return str(beside) if beside.exists() else SONAME
 
 
+# These keep the GIL: they end at once, and who lets go of it for that may wait for it for milliseconds while
+# another thread computes, which the scheduler of an engine cannot afford.
+_NEVER_WAIT = {"kvd_lookup_start", "kvd_lookup_poll", "kvd_pending_destroy", "kvd_release_lease"}
+
+
+class _Functions:
+    """Those of the library, by their names."""
+
+
 def _load():
     path = _find()
+    functions = _Functions()
     try:
-        library = ctypes.CDLL(path)
+        letting_go, keeping = ctypes.CDLL(path), ctypes.PyDLL(path)
         for name, (result, arguments) in _FUNCTIONS.items():
-            function = getattr(library, name)
+            function = getattr(keeping if name in _NEVER_WAIT else letting_go, name)
             function.restype = result
             function.argtypes = arguments
+            setattr(functions, name, function)
     except (OSError, AttributeError) as error:
         raise ImportError(f"kvd: cannot use {path}: {error}; install libkvd 0.2, or say where it is "
                           "by KVD_LIBRARY") from None
-    return library
+    return functions
 
 
 kvd = _load()

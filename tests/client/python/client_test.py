@@ -442,6 +442,26 @@ class TroubleTest(WithDaemon):
         sys.setswitchinterval(interval)
         helper.join(PATIENCE)
 
+    def test_no_other_thread_runs_in_a_call_that_never_waits(self):
+        model = self.client.register(MODEL)
+        interval = sys.getswitchinterval()
+        self.addCleanup(sys.setswitchinterval, interval)
+        begun, ran = threading.Event(), []
+        helper = threading.Thread(target=lambda: begun.wait() and ran.append(1))
+        helper.start()
+
+        sys.setswitchinterval(2 * PATIENCE)  # Nobody runs unless this thread lets go of the GIL.
+        begun.set()
+        for _ in range(100):
+            pending = self.client.start_lookup(model, keys(1), lease=1)
+            pending.poll()
+            self.client.release_lease(0)
+            del pending
+
+        self.assertEqual(ran, [])
+        sys.setswitchinterval(interval)
+        helper.join(PATIENCE)
+
     def test_every_status_has_an_exception_of_its_own(self):
         names = {code: library.kvd.kvd_status_name(code).decode() for code in range(1, 17)}
         for code, name in names.items():

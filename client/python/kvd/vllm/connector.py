@@ -14,7 +14,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (KVConnectorBase_V
 import kvd
 
 from . import layout
-from .daemon import logger
+from .log import logger
 from .messages import ToWorkers
 from .options import Options
 from .scheduler import SchedulerSide

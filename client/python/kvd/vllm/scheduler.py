@@ -17,8 +17,9 @@ from typing import Any, Dict, Iterable, List, Optional, Sequence, Set, Tuple
 
 import kvd
 
-from .daemon import Daemon, logger
+from ..daemon import Daemon
 from .layout import Refused, block_tokens, descriptor
+from .log import logger
 from .messages import NO_PAGE, Announced, FromWorkers, Job, ToWorkers, WorkerLayout
 from .options import Options
 from .stats import KvdStats
@@ -48,7 +49,7 @@ class SchedulerSide:
         self._vllm_config = vllm_config
         self._kv_cache_config = kv_cache_config
         self._options = options
-        self._daemon = Daemon(options.endpoint, "scheduler")
+        self._daemon = Daemon(options.endpoint, "scheduler", logger)
         self._tokens = block_tokens(kv_cache_config)  # Of one block of kvd.
         self._group_kinds: Sequence[str] = ()  # Known with the workers' layout.
         self._pages_of = [self._tokens // group.kv_cache_spec.block_size

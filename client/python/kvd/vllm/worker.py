@@ -6,7 +6,6 @@ Errors: a load that fails in part is reported with the pages that hold garbage; 
 miss later on. Every call of the daemon has a deadline, so every job ends.
 """
 
-import queue
 import threading
 import time
 from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
@@ -16,8 +15,10 @@ import torch
 import kvd
 from kvd.announce import MAX_ANNOUNCE_BYTES
 
-from .daemon import Daemon, logger
+from ..daemon import Daemon
+from ..mover import Mover
 from .layout import block_tokens, descriptor, shard_of
+from .log import logger
 from .messages import NO_PAGE, FromWorkers, Job, ToWorkers, WorkerLayout
 from .options import Options
 from .pages import GroupPages, describe
@@ -28,46 +29,6 @@ ANNOUNCE_BYTES_OF_A_PUT = 512 << 10  # Of the 1.25 MiB of a message, with room f
 Group = Tuple[int, GroupPages]  # With its number.
 
 
-class _Mover(threading.Thread):
-    """Runs jobs one after another until stop(), which lets those run that were added before."""
-
-    def __init__(self, name: str, run: Callable[[Any], None], device: torch.device):
-        super().__init__(name=name, daemon=True)
-        self._run, self._jobs, self._device = run, queue.SimpleQueue(), device
-        self._idle = threading.Condition()
-        self._waiting = 0
-        self.start()
-
-    def add(self, job: Any) -> None:
-        with self._idle:
-            self._waiting += 1
-        self._jobs.put(job)
-
-    def wait(self) -> None:
-        """Until everything that was added has run."""
-        with self._idle:
-            self._idle.wait_for(lambda: self._waiting == 0)
-
-    def stop(self) -> None:
-        self._jobs.put(None)
-        self.join()
-
-    def run(self) -> None:
-        if self._device.type == "cuda":  # Beside the engine's own work, not behind it.
-            torch.cuda.set_stream(torch.cuda.Stream(self._device))
-        while True:
-            job = self._jobs.get()
-            if job is None:
-                return
-            try:
-                self._run(job)
-            except Exception:  # A thread that ends would be a hang of everything after it.
-                logger.exception("kvd: %s: a job failed", self.name)
-            with self._idle:
-                self._waiting -= 1
-                self._idle.notify_all()
-
-
 class WorkerSide:
     def __init__(self, vllm_config: Any, kv_cache_config: Any, options: Options, tp_rank: int,
                  pp_rank: int):
@@ -75,11 +36,11 @@ class WorkerSide:
         self._kv_cache_config = kv_cache_config
         self._options = options
         self._tp_rank, self._pp_rank = tp_rank, pp_rank
-        self._daemon = Daemon(options.endpoint, f"worker {pp_rank}.{tp_rank}")
+        self._daemon = Daemon(options.endpoint, f"worker {pp_rank}.{tp_rank}", logger)
         self.layout: Optional[WorkerLayout] = None
         self._groups: List[GroupPages] = []
         self._shards: List[int] = []
-        self._movers: List[_Mover] = []
+        self._movers: List[Mover] = []
         self._gave_up = 0.0  # When a save last ran out of time. The saver's only.
 
         self._mu = threading.Lock()  # Of what follows, which the movers write and the main thread takes.
@@ -98,8 +59,13 @@ class WorkerSide:
         self._daemon.register(descriptor(self._vllm_config, self.layout,
                                          block_tokens(self._kv_cache_config)))
         device = self._groups[0].device
-        self._loader = _Mover("kvd-load", self._load, device)
-        self._saver = _Mover("kvd-save", self._save, device)
+
+        def beside() -> None:
+            """The engine's own work, not behind it."""
+            if device.type == "cuda":
+                torch.cuda.set_stream(torch.cuda.Stream(device))
+        self._loader = Mover("kvd-load", self._load, logger, beside)
+        self._saver = Mover("kvd-save", self._save, logger, beside)
         self._movers = [self._loader, self._saver]
         self._buffers = {mover: self._new_buffer() for mover in self._movers}
 

@@ -3,16 +3,18 @@
 round of prompts becomes a line on standard output.
 
 The task says the model's folder, the connector's configuration, and the rounds; an answer has for each
-prompt the tokens, a digest of the exact log-probabilities, and how many tokens came from a cache. Prompts
-run one after another, because the last bits of a result depend on what shares its batch; with `together`
-they run at once. With `wait` every round after the first begins with a line on standard input, so that a
-test can act while the engine lives; the end of that input is the engine's.
+prompt the tokens, a digest of the exact log-probabilities, how many tokens came from a cache, and the
+seconds that it took (all of them, where they ran together). Prompts run one after another, because the
+last bits of a result depend on what shares its batch; with `together` they run at once. With `wait` every
+round after the first begins with a line on standard input, so that a test can act while the engine lives;
+the end of that input is the engine's.
 """
 
 import hashlib
 import json
 import os
 import sys
+import time
 
 
 ENVIRONMENT = {
@@ -27,6 +29,14 @@ def digest_of(output):
         for token, probability in sorted(step.items()):
             digest.update(f"{token} {probability.logprob!r};".encode())
     return digest.hexdigest()[:16]
+
+
+def generate(llm, batch, sampling):
+    begun = time.monotonic()
+    outputs = llm.generate([{"prompt_token_ids": ids} for ids in batch], sampling, use_tqdm=False)
+    seconds = time.monotonic() - begun
+    return [{"tokens": list(o.outputs[0].token_ids), "digest": digest_of(o), "cached": o.num_cached_tokens,
+             "finish": o.outputs[0].finish_reason, "seconds": seconds} for o in outputs]
 
 
 def main():
@@ -48,11 +58,7 @@ def main():
             break
         try:
             batches = [prompts] if task.get("together") else [[prompt] for prompt in prompts]
-            outputs = [output for batch in batches for output in llm.generate(
-                [{"prompt_token_ids": ids} for ids in batch], sampling, use_tqdm=False)]
-            answer = [{"tokens": list(o.outputs[0].token_ids), "digest": digest_of(o),
-                       "cached": o.num_cached_tokens, "finish": o.outputs[0].finish_reason}
-                      for o in outputs]
+            answer = [one for batch in batches for one in generate(llm, batch, sampling)]
         except Exception as error:  # The test judges it.
             answer = {"error": f"{type(error).__name__}: {error}"}
         metrics = {metric.name: metric.value for metric in llm.get_metrics()

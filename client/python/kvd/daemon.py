@@ -1,14 +1,13 @@
-"""The daemon as both sides see it: there, or away; a namespace that is registered when it can be; and
-one log line for each change, not for each call."""
+"""The daemon as a connector of an engine sees it: there, or away; a namespace that is registered when it
+can be; and one log line for each change, not for each call."""
 
+import logging
 import threading
-from typing import Optional
-
-from vllm.logger import init_logger
+from typing import Any, Optional, Tuple
 
 import kvd
 
-logger = init_logger("vllm.kvd")  # Below vLLM's own, so that its log shows it.
+Memory = Tuple[int, Any]  # As of `Client.adopt_memory`.
 
 
 class Daemon:
@@ -16,9 +15,12 @@ class Daemon:
 
     RETRY_SECONDS = 1.0
 
-    def __init__(self, endpoint: Optional[str], side: str):
+    def __init__(self, endpoint: Optional[str], side: str, logger: logging.Logger):
+        """`side` is who speaks, for the log."""
         self.client = kvd.Client(endpoint)
         self._side = side
+        self._logger = logger
+        self._memory: Optional[Memory] = None
         self._descriptor: Optional[kvd.Descriptor] = None
         self._mu = threading.Lock()
         self._namespace: Optional[kvd.Namespace] = None  # Set once.
@@ -30,10 +32,11 @@ class Daemon:
         """None as long as the daemon never was there. Does not wait."""
         return self._namespace
 
-    def register(self, descriptor: kvd.Descriptor) -> None:
+    def register(self, descriptor: kvd.Descriptor, memory: Optional[Memory] = None) -> None:
         """Tries at once, and goes on in the background while the daemon is away. Raises
-        kvd.InvalidArgument where the descriptor will not do, which no retry would mend."""
-        self._descriptor = descriptor
+        kvd.InvalidArgument where the descriptor will not do, which no retry would mend. `memory` is
+        adopted first; where the daemon cannot, puts are copied, and the log says why."""
+        self._descriptor, self._memory = descriptor, memory
         if not self._try():
             threading.Thread(target=self._keep_trying, name="kvd-register", daemon=True).start()
 
@@ -46,16 +49,18 @@ class Daemon:
                 return
             self._away = error is not None
         if error is not None:
-            logger.warning("kvd: %s: misses from now on: %s", self._side, error)
+            self._logger.warning("kvd: %s: misses from now on: %s", self._side, error)
         else:
-            logger.info("kvd: %s: the daemon answers again", self._side)
+            self._logger.info("kvd: %s: the daemon answers again", self._side)
 
     def stop(self) -> None:
         self._stopped.set()
 
     def _try(self) -> bool:
         try:
-            self._namespace = self.client.register(self._descriptor, timeout=self.RETRY_SECONDS)
+            namespace = self.client.register(self._descriptor, timeout=self.RETRY_SECONDS)
+            self._adopt()
+            self._namespace = namespace
         except kvd.InvalidArgument:
             raise
         except kvd.KvdError as error:
@@ -64,11 +69,23 @@ class Daemon:
         self.note(None)
         return True
 
+    def _adopt(self) -> None:
+        """Raises what another try may mend."""
+        if self._memory is None:
+            return
+        try:
+            self.client.adopt_memory(*self._memory, timeout=self.RETRY_SECONDS)
+        except (kvd.Unavailable, kvd.DeadlineExceeded):
+            raise
+        except kvd.KvdError as error:
+            self._logger.warning("kvd: %s: what is stored is copied once more: %s", self._side, error)
+        self._memory = None
+
     def _keep_trying(self) -> None:
         while not self._stopped.wait(self.RETRY_SECONDS):
             try:
                 if self._try():
                     return
             except kvd.InvalidArgument as error:
-                logger.error("kvd: %s: nothing is stored or found: %s", self._side, error)
+                self._logger.error("kvd: %s: nothing is stored or found: %s", self._side, error)
                 return
