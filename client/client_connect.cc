@@ -142,8 +142,8 @@ Link::~Link() {
 }
 
 // Opens a session, and appends to `told` what the daemon hears on that occasion: which sessions of
-// this process are finished. A hello has room for one; of the others it hears from sessions that do no
-// more.
+// this process are finished. A hello has room for one; of the others it hears from sessions that do
+// no more.
 absl::StatusOr<std::unique_ptr<Session>> Client::Impl::OpenSession(std::vector<SessionToken>& told,
                                                                    absl::Time deadline) {
   constexpr size_t kTellings = 8;

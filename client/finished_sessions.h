@@ -1,10 +1,11 @@
 // The sessions of this process that are over and that nothing of it reads any more, until a daemon
-// has heard of it: room that was held under them is not handed out before (daemon/former_readers.h).
+// has heard of it: room that was held under them is not handed out before
+// (daemon/former_readers.h).
 //
-// One list for the process, though nothing else here is global: what a process still reads is a fact
-// about the process. A client that is destroyed while its daemon is away can tell nobody, and a
-// daemon that starts then would wait for it as long as the process lives. The next session that any
-// client opens at that path tells.
+// One list for the process, though nothing else here is global: what a process still reads is a
+// fact about the process. A client that is destroyed while its daemon is away can tell nobody, and
+// a daemon that starts then would wait for it as long as the process lives. The next session that
+// any client opens at that path tells.
 //
 // Threads: any.
 

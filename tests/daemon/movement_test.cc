@@ -401,12 +401,50 @@ TEST_F(MovementTest, WithoutRoomInDramALoadAnswersWhatIsThere) {
     h_.Put(session_, ns_, more);
     held.push_back(h_.Load(session_, ns_, more));
     h_.control.Poll();
-    if (FreeSlots() == 0) break;
   }
   const auto load = h_.Load(session_, ns_, keys);
   EXPECT_TRUE(load->done());
   EXPECT_LT(load->call.cursor.next, 8u);
   EXPECT_GT(moved().promotions_without_room, 0u);
+  Settle();
+}
+
+// What lies in DRAM alone is written first: a load does not cost others what they have stored.
+TEST_F(MovementTest, ALoadPushesOutCopiesOnly) {
+  const Keys keys = ColdChain();
+  const Keys fresh = KeysFrom(50'000, 8);
+  h_.nvme.takes_writes = false;
+  h_.Put(session_, ns_, fresh);
+  const uint64_t lost = moved().lost_blocks;
+  const auto load = h_.Load(session_, ns_, keys);
+  h_.nvme.takes_writes = true;
+  for (int turn = 0; turn < 1000 && !load->done(); ++turn) {
+    h_.nvme.EndAll();
+    h_.PollAndResume(*load);
+  }
+  ExpectLoaded(*load, keys, 8);
+  EXPECT_EQ(moved().lost_blocks, lost);
+  EXPECT_EQ(h_.Hits(session_, ns_, fresh), 8u);
+  Settle();
+}
+
+// However little room is left: what has landed stays until who waited for it has taken it.
+TEST_F(MovementTest, WhatLandedIsReadOnce) {
+  const Keys keys = ColdChain();
+  std::vector<ControlHarness::CallPtr<LoadCall>> held;
+  for (uint64_t chain = 0; chain < kSlots / 8 - 1; ++chain) {
+    const Keys more = KeysFrom(50'000 + chain * 100, 8);
+    PutChain(more);
+    held.push_back(h_.Load(session_, ns_, more));
+  }
+  const uint64_t before = moved().promoted_blocks;
+  const auto load = h_.Load(session_, ns_, keys);
+  for (int turn = 0; turn < 100 && !load->done(); ++turn) {
+    h_.nvme.EndAll();
+    h_.PollAndResume(*load);
+  }
+  EXPECT_TRUE(load->done());
+  EXPECT_LE(moved().promoted_blocks - before, 16u);  // Or it would go on and on.
   Settle();
 }
 
