@@ -71,6 +71,11 @@ class SideShow {
     }
     if (with_process && peer_ == nullptr) StartPeer();
   }
+  // Chains that did not leave when they were to: somebody held them, or the daemon was killed. Left
+  // where they are, they would push out what is expected to stay.
+  void EvictTheRest() {
+    std::erase_if(to_evict_, [this](const CrashChain* chain) { return HasGone(*chain); });
+  }
   // The process that lives beside us, if there is one, is killed.
   void EndPeer() { peer_.reset(); }
 
@@ -83,7 +88,11 @@ class SideShow {
     CrashChain& chain = account_.chain(random_() % account_.chains());
     if (chain.retired) return;
     account_.Retire(chain);
-    daemon_.Evict(chain).IgnoreError();
+    if (!HasGone(chain)) to_evict_.push_back(&chain);
+  }
+  bool HasGone(const CrashChain& chain) {
+    const absl::Status evicted = daemon_.Evict(chain);
+    return evicted.ok() || absl::IsNotFound(evicted);
   }
 
   // A namespace is filled, and goes as a whole.
@@ -114,6 +123,7 @@ class SideShow {
   const uint64_t live_bytes_;
   std::mt19937_64 random_;
   std::vector<CrashChain*> dropped_;
+  std::vector<CrashChain*> to_evict_;
   std::unique_ptr<ChildProcess> peer_;
 };
 
@@ -251,6 +261,7 @@ class CrashRun {
       }
     }
     side_show_.ForgetDropped();
+    side_show_.EvictTheRest();
     if (absl::Status audit = daemon_.Audit(); absl::IsInternal(audit)) Fail(audit);
     arena_lost_ = false;
   }

@@ -145,7 +145,11 @@ absl::Status CrashDaemon::Evict(const CrashChain& chain) {
   request.set_namespace_id(*ns);
   request.set_key(std::string(chain.key(0)));
   v1::EvictReply reply;
-  return operator_->Ask("evict", &v1::Admin::Stub::Evict, request, reply);
+  const absl::Status status = operator_->Ask("evict", &v1::Admin::Stub::Evict, request, reply);
+  if (status.ok() && reply.kept_blocks() > 0) {
+    return absl::FailedPreconditionError("evict: some of it is held");
+  }
+  return status;
 }
 
 absl::Status CrashDaemon::Drop(CrashNamespace ns) {

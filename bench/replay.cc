@@ -576,9 +576,10 @@ absl::StatusOr<ReplayResult> Replay(const ReplayOptions& options) {
                                     ? SnugDramBytesFor(options.capacity_blocks, options.block_bytes)
                                     : DramBytesFor(options.capacity_blocks, options.block_bytes);
     std::vector<std::string> arguments = {
-        "--blocks", absl::StrCat(options.capacity_blocks + options.nvme_blocks),
-        "--dram",   absl::StrCat(dram_bytes),
-        "--policy", options.policy};
+        "--blocks", absl::StrCat(options.capacity_blocks + options.nvme_blocks), "--dram",
+        absl::StrCat(dram_bytes), "--policy", options.policy,
+        // What is being scrubbed cannot leave meanwhile, and then the policy's next victim does.
+        "--scrub-bandwidth", "0"};
     if (options.nvme_blocks > 0) {
       absl::StatusOr<std::unique_ptr<TierFolder>> made = TierFolder::Make();
       if (!made.ok()) return made.status();

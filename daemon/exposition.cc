@@ -466,9 +466,9 @@ void AddTrouble(const MetricsSource& source, Families& out) {
   }
   out.Counter("kvd_scrub_passes_total", "Times that the background has checked all blocks.")
       .Add(metrics.scrub.passes);
-  out.Counter("kvd_events_published_total", "What happened, as `kvctl events` tells it.")
+  out.Counter("kvd_log_events_total", "What happened, as `kvctl events` tells it.")
       .Add(source.control->events().published());
-  out.Counter("kvd_event_gaps_total", "Times that a reader was too slow and missed events.")
+  out.Counter("kvd_log_event_gaps_total", "Times that a reader was too slow and missed events.")
       .Add(source.control->events().gaps());
   out.Counter("kvd_damage_reported_total",
               "Parts that clients called damaged; each is summed again before it is believed.")

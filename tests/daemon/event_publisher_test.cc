@@ -343,7 +343,7 @@ TEST_F(EventPublisherTest, WhoReadsSlowlyMissesAndHoldsNobodyUp) {
   uint64_t puts = 0;
   for (; puts < 200'000 && metrics_.dropped_messages == 0; puts += 500) {
     control_.Run([](ControlHarness& h) {
-      auto sweep = h.control.BeginFlush();
+      auto sweep = *h.control.BeginFlush(TierIndex::kDram);
       while (!h.control.Continue(sweep)) {
       }
     });

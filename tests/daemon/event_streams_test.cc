@@ -408,8 +408,10 @@ TEST_F(AnnounceBoundTest, OneDomainHasHalfAndTheRestIsStoredUntold) {
   EXPECT_LE(h_.control.announcements().bytes(), 3u * (Announcements::kOverheadBytes + 250));
 
   // What has gone gives its room back once routers have heard of it.
-  auto sweep = h_.control.BeginFlush();
-  while (!h_.control.Continue(sweep)) {
+  for (const TierIndex tier : {TierIndex::kDram, TierIndex::kNvme}) {
+    auto sweep = *h_.control.BeginFlush(tier);
+    while (!h_.control.Continue(sweep)) {
+    }
   }
   Hear(router);
   EXPECT_EQ(h_.control.announcements().bytes(), 0u);
@@ -481,7 +483,7 @@ TEST_F(EventStreamsTest, ARouterThatMissesMessagesEndsWithTheTruth) {
   catch_up();
   ExpectTruth(router, Truth());
   h_.Audit();
-  EXPECT_GT(lost, 10u);
+  EXPECT_GT(lost, 5u);
   EXPECT_GT(replays, 5u);
   EXPECT_GT(metrics_.removed, 500u);
   RecordProperty("snapshots", static_cast<int>(snapshots));

@@ -343,7 +343,7 @@ TEST_F(GatewayTest, AWatcherHasWhatIsThereAndThenWhatHappens) {
     seen = stored.sequence();
   }
   OnControl([](Control& control) {
-    Sweep sweep = control.BeginFlush();
+    Sweep sweep = *control.BeginFlush(TierIndex::kDram);
     while (!control.Continue(sweep)) {
     }
   });

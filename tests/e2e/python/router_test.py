@@ -272,6 +272,7 @@ class ResidencyTest(WithDaemon):
         self.kvctl("namespaces", "drop", str(number))
         self.assertEqual(len(self.settled(router)), 4)
         self.kvctl("flush", "dram")
+        self.kvctl("flush", "nvme")
         self.assertEqual(self.settled(router), {})
 
     def test_a_restart_is_a_new_stream_that_begins_cleared(self):
