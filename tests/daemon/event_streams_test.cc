@@ -408,10 +408,8 @@ TEST_F(AnnounceBoundTest, OneDomainHasHalfAndTheRestIsStoredUntold) {
   EXPECT_LE(h_.control.announcements().bytes(), 3u * (Announcements::kOverheadBytes + 250));
 
   // What has gone gives its room back once routers have heard of it.
-  for (const TierIndex tier : {TierIndex::kDram, TierIndex::kNvme}) {
-    auto sweep = *h_.control.BeginFlush(tier);
-    while (!h_.control.Continue(sweep)) {
-    }
+  Sweep sweep = *h_.control.BeginEvict(ns_, PackKeys({100}));
+  while (!h_.control.Continue(sweep)) {
   }
   Hear(router);
   EXPECT_EQ(h_.control.announcements().bytes(), 0u);
