@@ -10,8 +10,10 @@
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
+#include <map>
 #include <memory>
 #include <string>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -240,6 +242,28 @@ absl::StatusOr<double> RecoveryBench::StartWith(const std::string& path, uint64_
   return *started + static_cast<double>(opened - begun) * 1e-9;
 }
 
+std::map<std::string, uintmax_t> SizesOfFiles(const std::string& folder) {
+  std::map<std::string, uintmax_t> sizes;
+  std::error_code gone;
+  for (const auto& entry : fs::directory_iterator(folder, gone)) {
+    sizes[entry.path().filename()] = entry.file_size(gone);
+  }
+  return sizes;
+}
+
+// What a kill would leave of a living database now. It removes and adds files by itself: with some
+// of before and some of after that, the copy would be of a state that never was.
+absl::Status CopyAsKilled(const std::string& from, const std::string& to) {
+  std::error_code error;
+  for (int tries = 0; tries < 100; ++tries) {
+    const std::map<std::string, uintmax_t> before = SizesOfFiles(from);
+    fs::remove_all(to, error);
+    fs::copy(from, to, error);
+    if (!error && SizesOfFiles(from) == before) return absl::OkStatus();
+  }
+  return absl::UnavailableError(absl::StrCat("cannot copy ", from, " while it is in use"));
+}
+
 absl::Status RecoveryBench::MeasureIndexed(MicroRun& run) {
   if (!run.WantedAny({"index_rebuild_footers", "start_1m_clean", "start_1m_killed"})) {
     return absl::OkStatus();
@@ -257,7 +281,7 @@ absl::Status RecoveryBench::MeasureIndexed(MicroRun& run) {
       if (!index.ok()) return index.status();
       rebuilt = Start(index->get(), kEntries);
       if (!rebuilt.ok()) return rebuilt.status();
-      fs::copy(path, killed);  // As a kill would leave it now.
+      if (absl::Status copied = CopyAsKilled(path, killed); !copied.ok()) return copied;
     }
     const absl::StatusOr<double> after_kill = StartWith(killed, kEntries);
     if (!after_kill.ok()) return after_kill.status();
