@@ -41,7 +41,7 @@ nlohmann::json Crash(const std::string& arguments, uint64_t cycles) {
 }
 
 TEST(CrashTest, NoKillBreaksAPromiseOfMemory) {
-  const uint64_t cycles = NumberFromEnvironment("KVD_CRASH_CYCLES", 100);
+  const uint64_t cycles = NumberFromEnvironment("KVD_CRASH_CYCLES", 60);
   const nlohmann::json json = Crash("--nvme-bytes 0", cycles);
   ASSERT_FALSE(json.is_discarded());
   SCOPED_TRACE(json.dump(2));
@@ -52,10 +52,10 @@ TEST(CrashTest, NoKillBreaksAPromiseOfMemory) {
   EXPECT_GE(json["hits_after_restart_ratio"]["dram"], 0.99);
 }
 
-// Of blocks that were in memory alone some are not found for a while when both tiers are full and
-// readers of before still live, as room for them is withheld: that ratio is told, not judged.
+// Of blocks that were in memory alone some leave for puts that do not wait for the disk, where a
+// restart finds memory full: that ratio is told, not judged.
 TEST(CrashTest, NoKillBreaksAPromiseOfBothTiers) {
-  const uint64_t cycles = NumberFromEnvironment("KVD_CRASH_CYCLES", 60);
+  const uint64_t cycles = NumberFromEnvironment("KVD_CRASH_CYCLES", 300);
   const nlohmann::json json = Crash("", cycles);
   ASSERT_FALSE(json.is_discarded());
   SCOPED_TRACE(json.dump(2));
@@ -63,7 +63,7 @@ TEST(CrashTest, NoKillBreaksAPromiseOfBothTiers) {
   EXPECT_EQ(json["wrong_blocks"], 0);
   EXPECT_EQ(json["failed_starts"], 0);
   EXPECT_GT(json["blocks_verified"], 10 * cycles);
-  EXPECT_GE(json["hits_after_restart_ratio"]["nvme"], 0.99);
+  EXPECT_GE(json["hits_after_restart_ratio"]["nvme"], 0.999);
   EXPECT_GE(json["kills_by_point"].size(), 41u) << "with the random ones";
   EXPECT_GT(json["kills_by_point"]["random"], cycles / 4);
 }
