@@ -140,8 +140,9 @@ class CrashRun {
       : options_(options),
         points_(PointsOf(options)),
         random_(options.seed),
-        // Records of small parts take twice their bytes, and what was dropped may come back.
-        live_bytes_(options.dram_bytes / 2 + options.nvme_bytes / 16),
+        // Well below the room, or evictions would be seen: parts do not fill their slots and
+        // records, pools share regions, and what was dropped may come back.
+        live_bytes_(options.dram_bytes / 3 + options.nvme_bytes / 16),
         account_(options.seed),
         daemon_(DaemonOptions(options, folder)),
         endpoint_(absl::StrCat("unix:", folder, "/kvd.sock")),
