@@ -199,10 +199,14 @@ void Movement::MakeRoomAhead(Nanos now) {
     --victims;
   }
   if (store_.arena().reserved_bytes() == reserved_when_roomy_) return;
+  bool roomy = true;
   for (EvictionPolicy::Pool pool = 0; pool < EvictionPolicy::kMaxPools; ++pool) {
     if (!MakeRoomInPool(pool, victims, now)) behind_ = 1;
+    roomy = roomy && !WantsRoom(pool);
   }
-  if (behind_ == 0) reserved_when_roomy_ = store_.arena().reserved_bytes();
+  // A pool of which all is held has no victims now, and may have some although nothing else
+  // changes; what is being written may not leave after all.
+  if (roomy && jobs_.empty()) reserved_when_roomy_ = store_.arena().reserved_bytes();
 }
 
 // False: not done yet.
