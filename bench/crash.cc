@@ -339,8 +339,8 @@ class CrashRun {
   // A put does not wait for the disk: who puts more than is kept free for it pushes out what is not
   // on NVMe yet, and that is lost, but not by a kill.
   void GrantRoom() {
-    const absl::StatusOr<bool> quiet = daemon_.Quiet();
-    if (quiet.ok() && *quiet) clients_.Grant(options_.dram_bytes / kGrantShare);
+    const absl::StatusOr<bool> roomy = daemon_.HasMadeRoom();
+    if (roomy.ok() && *roomy) clients_.Grant(options_.dram_bytes / kGrantShare);
   }
 
   // The end of a life, however it comes.

@@ -2,6 +2,7 @@
 
 #include <grpcpp/create_channel.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <system_error>
 
@@ -181,12 +182,15 @@ absl::StatusOr<std::vector<CrashDaemon::Block>> CrashDaemon::Blocks() {
   return blocks;
 }
 
-absl::StatusOr<bool> CrashDaemon::Quiet() {
-  v1::TiersReply reply;
+absl::StatusOr<bool> CrashDaemon::HasMadeRoom() {
+  v1::StatusReply reply;
   const absl::Status status =
-      operator_->Ask("tiers", &v1::Admin::Stub::Tiers, v1::TiersRequest(), reply);
+      operator_->Ask("status", &v1::Admin::Stub::Status, v1::StatusRequest(), reply);
   if (!status.ok()) return status;
-  return reply.moves_in_flight() == 0;
+  return std::none_of(reply.counters().begin(), reply.counters().end(), [](const auto& counter) {
+    return counter.value() > 0 &&
+           (counter.name() == "nvme_moves" || counter.name() == "withheld_parts");
+  });
 }
 
 absl::Status CrashDaemon::Audit() {

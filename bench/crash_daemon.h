@@ -65,8 +65,9 @@ class CrashDaemon {
   // Evicts a block and what hangs below it. Returns how many blocks stay, as somebody has them.
   absl::StatusOr<uint64_t> Evict(const Block& top);
   absl::Status Drop(CrashNamespace ns);  // kFailedPrecondition: not all of it may go.
-  // Whether nothing moves between the tiers, nor is to.
-  absl::StatusOr<bool> Quiet();
+  // Whether nothing moves between the tiers, nor is to, and nothing is withheld for readers of
+  // before: then it has the room that it keeps free.
+  absl::StatusOr<bool> HasMadeRoom();
   // kInternal when the index does not add up, or has blocks whose parents are nowhere.
   absl::Status Audit();
 
