@@ -84,8 +84,10 @@ void Movement::Lost(const Block& block) {
   admission_.Left(block.key, block.ns, block.uses);
 }
 
-void Movement::Turn(Nanos now) {
-  for (const PartRef part : std::exchange(landed_, {})) residency_.Unhold(part);
+void Movement::Turn(Nanos now, bool asked) {
+  if (asked) {
+    for (const PartRef part : std::exchange(landed_, {})) residency_.Unhold(part);
+  }
   tier_.Poll(now);
   std::swap(told_, taking_in_);
   for (const Told& told : taking_in_) {
@@ -102,7 +104,7 @@ void Movement::Turn(Nanos now) {
     const ColdPart& cold = residency_.cold(told.number);
     if (cold.block == 0 || cold.state != ColdState::kCommitted) continue;
     if (told.outcome == NvmeOutcome::kExpired) {
-      residency_.MarkColdDamaged(told.number);  // It had to go; nothing is wrong with its bytes.
+      residency_.GiveUpCold(told.number);
     } else {
       Damaged(told.number, Listener::Finder::kReclaim);
     }
@@ -419,13 +421,13 @@ void Movement::EndJob(JobPtr job) {
   if (!residency_.evictable(victim) || !(residency_.block(victim).key == block.key)) return;
   const bool wanted =
       WantsRoom() || store_.pressure(residency_.shape(block.ns).pool).slot_bytes != 0;
+  if (!wanted) return;
   if (residency_.OnNvme(victim)) {
-    if (!wanted) return;
     KVD_KILL_POINT("demote.before_leaving");
     residency_.LeaveDram(victim);
     KVD_KILL_POINT("demote.left");
     ++counters_.demoted_blocks;
-  } else if (failed) {
+  } else if (failed && tier_.writable()) {
     residency_.LeaveDram(victim);  // Lost: or it would be the next victim again.
   }
 }
@@ -543,12 +545,18 @@ void Movement::EndRead(const Op& op, NvmeOutcome outcome) {
   } else {
     ++counters_.failed_reads;
     residency_.DropReserved(op.part);
-    if (outcome == NvmeOutcome::kCorrupt && residency_.cold(op.cold).block != 0) {
+    if (IsDamage(outcome) && residency_.cold(op.cold).block != 0) {
       Damaged(op.cold, Listener::Finder::kRead);
     }
   }
   residency_.EndRead(op.cold);
   EndPromotionPart(op.block, arrived);
+}
+
+// Whether it is the record: one that cannot be read while others can. Where the breaker has taken
+// the device out, it is the device, and the record may well be there when it comes back.
+bool Movement::IsDamage(NvmeOutcome outcome) const {
+  return outcome == NvmeOutcome::kCorrupt || (outcome == NvmeOutcome::kError && tier_.readable());
 }
 
 bool Movement::Check(ColdRef ref) {
@@ -572,6 +580,7 @@ bool Movement::Check(ColdRef ref) {
 }
 
 void Movement::EndCheck(const Op& op, NvmeOutcome outcome) {
+  if (IsDamage(outcome)) outcome = NvmeOutcome::kCorrupt;
   if (outcome == NvmeOutcome::kCorrupt && residency_.cold(op.cold).block != 0) {
     Damaged(op.cold, Listener::Finder::kCheck);
   }

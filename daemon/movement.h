@@ -10,8 +10,8 @@
 // out copies of what NVMe has; for what it has not, it waits until that is written. Who waits, and
 // for how long, is daemon/control.h's.
 //
-// What was read and is damaged is told to the listener, and the block falls back to DRAM's copy or
-// becomes a stub.
+// What was read and is damaged, or cannot be read though the device works, is told to the listener,
+// and the block falls back to DRAM's copy or becomes a stub.
 //
 // Threads: one, the control thread. Nothing blocks; work of one turn is bounded.
 
@@ -78,8 +78,9 @@ class Movement final : private NvmeTier::Owner, private Store::Listener {
   void PurgeScope(NamespaceId ns);
   ScopeNumber scope(NamespaceId ns) const { return ns < scopes_.size() ? scopes_[ns] : 0; }
 
-  // Lets the tier run, takes in what has ended, lets victims leave and starts what is due.
-  void Turn(Nanos now);
+  // Lets the tier run, takes in what has ended, lets victims leave and starts what is due. `asked`:
+  // who waited for what has landed has had a turn of its own since; until then it stays.
+  void Turn(Nanos now, bool asked = true);
   Nanos NextDeadline() const;
 
   enum class Fetch : uint8_t {
@@ -169,6 +170,7 @@ class Movement final : private NvmeTier::Owner, private Store::Listener {
   void EndWrite(const Op& op, NvmeOutcome outcome);
   void EndRead(const Op& op, NvmeOutcome outcome);
   void EndCheck(const Op& op, NvmeOutcome outcome);
+  bool IsDamage(NvmeOutcome outcome) const;
   void Damaged(ColdRef cold, Listener::Finder finder);
   void ForgetOp(uint32_t tag);
   void EndPromotionPart(BlockRef block, bool arrived);
@@ -222,8 +224,8 @@ class Movement final : private NvmeTier::Owner, private Store::Listener {
   absl::flat_hash_map<BlockRef, Promotion> promotions_;
   std::deque<Read> reads_;
   uint64_t promoting_bytes_ = 0;
-  // Held until the next turn: who waited for them takes them first, or the room that is made ahead
-  // would be theirs, and they would have to be read again.
+  // Held until who waited for them has been asked and takes them: or the room that is made ahead
+  // would be theirs, and they would have to be read again, and again.
   std::vector<PartRef> landed_;
 };
 
