@@ -18,6 +18,9 @@ constexpr size_t kMaxJobs = 1024;
 constexpr uint32_t kWritingShare = 8;  // Of DRAM, at most.
 constexpr Nanos kPrefetchPatience = 30 * kSecond;
 constexpr Nanos kCheckPatience = 30 * kSecond;
+constexpr size_t kMaxBridges = 4096;        // That are remembered.
+constexpr uint32_t kBlocksLookedAt = 1024;  // For bridges, a turn.
+constexpr Nanos kBetweenLooks = kSecond;
 
 // The memory of a part as the tier wants it: whole pages, where it is more than one.
 absl::Span<std::byte> Payload(std::byte* address, uint32_t length) {
@@ -58,6 +61,7 @@ void Movement::PurgeScope(NamespaceId ns) {
 
 void Movement::Stored(BlockRef block) {
   admission_.Stored(residency_.block(block).key, residency_.block(block).ns);
+  NoteBridge(block);
 }
 
 // --- what the tier tells -------------------------------------------------------------------------
@@ -104,7 +108,9 @@ void Movement::Turn(Nanos now, bool asked) {
     const ColdPart& cold = residency_.cold(told.number);
     if (cold.block == 0 || cold.state != ColdState::kCommitted) continue;
     if (told.outcome == NvmeOutcome::kExpired) {
+      const BlockRef block = cold.block;
       residency_.GiveUpCold(told.number);
+      NoteBridge(block);
     } else {
       Damaged(told.number, Listener::Finder::kReclaim);
     }
@@ -115,6 +121,7 @@ void Movement::Turn(Nanos now, bool asked) {
   if (tier_.live_bytes() > tier_.live_capacity_bytes()) MakeNvmeRoom(0);
   const uint64_t reserved = store_.arena().reserved_bytes();
   MakeRoomAhead(now);
+  WriteBridges(now);
   const bool ended = WriteJobs(now);
   if (ended || store_.arena().reserved_bytes() < reserved) listener_.RoomMade();
   counters_.moves = moves();
@@ -122,7 +129,7 @@ void Movement::Turn(Nanos now, bool asked) {
 
 Nanos Movement::NextDeadline() const {
   if (!landed_.empty() || (behind_ > 0 && MayBeginJob())) return 0;
-  Nanos next = tier_.NextDeadline();
+  Nanos next = std::min(tier_.NextDeadline(), look_at_);
   for (const Job& job : jobs_) next = std::min(next, job.deadline);
   return next;
 }
@@ -183,11 +190,13 @@ bool Movement::MayBeginJob() const {
 
 void Movement::MakeRoomAhead(Nanos now) {
   behind_ = 0;
+  no_victims_ = false;
   if (!tier_.writable()) return;  // What must leave does so when somebody needs the room.
   uint32_t victims = options_.victims_per_turn;
   while (WantsRoom()) {
     const std::optional<EvictionPolicy::Victim> victim = residency_.NextVictim();
-    if (!victim.has_value()) break;
+    no_victims_ = !victim.has_value();
+    if (no_victims_) break;
     if (victims == 0 || !Demote(victim->block, now)) {
       behind_ = 1;
       return;
@@ -206,6 +215,7 @@ bool Movement::MakeRoomInPool(EvictionPolicy::Pool pool, uint32_t& victims, Nano
   const uint64_t target = FreeTarget();
   while (store_.RoomFor(store_.pressure(pool)) + leaving_bytes_ < target) {
     const std::optional<EvictionPolicy::Victim> victim = residency_.NextVictim(pool);
+    no_victims_ |= !victim.has_value();
     if (!victim.has_value()) break;
     if (victims == 0 || !Demote(victim->block, now)) return false;
     --victims;
@@ -227,6 +237,11 @@ bool Movement::Demote(BlockRef victim, Nanos now, EvictReason reason) {
     LetGo(victim, reason);
     return true;
   }
+  BeginJob(victim, now);
+  return true;
+}
+
+void Movement::BeginJob(BlockRef victim, Nanos now) {
   Job job{.victim = victim, .deadline = now + options_.write_patience};
   const Block& block = residency_.block(victim);
   for (PartRef part = block.first_part; part != 0; part = residency_.part(part).next) {
@@ -242,7 +257,47 @@ bool Movement::Demote(BlockRef victim, Nanos now, EvictReason reason) {
   leaving_bytes_ += job.bytes;
   jobs_.push_back(std::move(job));
   KVD_KILL_POINT("demote.begun");
-  return true;
+}
+
+bool Movement::IsBridge(BlockRef ref) const {
+  const Block& block = residency_.block(ref);
+  return block.state == BlockState::kVisible && block.first_part != 0 &&
+         block.reserved_parts == 0 && block.cold_children != 0 && scope(block.ns) != 0 &&
+         !residency_.OnNvme(ref);
+}
+
+void Movement::NoteBridge(BlockRef block) {
+  if (bridges_.size() < kMaxBridges && IsBridge(block)) bridges_.push_back(block);
+}
+
+// Some of all blocks, in the order of their numbers, while there is nothing else that may leave.
+void Movement::LookForBridges(Nanos now) {
+  if (!no_victims_ || !bridges_.empty()) {
+    look_at_ = INT64_MAX;
+    return;
+  }
+  if (look_at_ != INT64_MAX && now < look_at_) return;
+  look_at_ = now;
+  for (uint32_t i = 0; i < kBlocksLookedAt && bridges_.empty(); ++i) {
+    NoteBridge(next_looked_at_);
+    if (++next_looked_at_ <= residency_.max_blocks()) continue;
+    next_looked_at_ = 1;
+    look_at_ = now + kBetweenLooks;
+    return;
+  }
+}
+
+void Movement::WriteBridges(Nanos now) {
+  if (!tier_.writable()) {
+    look_at_ = INT64_MAX;
+    return;
+  }
+  LookForBridges(now);
+  while (!bridges_.empty() && MayBeginJob()) {
+    const BlockRef block = bridges_.front();
+    bridges_.pop_front();
+    if (IsBridge(block)) BeginJob(block, now);
+  }
 }
 
 void Movement::LetGo(BlockRef victim, EvictReason reason) {
@@ -593,6 +648,7 @@ void Movement::Damaged(ColdRef cold, Listener::Finder finder) {
   const ColdPart record = residency_.cold(cold);
   listener_.RecordDamaged(residency_.block(record.block), record, finder);
   residency_.MarkColdDamaged(cold);
+  NoteBridge(record.block);
 }
 
 void Movement::EndPromotionPart(BlockRef block, bool arrived) {

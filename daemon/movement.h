@@ -6,6 +6,10 @@
 // and it leaves when its record is. Who finds no room all the same evicts, and what was not on NVMe
 // is lost and counted: then demotion is behind.
 //
+// A block that is in DRAM alone above others that are on NVMe, as after damage, is no victim: what
+// is below it would be lost. It is written as soon as that is seen, whatever admission says: it
+// said so of what is below. Then it may leave like any other.
+//
 // Promotion takes room in DRAM and reads into it, once for all who wait for the block. It pushes
 // out copies of what NVMe has; for what it has not, it waits until that is written. Who waits, and
 // for how long, is daemon/control.h's.
@@ -183,6 +187,11 @@ class Movement final : private NvmeTier::Owner, private Store::Listener {
   void MakeRoomAhead(Nanos now);
   bool MakeRoomInPool(EvictionPolicy::Pool pool, uint32_t& victims, Nanos now);
   bool Demote(BlockRef victim, Nanos now, EvictReason reason = EvictReason::kPressure);
+  void BeginJob(BlockRef victim, Nanos now);
+  bool IsBridge(BlockRef block) const;
+  void NoteBridge(BlockRef block);
+  void LookForBridges(Nanos now);
+  void WriteBridges(Nanos now);
   void LetGo(BlockRef victim, EvictReason reason);
   bool Admitted(BlockRef victim, Nanos now);
   bool WriteJobs(Nanos now);
@@ -220,6 +229,13 @@ class Movement final : private NvmeTier::Owner, private Store::Listener {
   bool declining_ = false;                     // What is lost now, admission has declined.
   uint64_t behind_ = 0;                        // 1: more victims are due than one turn may take.
   uint64_t reserved_when_roomy_ = UINT64_MAX;  // Of the arena, when every pool had room.
+
+  // In DRAM alone, above what is on NVMe; may be another block by now. What it has no room for, or
+  // what could not be written, is looked for when nothing else may leave.
+  std::deque<BlockRef> bridges_;
+  bool no_victims_ = false;      // Room is wanted, and nothing may leave.
+  uint32_t next_looked_at_ = 1;  // The block.
+  Nanos look_at_ = INT64_MAX;    // When to go on looking.
 
   absl::flat_hash_map<BlockRef, Promotion> promotions_;
   std::deque<Read> reads_;

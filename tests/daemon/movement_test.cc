@@ -410,6 +410,53 @@ TEST_F(MovementTest, ARecordThatCannotBeReadIsAMissThatIsStoredAnew) {
   EXPECT_EQ(h_.Hits(session_, ns_, keys), 8u);
 }
 
+// What was stored anew above what NVMe has could leave nowhere: it would fill memory for good.
+TEST_F(MovementTest, WhatIsStoredAnewAboveOthersOnNvmeIsWrittenThere) {
+  const Keys keys = ColdChain();
+  const auto load = h_.Load(session_, ns_, keys);
+  h_.nvme.End(2, NvmeOutcome::kCorrupt);
+  h_.nvme.EndAll();
+  h_.PollAndResume(*load);
+  ExpectLoaded(*load, keys, 2);
+  EXPECT_TRUE(h_.ReleaseHold(session_, load->call.cursor.hold));
+  h_.Put(session_, ns_, {keys[2]}, {keys[1]});
+  Settle();
+  EXPECT_TRUE(OnNvme(keys[2]));
+  for (uint64_t chain = 0; chain < 10; ++chain) PutChain(KeysFrom(70'000 + chain * 100, 8));
+  EXPECT_FALSE(InDram(keys[2]));
+  EXPECT_EQ(h_.Hits(session_, ns_, keys), 8u);
+}
+
+TEST_F(MovementTest, AboveOthersOnNvmeAFailedWriteIsTriedAgainWhenNothingElseMayLeave) {
+  const Keys keys = ColdChain();
+  auto load = h_.Load(session_, ns_, keys);
+  h_.nvme.End(2, NvmeOutcome::kCorrupt);
+  h_.nvme.EndAll();
+  h_.PollAndResume(*load);
+  EXPECT_TRUE(h_.ReleaseHold(session_, load->call.cursor.hold));
+  h_.Put(session_, ns_, {keys[2]}, {keys[1]});
+  h_.control.Poll();
+  ASSERT_EQ(h_.nvme.jobs(), 1u);
+  h_.nvme.End(0, NvmeOutcome::kError);
+  Settle();
+  EXPECT_FALSE(OnNvme(keys[2]));
+  // All else is held.
+  std::vector<ControlHarness::CallPtr<LoadCall>> held;
+  for (uint64_t chain = 0; chain < 20; ++chain) {
+    const Keys more = KeysFrom(50'000 + chain * 100, 8);
+    h_.Put(session_, ns_, more);
+    held.push_back(h_.Load(session_, ns_, more));
+    Settle();
+  }
+  for (int turn = 0; turn < 100 && !OnNvme(keys[2]); ++turn) {
+    h_.clock.Advance(std::clamp<Nanos>(h_.control.NextDeadline() - h_.clock.Now(), 0, kSecond));
+    h_.nvme.EndAll();
+    h_.control.Poll();
+  }
+  EXPECT_TRUE(OnNvme(keys[2]));
+  EXPECT_EQ(h_.Hits(session_, ns_, keys), 8u);
+}
+
 TEST_F(MovementTest, AReadThatFailsOfADeviceThatIsOutLeavesTheBlockWhereItIs) {
   const Keys keys = ColdChain();
   const auto load = h_.Load(session_, ns_, keys);
