@@ -794,7 +794,7 @@ void Control::Poll() {
   }
   events_.clear();
   polled_at_ = now;
-  if (movement_ != nullptr) movement_->Turn(now);
+  if (movement_ != nullptr) movement_->Turn(now, /*asked=*/ready_.empty());
   scrubber_.Turn(now);
   ExpireLeases(kLeasesExpiredPerPoll);
   DrainHolds();

@@ -76,6 +76,8 @@ std::string_view EventReasonName(EventReason reason) {
       return "expired";
     case EventReason::kGivenBack:
       return "given back";
+    case EventReason::kReclaim:
+      return "reclaim";
   }
   return "unknown";
 }

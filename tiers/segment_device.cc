@@ -114,7 +114,8 @@ uint32_t SegmentDevice::max_payload_bytes() const {
 }
 
 bool SegmentDevice::has_room() const {
-  return !out() && (logs_[kFresh] != nullptr || table_.count(SegmentState::kFree) > kKeepForCopies);
+  return !out() && polled_ >= write_pause_until_ &&
+         (logs_[kFresh] != nullptr || table_.count(SegmentState::kFree) > kKeepForCopies);
 }
 
 // The segment that records of this kind go to, with room for one of `length`. Null: none is free,
@@ -438,6 +439,7 @@ void SegmentDevice::Ended(const NvmeDone& done, Nanos now) {
 }
 
 void SegmentDevice::Poll(Nanos now) {
+  polled_ = now;
   breaker_.Check(jobs_in_flight_, now);
   shared_.counters.breaker_changes +=
       breaker_.changes() - std::exchange(told_changes_, breaker_.changes());
@@ -473,6 +475,7 @@ Nanos SegmentDevice::NextDeadline() const {
     if (log != nullptr && !log->gathered.empty() && jobs_in_flight_ == 0) return 0;
   }
   Nanos next = SyncAt();
+  if (polled_ < write_pause_until_) next = std::min(next, write_pause_until_);
   if (jobs_in_flight_ > 0) next = std::min(next, breaker_.CheckAt());
   return next;
 }

@@ -171,6 +171,8 @@ TEST_F(SegmentTierTest, AFullDeviceIsLeftAloneForAWhile) {
   h_.Append(1, 300 * kKiB);
   h_.Turn();
   EXPECT_FALSE(h_.Append(2, 300 * kKiB).has_value());
+  EXPECT_FALSE(h_.tier->writable());  // What would leave memory for it stays there.
+  EXPECT_LE(h_.tier->NextDeadline(), h_.clock.Now() + kSecond);
   for (int i = 0; i < 30; ++i) {
     h_.clock.Advance(kSecond);
     h_.Append(2, 300 * kKiB);
@@ -179,6 +181,8 @@ TEST_F(SegmentTierTest, AFullDeviceIsLeftAloneForAWhile) {
   EXPECT_TRUE(h_.tier->readable());  // It is full, not broken.
   h_.devices[0]->fail = nullptr;
   h_.clock.Advance(kSecond);
+  h_.Turn();
+  EXPECT_TRUE(h_.tier->writable());
   h_.MustAppend(3, 300 * kKiB);
 }
 
@@ -696,6 +700,37 @@ TEST_F(SegmentTierTest, WhatCannotBeReadWhileItIsCopiedIsTold) {
   }
   EXPECT_EQ(h_.lost, (std::map<uint32_t, NvmeOutcome>{{occupants[0], NvmeOutcome::kCorrupt}}));
   EXPECT_EQ(h_.tier->counters().lost_records, 1u);
+}
+
+TEST_F(SegmentTierTest, ADeviceThatGoesOutWhileItIsReclaimedLosesNothing) {
+  std::vector<uint32_t> occupants;
+  for (uint64_t key = 0; key < 33; ++key) occupants.push_back(h_.MustAppend(key, 1200 * kKiB));
+  for (size_t i = 0; i < occupants.size(); ++i) {
+    if (i % 3 != 0) h_.Drop(occupants[i]);
+  }
+  h_.devices[0]->fail = [](const NvmeJob& job) {
+    return job.kind == NvmeJob::Kind::kRead ? EIO : 0;
+  };
+  for (int i = 0; i < 9; ++i) EXPECT_EQ(h_.Read(occupants[0]), NvmeOutcome::kError);
+  ASSERT_TRUE(h_.tier->readable());
+  for (uint64_t key = 100; key < 130 && h_.tier->readable(); ++key) {
+    if (const auto occupant = h_.Append(key, 1200 * kKiB)) {
+      h_.Turn(3);
+      h_.Drop(*occupant);
+    }
+    h_.clock.Advance(100 * kMillisecond);
+    h_.Turn();
+  }
+  ASSERT_FALSE(h_.tier->readable());  // The first read of reclaiming was one too many.
+  h_.Turn(3);
+  EXPECT_EQ(h_.lost.size(), 0u);
+  h_.devices[0]->fail = nullptr;
+  h_.clock.Advance(6 * kSecond);
+  h_.Turn(3);
+  ASSERT_TRUE(h_.tier->readable());
+  for (size_t i = 0; i < occupants.size(); i += 3) {
+    EXPECT_EQ(h_.Read(occupants[i]), NvmeOutcome::kOk) << i;
+  }
 }
 
 }  // namespace
