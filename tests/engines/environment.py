@@ -1,4 +1,6 @@
-"""The environments of engines: virtual environments below build/, from the pinned lists of this folder."""
+#!/usr/bin/env python3
+"""The environments of engines: virtual environments below build/, from the pinned lists of this folder. As a program,
+environment.py FOLDER ENGINE, it makes one where it is missing."""
 
 import functools
 import hashlib
@@ -70,7 +72,10 @@ class Place:
     def python(self):
         """Of the environment, which is made when it is missing, and so are the models."""
         python = python_of(self.folder, self._engine)
-        subprocess.run([python, "-B", HERE / "models.py", self.folder / "models"], check=True)
+        program, stamp = HERE / "models.py", self.folder / "models" / "made"
+        if not stamp.exists() or stamp.read_bytes() != program.read_bytes():
+            subprocess.run([python, "-B", program, self.folder / "models"], check=True)
+            stamp.write_bytes(program.read_bytes())
         return python
 
     @functools.cached_property
@@ -79,3 +84,7 @@ class Place:
 
     def model(self, name):
         return str(self.folder / "models" / name)
+
+
+if __name__ == "__main__":
+    python_of(sys.argv[1], sys.argv[2])
