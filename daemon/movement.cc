@@ -186,7 +186,9 @@ bool Movement::WantsRoom() const {
 // A pool may lack room while others have it.
 bool Movement::WantsRoom(EvictionPolicy::Pool pool) const {
   const Store::Layout& layout = store_.layout(pool);
-  return layout.slot_bytes != 0 && store_.RoomFor(layout) + leaving_bytes_ < FreeTarget();
+  if (layout.slot_bytes == 0) return false;
+  const uint64_t free = store_.arena().FreeBytesFor(layout.domain, layout.slot_bytes);
+  return free + leaving_bytes_ < FreeTarget();
 }
 
 bool Movement::MayBeginJob() const {

@@ -179,20 +179,6 @@ BlockRef Store::WarmChild(BlockRef block) const {
   return 0;
 }
 
-uint64_t Store::RoomFor(const Layout& layout) const {
-  uint64_t bytes = 0;
-  for (uint32_t region = 0; region < arena_.regions(); ++region) {
-    const uint32_t slot_bytes = arena_.slot_bytes(region);
-    if (slot_bytes == 0) {
-      bytes += arena_.region_bytes();
-    } else if (arena_.domain(region) == layout.domain && slot_bytes == layout.slot_bytes) {
-      const uint64_t slots = arena_.region_bytes() / slot_bytes - arena_.used_slots(region);
-      bytes += slots * slot_bytes;
-    }
-  }
-  return bytes;
-}
-
 // Evicts what lies in a region, and what hangs below that. False when something must stay: then
 // mostly nothing has left, as only what hangs below from elsewhere is not looked at first.
 bool Store::EmptyRegion(uint32_t region) {

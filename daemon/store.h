@@ -90,8 +90,6 @@ class Store final : private RoomOwner {
   };
   const Layout& layout(EvictionPolicy::Pool pool) const { return layouts_[pool]; }
   void SetLayout(EvictionPolicy::Pool pool, const Layout& layout) { layouts_[pool] = layout; }
-  // Bytes of such slots that a reservation could have without making room. O(regions).
-  uint64_t RoomFor(const Layout& layout) const;
 
  private:
   void FreeRecord(const ColdPart& cold) override {
