@@ -501,7 +501,8 @@ void Movement::Prefetch(const Residency::Prefix& prefix, uint32_t from) {
 }
 
 Movement::Fetch Movement::Begin(BlockRef ref, Nanos deadline) {
-  if (promoting(ref)) return Fetch::kUnderWay;
+  // What a device that is out was asked for comes when it is back.
+  if (promoting(ref)) return tier_.readable() ? Fetch::kUnderWay : Fetch::kNo;
   const Block& block = residency_.block(ref);
   Promotion promotion{.deadline = deadline};
   for (ColdRef cold = block.first_cold; cold != 0; cold = residency_.cold(cold).next) {
