@@ -51,6 +51,8 @@ enum class EventKind : uint8_t {
   kAnnounced = 17,  // What a block that is found is announced by came after its bytes.
 };
 std::string_view EventKindName(EventKind kind);  // "stored", "session-opened"
+// Whether it says in which tiers a block is from then on.
+bool TellsTiers(EventKind kind);
 
 // Why a block was evicted, or a pin ended.
 enum class EventReason : uint8_t {

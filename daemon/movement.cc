@@ -183,6 +183,12 @@ bool Movement::WantsRoom() const {
   return free + leaving_bytes_ < FreeTarget();
 }
 
+// A pool may lack room while others have it.
+bool Movement::WantsRoom(EvictionPolicy::Pool pool) const {
+  const Store::Layout& layout = store_.layout(pool);
+  return layout.slot_bytes != 0 && store_.RoomFor(layout) + leaving_bytes_ < FreeTarget();
+}
+
 bool Movement::MayBeginJob() const {
   return jobs_.size() < kMaxJobs && writing_bytes_ < WritingMost() &&
          leaving_bytes_ < WritingMost();
@@ -204,16 +210,19 @@ void Movement::MakeRoomAhead(Nanos now) {
     --victims;
   }
   if (store_.arena().reserved_bytes() == reserved_when_roomy_) return;
+  bool roomy = true;
   for (EvictionPolicy::Pool pool = 0; pool < EvictionPolicy::kMaxPools; ++pool) {
-    if (store_.pressure(pool).slot_bytes != 0 && !MakeRoomInPool(pool, victims, now)) behind_ = 1;
+    if (!MakeRoomInPool(pool, victims, now)) behind_ = 1;
+    roomy = roomy && !WantsRoom(pool);
   }
-  if (behind_ == 0) reserved_when_roomy_ = store_.arena().reserved_bytes();
+  // A pool of which all is held has no victims now, and may have some although nothing else
+  // changes; what is being written may not leave after all.
+  if (roomy && jobs_.empty()) reserved_when_roomy_ = store_.arena().reserved_bytes();
 }
 
-// A pool may lack room while others have it. False: not done yet.
+// False: not done yet.
 bool Movement::MakeRoomInPool(EvictionPolicy::Pool pool, uint32_t& victims, Nanos now) {
-  const uint64_t target = FreeTarget();
-  while (store_.RoomFor(store_.pressure(pool)) + leaving_bytes_ < target) {
+  while (WantsRoom(pool)) {
     const std::optional<EvictionPolicy::Victim> victim = residency_.NextVictim(pool);
     no_victims_ |= !victim.has_value();
     if (!victim.has_value()) break;
@@ -474,8 +483,7 @@ void Movement::EndJob(JobPtr job) {
   LetGoOf(*job);
   jobs_.erase(job);
   if (!residency_.evictable(victim) || !(residency_.block(victim).key == block.key)) return;
-  const bool wanted =
-      WantsRoom() || store_.pressure(residency_.shape(block.ns).pool).slot_bytes != 0;
+  const bool wanted = WantsRoom() || WantsRoom(residency_.shape(block.ns).pool);
   if (!wanted) return;
   if (residency_.OnNvme(victim)) {
     KVD_KILL_POINT("demote.before_leaving");

@@ -1,10 +1,10 @@
 // What moves between DRAM and NVMe, and when: the control thread's side of the tier.
 //
-// Demotion keeps a little room free in DRAM, so that puts do not wait for the disk: the policy's
-// next victims leave ahead. One that is on NVMe leaves at once; one that admission declines leaves
-// altogether; of an admitted one the chain is written from the root, as far as it is not there yet,
-// and it leaves when its record is. Who finds no room all the same evicts, and what was not on NVMe
-// is lost and counted: then demotion is behind.
+// Demotion keeps a little room free in DRAM, for each pool that has blocks, so that puts do not
+// wait for the disk: the policy's next victims leave ahead. One that is on NVMe leaves at once; one
+// that admission declines leaves altogether; of an admitted one the chain is written from the root,
+// as far as it is not there yet, and it leaves when its record is. Who finds no room all the same
+// evicts, and what was not on NVMe is lost and counted: then demotion is behind.
 //
 // A block that is in DRAM alone above others that are on NVMe, as after damage, is no victim: what
 // is below it would be lost. It is written as soon as that is seen, whatever admission says: it
@@ -183,6 +183,7 @@ class Movement final : private NvmeTier::Owner, private Store::Listener {
   uint64_t FreeTarget() const;
   uint64_t WritingMost() const;
   bool WantsRoom() const;
+  bool WantsRoom(EvictionPolicy::Pool pool) const;
   bool MayBeginJob() const;
   void MakeRoomAhead(Nanos now);
   bool MakeRoomInPool(EvictionPolicy::Pool pool, uint32_t& victims, Nanos now);

@@ -63,8 +63,7 @@ SegmentDevice::~SegmentDevice() {
   KeepForEver(std::move(copies_));
 }
 
-// --- appending
-// ------------------------------------------------------------------------------------
+// --- appending -----------------------------------------------------------------------------------
 
 std::optional<RecordPlace> SegmentDevice::Append(const RecordInfo& info,
                                                  absl::Span<std::byte> payload, uint32_t occupant,
@@ -298,8 +297,7 @@ void SegmentDevice::Break(Log& log, int error) {
   }
 }
 
-// --- reading
-// --------------------------------------------------------------------------------------
+// --- reading -------------------------------------------------------------------------------------
 
 bool SegmentDevice::Read(RecordPlace place, const RecordInfo& info, absl::Span<std::byte> target,
                          Nanos deadline, uint64_t tag, Nanos now) {
@@ -396,8 +394,7 @@ void SegmentDevice::Drop(RecordPlace place) {
   KVD_KILL_POINT("record.dropped");
 }
 
-// --- turns
-// ----------------------------------------------------------------------------------------
+// --- turns ---------------------------------------------------------------------------------------
 
 bool SegmentDevice::Submit(NvmeJob nvme_job, Job job, Nanos now) {
   if (free_jobs_.empty()) return false;

@@ -906,22 +906,51 @@ TEST_F(FlushTest, ATierThatTakesNoWritesKeepsNothing) {
 
 // --- several layouts -----------------------------------------------------------------------------
 
-TEST_F(MovementTest, APoolThatHadToMakeRoomGetsSomeAhead) {
-  const NamespaceId large = h_.Register(
-      session_, ControlHarness::Descriptor("large", {{.block_tokens = 16, .part_bytes = 16384}}));
-  // The large blocks have one region of four slots, the small ones the rest.
-  const auto put_large = [&](uint64_t key) {
-    const auto reserve = h_.Reserve(session_, large, {key});
-    h_.FillGranted(session_, reserve->call, {key}, 16384);
+// The large blocks have one region of four slots, the small ones the rest.
+class TwoLayoutsTest : public MovementTest {
+ protected:
+  static constexpr uint32_t kLarge = 16384;
+
+  TwoLayoutsTest() {
+    large_ = h_.Register(session_, ControlHarness::Descriptor(
+                                       "large", {{.block_tokens = 16, .part_bytes = kLarge}}));
+    for (uint64_t key = 1; key <= 4; ++key) PutLarge(key);
+  }
+  void PutLarge(uint64_t key) {
+    const auto reserve = h_.Reserve(session_, large_, {key});
+    h_.FillGranted(session_, reserve->call, {key}, kLarge);
     h_.Commit(session_, reserve->call.reservation_id);
     Settle();
-  };
-  for (uint64_t key = 1; key <= 4; ++key) put_large(key);
-  for (uint64_t chain = 0; chain < 6; ++chain) PutChain(KeysFrom(1000 + chain * 100, 8));
-  for (uint64_t key = 5; key <= 30; ++key) put_large(key);
-  for (uint64_t key = 10; key <= 30; ++key) {
-    EXPECT_EQ(h_.Hits(session_, large, {key}), 1u) << key;
   }
+  void PutSmall() {
+    for (uint64_t chain = 0; chain < 6; ++chain) PutChain(KeysFrom(1000 + chain * 100, 8));
+  }
+  void ExpectLarge(uint64_t last) {
+    for (uint64_t key = 1; key <= last; ++key) {
+      EXPECT_EQ(h_.Hits(session_, large_, {key}), 1u) << key;
+    }
+    EXPECT_EQ(moved().lost_blocks, 0u);
+  }
+
+  NamespaceId large_ = 0;
+};
+
+TEST_F(TwoLayoutsTest, EachPoolHasSomeRoomAhead) {
+  PutSmall();
+  for (uint64_t key = 5; key <= 30; ++key) PutLarge(key);
+  ExpectLarge(30);
+}
+
+TEST_F(TwoLayoutsTest, RoomIsMadeAheadOnceWhatWasHeldMayLeave) {
+  std::vector<uint64_t> holds;
+  for (uint64_t key = 1; key <= 4; ++key) {
+    holds.push_back(h_.Load(session_, large_, {key})->call.cursor.hold);
+  }
+  PutSmall();
+  for (const uint64_t hold : holds) h_.ReleaseHold(session_, hold);
+  Settle();
+  for (uint64_t key = 5; key <= 8; ++key) PutLarge(key);
+  ExpectLarge(8);
 }
 
 }  // namespace

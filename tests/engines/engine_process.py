@@ -1,11 +1,19 @@
 """An engine in a process of its own, which is told by lines of JSON and answers with such lines."""
 
+import contextlib
 import json
 import os
+import random
 import subprocess
 import threading
 
 PATIENCE = 600  # Seconds of an engine's life.
+
+
+def prompts(count, seed, tokens):
+    """Lists of token ids of the models of models.py."""
+    numbers = random.Random(seed)
+    return [[numbers.randrange(512) for _ in range(tokens)] for _ in range(count)]
 
 
 class EngineProcess:
@@ -18,8 +26,9 @@ class EngineProcess:
         self._watchdog.start()
 
     def say(self, message):
-        self._process.stdin.write(json.dumps(message) + "\n")
-        self._process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # It has ended: answer() says why.
+            self._process.stdin.write(json.dumps(message) + "\n")
+            self._process.stdin.flush()
 
     def answer(self):
         line = self._process.stdout.readline()
@@ -34,7 +43,8 @@ class EngineProcess:
 
     def end(self):
         """Waits for it, so that the last saves are done. Returns the exit status."""
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
         status = self._process.wait(timeout=PATIENCE)
         self._process.stdout.close()
         self._watchdog.cancel()

@@ -29,11 +29,12 @@ class FaultyClient(kvd.Client):
             os.kill(int(_pid), signal.SIGKILL if _fault == "kill" else signal.SIGSTOP)
         got = super().get(namespace, keys, targets, **options)
         if FaultyClient._gets == 1 and _fault == "flip":
+            # Of the third of a number's four bytes: what is lower is lost in sums.
             if isinstance(targets, list):
                 for place in targets:
-                    ctypes.c_ubyte.from_address(place.address + 2).value ^= 1  # The lowest is lost in sums.
+                    ctypes.c_ubyte.from_address(place.address + 2).value ^= 1
             else:
-                targets[len(targets) // 3] ^= 1
+                targets[len(targets) // 12 * 4 + 2] ^= 1
         return got
 
 

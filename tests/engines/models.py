@@ -36,7 +36,5 @@ WIDE = LlamaConfig(architectures=["LlamaForCausalLM"], vocab_size=512, hidden_si
 
 WIDE.save_pretrained(pathlib.Path(sys.argv[1], "wide"))
 for name, make in MODELS.items():
-    folder = pathlib.Path(sys.argv[1], name)
-    if not (folder / "config.json").exists():
-        torch.manual_seed(0)
-        make().save_pretrained(folder)
+    torch.manual_seed(0)
+    make().save_pretrained(pathlib.Path(sys.argv[1], name))

@@ -9,6 +9,7 @@ is the bytes.
 import array
 import inspect
 import json
+import os
 import pathlib
 import sys
 import time
@@ -102,10 +103,11 @@ class Cache:
         self._args.restore()
 
     def until(self, what):
+        """Step after step, as SGLang's own loop takes them: only a step sees what its threads have done."""
         end = time.monotonic() + PATIENCE
         while not what():
             self.cache.check_hicache_events()
-            time.sleep(0.005)
+            os.sched_yield()
             if time.monotonic() > end:
                 raise AssertionError("it takes too long")
 

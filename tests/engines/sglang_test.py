@@ -6,70 +6,26 @@ of exact log-probabilities; a control shows that it sees one flipped bit. Engine
 (sglang_run.py), so that a second one has nothing of the first but what the daemon has.
 """
 
-import json
+import functools
 import pathlib
-import random
-import subprocess
 import sys
-import time
 import unittest
 
 FOLDER, KVD, ROOT = (pathlib.Path(argument).resolve() for argument in sys.argv[1:4])
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(ROOT / "tests/client/python")]
 
+import engine_process  # noqa: E402
+import sglang_engine  # noqa: E402
 from daemon import Daemon  # noqa: E402
-from engine_process import PATIENCE, EngineProcess  # noqa: E402
-from environment import python_of, variables_of  # noqa: E402
+from environment import Place  # noqa: E402
+from sglang_engine import PAGE, field, from_storage  # noqa: E402
 
-PAGE = 16
 TOKENS = 1000
 WHOLE = TOKENS // PAGE * PAGE  # Stored of a prompt.
 
-
-def prompts(count, seed, tokens=TOKENS):
-    numbers = random.Random(seed)
-    return [[numbers.randrange(512) for _ in range(tokens)] for _ in range(count)]
-
-
-def field(answer, name):
-    return [one[name] for one in answer]
-
-
-def from_storage(answer):
-    return [one["details"].get("storage", 0) for one in answer]
-
-
-class Engine(EngineProcess):
-    """An SGLang with the storage backend."""
-
-    def __init__(self, daemon, model="llama", fault=None, extra=None, **options):
-        config = {"backend_name": "kvd", "module_path": "faulty" if fault else "kvd.sglang",
-                  "class_name": "KvdStorage", "interface_v1": 1, "hicache_storage_pass_prefix_keys": True,
-                  "allocator": "shm", "endpoint": daemon.endpoint, "prefetch_threshold": PAGE,
-                  # Long, so that a slow machine fails no test.
-                  "prefetch_timeout_base": 60, "lookup_timeout_ms": 20000, "load_timeout_ms": 20000,
-                  "save_timeout_ms": 20000, **(extra or {})}
-        super().__init__(PYTHON, HERE / "sglang_run.py", {
-            **variables_of(FOLDER, PYTHON), "KVD_FAULT": fault or "", "HF_HUB_OFFLINE": "1",
-            "PYTHONPATH": f"{ROOT / 'client/python'}:{HERE}:{PLUGIN}"}, FOLDER)
-        self.say({"model_path": str(FOLDER / "models" / model), "hicache_mem_layout": "page_first",
-                  "hicache_io_backend": "kernel", "hicache_storage_backend_extra_config": json.dumps(config),
-                  **options})
-
-    def ask(self, asked, **how):
-        self.say({"prompts": asked, **how})
-        return self.answer()
-
-    def until_stored(self, asked, whole=WHOLE):
-        """Forgets and asks again until all comes from storage: saves end in the background. Returns that answer."""
-        end = time.monotonic() + PATIENCE / 4
-        while True:
-            answer = self.ask(asked, flush=True)
-            if from_storage(answer) == [whole] * len(asked):
-                return answer
-            if time.monotonic() > end:
-                raise AssertionError(f"from storage: {from_storage(answer)}; {self.tail()}")
+Engine = functools.partial(sglang_engine.Engine, Place(FOLDER, ROOT, "sglang"))
+prompts = functools.partial(engine_process.prompts, tokens=TOKENS)
 
 
 class SglangTest(unittest.TestCase):
@@ -88,7 +44,7 @@ class SglangTest(unittest.TestCase):
         first = self.start()
         cold = first.ask(asked)
         self.assertEqual(field(cold, "cached"), [0, 0])
-        first.until_stored(asked)
+        first.until_stored(asked, WHOLE)
 
         second = self.start()
         loaded = second.ask(asked)
@@ -100,7 +56,7 @@ class SglangTest(unittest.TestCase):
 
         # Both live, and each has what the other stores.
         of_second = second.ask(more)
-        second.until_stored(more)
+        second.until_stored(more, WHOLE)
         self.assertEqual(field(first.ask(more), "digest"), field(of_second, "digest"))
 
         # Requests that end while they load or store leave nothing wrong behind.
@@ -119,7 +75,7 @@ class SglangTest(unittest.TestCase):
                 engine = Engine(self.daemon, hicache_mem_layout=layout, hicache_io_backend=io)
                 cold = engine.ask(asked)
                 self.assertEqual(from_storage(cold), [0])
-                digests += field(cold, "digest") + field(engine.until_stored(asked), "digest")
+                digests += field(cold, "digest") + field(engine.until_stored(asked, WHOLE), "digest")
                 engine.end()
         self.assertEqual(len(set(digests)), 1, digests)
 
@@ -127,13 +83,13 @@ class SglangTest(unittest.TestCase):
         asked = prompts(2, seed=4)
         engine = self.start(extra={"lookup_timeout_ms": 1000, "load_timeout_ms": 1000, "save_timeout_ms": 1000})
         cold = engine.ask(asked)
-        engine.until_stored(asked)
+        engine.until_stored(asked, WHOLE)
 
         self.daemon.kill()
         gone = engine.ask(asked, flush=True)
         self.assertEqual((from_storage(gone), field(gone, "tokens")), ([0, 0], field(cold, "tokens")))
         self.daemon.start()
-        engine.until_stored(asked)  # It finds out by itself, and stores again.
+        engine.until_stored(asked, WHOLE)  # It finds out by itself, and stores again.
         self.daemon.freeze()
         frozen = engine.ask(asked, flush=True)
         self.daemon.thaw()
@@ -159,17 +115,5 @@ class SglangTest(unittest.TestCase):
             engine.answer()
 
 
-def as_installed(folder):
-    """The entry points of the package, as pip would have put them."""
-    found = folder / "kvd-0.dist-info"
-    found.mkdir(parents=True, exist_ok=True)
-    (found / "METADATA").write_text("Metadata-Version: 2.1\nName: kvd\nVersion: 0\n")
-    (found / "entry_points.txt").write_text("[sglang.srt.plugins]\nkvd = kvd.sglang.plugin:install\n")
-    return folder
-
-
 if __name__ == "__main__":
-    PYTHON = python_of(FOLDER, "sglang")
-    PLUGIN = as_installed(FOLDER / "plugin")
-    subprocess.run([PYTHON, "-B", HERE / "models.py", FOLDER / "models"], check=True)
     unittest.main(argv=sys.argv[:1] + sys.argv[4:])

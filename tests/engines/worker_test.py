@@ -157,6 +157,26 @@ class WithWorkers(unittest.TestCase):
             self.assertTrue(torch.equal(source.caches[name][a], target.caches[name][b]), f"page {i}")
 
 
+class RegistrationTest(WithWorkers):
+    """What an engine's start hears of its caches, before any is used."""
+
+    def refusal(self, cache):
+        vllm = config(endpoint=self.daemon.endpoint)
+        made = WorkerSide(vllm, cache_config(FULL, num_blocks=BLOCKS), Options.of(vllm), 0, 0)
+        self.addCleanup(made.shutdown)
+        with self.assertRaises(pages.CannotDescribe) as refused:
+            made.register({"layer.0": cache})
+        return str(refused.exception)
+
+    def test_strides_that_are_no_pages(self):
+        self.assertIn("layer layer.0 has a cache of shape (40, 8, 6) and strides (48, 1, 8), in which 40 blocks are not "
+                      "found; use another attention backend", self.refusal(filled((BLOCKS, 6, 8)).transpose(1, 2)))
+
+    def test_pages_that_overlap_do_not_read_back(self):
+        overlapping = torch.zeros(BLOCKS * 64 + 1).as_strided((BLOCKS, 64, 2), (64, 1, 1))
+        self.assertIn("does not read back as it was written; use another attention backend", self.refusal(overlapping))
+
+
 class MovingTest(WithWorkers):
     def test_pages_come_back_where_they_are_wanted(self):
         for staging in (64 << 20, 40 << 10, 1):  # Several blocks at a time; two; one.

@@ -67,8 +67,7 @@ TEST_F(SegmentTierTest, ClosedTiersAreFoundByTheirFooters) {
   EXPECT_EQ(h_.ReadAll(), 40u);
 }
 
-// --- acknowledging
-// ---------------------------------------------------------------------------------
+// --- acknowledging -------------------------------------------------------------------------------
 
 bool IsWrite(const NvmeJob& job) { return job.kind == NvmeJob::Kind::kWrite; }
 bool IsRead(const NvmeJob& job) { return job.kind == NvmeJob::Kind::kRead; }
@@ -262,8 +261,7 @@ TEST_F(SegmentTierTest, SyncsOnceASecondWhileSomethingIsNotDurable) {
   EXPECT_EQ(device.syncs, before + 1);
 }
 
-// --- scopes
-// ----------------------------------------------------------------------------------------
+// --- scopes --------------------------------------------------------------------------------------
 
 TEST_F(SegmentTierTest, ARecordWaitsUntilItsScopeIsDurable) {
   h_.defer_blocking = true;
@@ -332,8 +330,7 @@ TEST_F(SegmentTierTest, TooManyScopesAreRefused) {
   EXPECT_EQ(number.status().code(), absl::StatusCode::kResourceExhausted);
 }
 
-// --- reading
-// ---------------------------------------------------------------------------------------
+// --- reading -------------------------------------------------------------------------------------
 
 TEST_F(SegmentTierTest, DamageAnywhereInARecordIsSeen) {
   const uint32_t occupant = h_.MustAppend(1, 300'001);
@@ -403,8 +400,7 @@ TEST_F(SegmentTierTest, APayloadThatNoSegmentHoldsIsRefused) {
   h_.MustAppend(2, h_.tier->max_payload_bytes());
 }
 
-// --- the breaker
-// -----------------------------------------------------------------------------------
+// --- the breaker ---------------------------------------------------------------------------------
 
 TEST_F(SegmentTierTest, AHungDeviceGoesOutAndComesBack) {
   const uint32_t occupant = h_.MustAppend(1, 300 * kKiB);
@@ -450,8 +446,7 @@ TEST_F(SegmentTierTest, AFailingDeviceGoesOut) {
   EXPECT_TRUE(h_.tier->readable());
 }
 
-// --- several devices
-// -------------------------------------------------------------------------------
+// --- several devices -----------------------------------------------------------------------------
 
 class StripeTest : public testing::Test {
  protected:
@@ -571,8 +566,7 @@ TEST(SegmentTierOpenTest, ADeviceThatCannotBeWrittenIsRefused) {
   EXPECT_FALSE(h.Open().ok());
 }
 
-// --- reclaiming
-// ------------------------------------------------------------------------------------
+// --- reclaiming ----------------------------------------------------------------------------------
 
 // Appends and drops at random, so that as much lives as may, for many times the capacity.
 class ReclaimTest : public testing::TestWithParam<std::tuple<uint32_t, NvmeDurability>> {

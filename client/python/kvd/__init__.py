@@ -5,7 +5,8 @@
     client.put(model, keys, pages)
     got = client.get(model, keys, targets)
 
-`kvd.vllm` and `kvd.sglang` are the connectors for vLLM and SGLang. Importing this package connects to nothing.
+`kvd.vllm` and `kvd.sglang` are the connectors for vLLM and SGLang. Importing this package connects to nothing, and
+loads no library yet.
 """
 
 from .announce import announcement

@@ -6,6 +6,7 @@ bytes must be contiguous. `At` names bytes by their address, for engines that do
 """
 
 import ctypes
+import itertools
 from typing import Any, List, Sequence, Union
 
 from .library import Buffer
@@ -72,17 +73,12 @@ class Borrowed:
 
     def array(self, things: Buffers, sizes: Sequence[int]) -> "ctypes.Array[Buffer]":
         """One entry for each of `sizes`, in bytes; their sum, where `things` is a single object."""
-        array = (Buffer * len(sizes))()
         if not isinstance(things, (list, tuple)):
             address, size = self.locate(things)
             if size != sum(sizes):
                 raise ValueError(f"{size} bytes for parts of {sum(sizes)} in all")
-            for entry, part in zip(array, sizes):
-                entry.data, entry.size = address, part
-                address += part
-            return array
+            places = itertools.accumulate(sizes, initial=address)
+            return (Buffer * len(sizes))(*zip(places, sizes))
         if len(things) != len(sizes):
             raise ValueError(f"{len(things)} buffers for {len(sizes)} parts")
-        for entry, thing in zip(array, things):
-            entry.data, entry.size = self.locate(thing)
-        return array
+        return (Buffer * len(sizes))(*map(self.locate, things))

@@ -45,6 +45,9 @@ class PutState(enum.IntEnum):
     FAILED = 7  # The bytes changed while they were being taken.
 
 
+_PUT_STATES = {int(state): state for state in PutState}
+
+
 class Tier(enum.IntEnum):
     """Media, from the hottest."""
     HBM = 1
@@ -189,7 +192,7 @@ class Pending:
         """The answer, whose lease is then the caller's to release; None while it is under way. Never
         waits. Raises what `Client.lookup` would have raised."""
         done = ctypes.c_int32()
-        result = library.LookupResult()
+        result = library.LookupResult.new()
         check(kvd.kvd_lookup_poll(self._handle, ctypes.byref(done), ctypes.byref(result)))
         return _lookup_result(result) if done.value else None
 
@@ -239,9 +242,10 @@ class Client:
     def __init__(self, endpoint: Optional[str] = None, *, timeout: Optional[float] = None,
                  staging_bytes: int = 0, copy_loop: Optional[str] = None, tls: Optional[Tls] = None,
                  spin: float = 0):
-        options = library.ClientOptions(
-            endpoint=_text(endpoint), timeout_us=_microseconds(timeout),
-            staging_bytes=staging_bytes, copy_loop=_text(copy_loop), spin_us=_microseconds(spin))
+        options = library.ClientOptions.new()
+        options.endpoint, options.timeout_us = _text(endpoint), _microseconds(timeout)
+        options.staging_bytes, options.copy_loop = staging_bytes, _text(copy_loop)
+        options.spin_us = _microseconds(spin)
         for field in dataclasses.fields(Tls) if tls is not None else ():
             setattr(options, f"tls_{field.name}", _text(getattr(tls, field.name)))
         handle = ctypes.c_void_p()
@@ -259,11 +263,12 @@ class Client:
               for g in descriptor.groups))
         extra = (library.Extra * len(descriptor.extra))(
             *((_text(name), _text(value)) for name, value in sorted(descriptor.extra.items())))
-        given = library.NamespaceDescriptor(
-            groups=groups, group_count=len(groups), extra=extra, extra_count=len(extra),
-            **{field.name: _text(value) if isinstance(value, str) else value
-               for field in dataclasses.fields(descriptor) if field.name not in ("groups", "extra")
-               for value in [getattr(descriptor, field.name)]})
+        given = library.NamespaceDescriptor.new()
+        given.groups, given.group_count, given.extra, given.extra_count = groups, len(groups), extra, len(extra)
+        for field in dataclasses.fields(descriptor):
+            if field.name not in ("groups", "extra"):
+                value = getattr(descriptor, field.name)
+                setattr(given, field.name, _text(value) if isinstance(value, str) else value)
         handle = ctypes.c_void_p()
         check(kvd.kvd_namespace_register(self._handle, ctypes.byref(given), _microseconds(timeout),
                                          ctypes.byref(handle)))
@@ -275,7 +280,7 @@ class Client:
         most 600; 0: no lease)."""
         packed, blocks = _pack(namespace, keys)
         options = _lookup_options(namespace, parent, lease, timeout)
-        result = library.LookupResult()
+        result = library.LookupResult.new()
         check(kvd.kvd_lookup(self._handle, namespace._handle, packed, blocks, ctypes.byref(options),
                              ctypes.byref(result)))
         return _lookup_result(result)
@@ -308,13 +313,13 @@ class Client:
           prefix would need, of a window or a state, may be missing.
         """
         packed, blocks = _pack(namespace, keys)
-        part_array, part_count = _parts(parts)
         wanted = min(blocks, max_blocks) if max_blocks else blocks
-        options = library.GetOptions(
-            max_blocks=max_blocks,
-            timeout_us=_microseconds(timeout), lease_us=_microseconds(lease),
-            parent=_parent(namespace, parent), parts=part_array, part_count=part_count)
-        result = library.GetResult()
+        options = library.GetOptions.new()
+        options.max_blocks = max_blocks
+        options.timeout_us, options.lease_us = _microseconds(timeout), _microseconds(lease)
+        options.parent = _parent(namespace, parent)
+        _set_parts(options, parts)
+        result = library.GetResult.new()
         with Borrowed(writable=True) as borrowed:
             array = borrowed.array(targets, namespace._sizes(parts, wanted))
             check(kvd.kvd_get(self._handle, namespace._handle, packed, blocks, array, len(array),
@@ -327,10 +332,10 @@ class Client:
         """Holds the stored prefix of up to 2,048 blocks, to be read in place; or `range_bytes` bytes
         (0: to the end) from `range_offset` of every part."""
         packed, blocks = _pack(namespace, keys)
-        part_array, part_count = _parts(parts)
-        options = library.LoadOptions(
-            timeout_us=_microseconds(timeout), parts=part_array, part_count=part_count,
-            range_offset=range_offset, range_bytes=range_bytes)
+        options = library.LoadOptions.new()
+        options.timeout_us = _microseconds(timeout)
+        options.range_offset, options.range_bytes = range_offset, range_bytes
+        _set_parts(options, parts)
         handle = ctypes.c_void_p()
         check(kvd.kvd_load(self._handle, namespace._handle, packed, blocks, ctypes.byref(options),
                            ctypes.byref(handle)))
@@ -349,12 +354,13 @@ class Client:
             nothing. At most 16 KiB each.
         """
         packed, blocks = _pack(namespace, keys)
-        part_array, part_count = _parts(parts)
-        options = library.PutOptions(
-            timeout_us=_microseconds(timeout), wait_us=_microseconds(wait),
-            parent=_parent(namespace, parent), parts=part_array, part_count=part_count)
+        options = library.PutOptions.new()
+        options.timeout_us, options.wait_us = _microseconds(timeout), _microseconds(wait)
+        options.parent = _parent(namespace, parent)
+        _set_parts(options, parts)
         states = (ctypes.c_uint8 * blocks)()
-        result = library.PutResult(block_states=ctypes.addressof(states), state_capacity=blocks)
+        result = library.PutResult.new()
+        result.block_states, result.state_capacity = ctypes.addressof(states), blocks
         with Borrowed(writable=False) as borrowed:
             if announce is not None:
                 options.announce = borrowed.array(list(announce), [0] * len(announce))
@@ -363,7 +369,7 @@ class Client:
             check(kvd.kvd_put(self._handle, namespace._handle, packed, blocks, array, len(array),
                               ctypes.byref(options), ctypes.byref(result)))
         return PutResult(result.stored, result.present,
-                         [PutState(state) for state in states[:result.state_count]])
+                         [_PUT_STATES[state] for state in states[:result.state_count]])
 
     def adopt_memory(self, fd: int, memory: Bytes, *, timeout: Optional[float] = None) -> None:
         """Shows the daemon memory of the caller, so that a put whose sources all lie in it is not
@@ -380,9 +386,10 @@ class Client:
         than the session. `owner` is whom an operator would ask, 1 to 256 bytes. NotFound: no such
         block. ResourceExhausted: more than `budget_bytes` bytes (0: no bound)."""
         packed, _ = _pack(namespace, [key])
-        options = library.PinOptions(timeout_us=_microseconds(timeout), owner=_text(owner),
-                                     budget_bytes=budget_bytes, ttl_us=_microseconds(ttl))
-        result = library.PinResult()
+        options = library.PinOptions.new()
+        options.timeout_us, options.owner = _microseconds(timeout), _text(owner)
+        options.budget_bytes, options.ttl_us = budget_bytes, _microseconds(ttl)
+        result = library.PinResult.new()
         check(kvd.kvd_pin(self._handle, namespace._handle, packed, ctypes.byref(options),
                           ctypes.byref(result)))
         return PinResult(result.pin_id, result.blocks, result.bytes)
@@ -396,7 +403,7 @@ class Client:
         check(kvd.kvd_flush(self._handle, _microseconds(timeout)))
 
     def stats(self) -> Stats:
-        counted = library.Stats()
+        counted = library.Stats.new()
         check(kvd.kvd_client_stats(self._handle, ctypes.byref(counted)))
         return Stats(*(getattr(counted, field.name) for field in dataclasses.fields(Stats)))
 
@@ -438,18 +445,21 @@ def _parent(namespace: Namespace, parent: Optional[bytes]) -> Optional[bytes]:
     return parent
 
 
-def _parts(parts: Optional[Parts]) -> Tuple[Any, int]:
+def _set_parts(options: Any, parts: Optional[Parts]) -> None:
     if parts is None:
-        return None, 0
+        return
     if not parts:
         raise ValueError("parts: none")
-    return (library.Part * len(parts))(*(tuple(part) for part in parts)), len(parts)
+    options.parts = (library.Part * len(parts))(*(tuple(part) for part in parts))
+    options.part_count = len(parts)
 
 
 def _lookup_options(namespace: Namespace, parent: Optional[bytes], lease: float,
                     timeout: Optional[float]) -> library.LookupOptions:
-    return library.LookupOptions(timeout_us=_microseconds(timeout), lease_us=_microseconds(lease),
-                                 parent=_parent(namespace, parent))
+    options = library.LookupOptions.new()
+    options.timeout_us, options.lease_us = _microseconds(timeout), _microseconds(lease)
+    options.parent = _parent(namespace, parent)
+    return options
 
 
 def _lookup_result(result: library.LookupResult) -> LookupResult:

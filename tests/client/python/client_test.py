@@ -510,7 +510,7 @@ class LibraryTest(unittest.TestCase):
         self.assertEqual(set(library._FUNCTIONS), declared - copies_in_c_only)
 
     def test_a_library_that_is_not_there_is_named(self):
-        ran = subprocess.run([sys.executable, "-B", "-c", "import kvd"], stderr=subprocess.PIPE, text=True,
+        ran = subprocess.run([sys.executable, "-B", "-c", "import kvd; kvd.Client()"], stderr=subprocess.PIPE, text=True,
                              env={**os.environ, "PYTHONPATH": str(ROOT / "client/python"),
                                   "KVD_LIBRARY": "/nowhere/libkvd.so.0"})
         self.assertIn("ImportError: kvd: cannot use /nowhere/libkvd.so.0", ran.stderr)

@@ -3,13 +3,12 @@ stands in for them, so that the order of calls can be tested where no engine is.
 
 import ctypes
 import dataclasses
-import importlib.util
 import mmap
 import os
-import sys
-import types
 from types import SimpleNamespace
 from typing import Any, Optional
+
+from stand_in import is_installed, module
 
 ARGS = SimpleNamespace(model_path="test/tiny", revision=None, dtype="float32", kv_cache_dtype="auto",
                        quantization=None, speculative_algorithm=None, speculative_draft_model_path=None)
@@ -17,16 +16,10 @@ ARGS = SimpleNamespace(model_path="test/tiny", revision=None, dtype="float32", k
 
 def install():
     """Before `kvd.sglang` is imported. True where they are fakes."""
-    if importlib.util.find_spec("sglang") is not None:
+    if is_installed("sglang"):
         from sglang.srt import runtime_context
         runtime_context.get_server_args = lambda: ARGS
         return False
-
-    def module(name, **contents):
-        made = types.ModuleType(name)
-        made.__dict__.update(contents)
-        made.__path__ = []
-        sys.modules[name] = made
 
     class HiCacheStorage:
         def register_mem_pool_host(self, mem_pool_host):

@@ -3,23 +3,16 @@ else as little as stands in for them, so that the order of calls can be tested w
 
 import collections
 import dataclasses
-import importlib.util
 import logging
-import sys
-import types
 from types import SimpleNamespace
+
+from stand_in import is_installed, module
 
 
 def install():
     """Before `kvd.vllm` is imported. True where they are fakes."""
-    if importlib.util.find_spec("vllm") is not None:
+    if is_installed("vllm"):
         return False
-
-    def module(name, **contents):
-        made = types.ModuleType(name)
-        made.__dict__.update(contents)
-        made.__path__ = []
-        sys.modules[name] = made
 
     @dataclasses.dataclass
     class Stats:
@@ -53,8 +46,8 @@ def config(role="kv_both", ranks=1, extra=None, endpoint=None, algorithm="sha256
         model_config=SimpleNamespace(model="test/tiny", revision=None, dtype="float32", quantization=None),
         cache_config=SimpleNamespace(cache_dtype="auto", prefix_caching_hash_algo=algorithm, block_size=16,
                                      enable_prefix_caching=True, prefix_match_unit=None),
-        parallel_config=SimpleNamespace(tensor_parallel_size=ranks, pipeline_parallel_size=1,
-                                        world_size=ranks, decode_context_parallel_size=1, **parallel),
+        parallel_config=SimpleNamespace(**{"tensor_parallel_size": ranks, "pipeline_parallel_size": 1,
+                                           "world_size": ranks, "decode_context_parallel_size": 1, **parallel}),
         kv_transfer_config=SimpleNamespace(
             kv_role=role, kv_connector_extra_config={"endpoint": endpoint, **(extra or {})}),
         speculative_config=None)

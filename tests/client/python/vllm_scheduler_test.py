@@ -491,6 +491,8 @@ class RefusalTest(unittest.TestCase):
                 (lambda: layout.hash_seed(config(algorithm="builtin")), "--prefix-caching-hash-algo"),
                 (lambda: layout.check_parallelism(config(prefill_context_parallel_size=2)),
                  "prefill_context_parallel_size=1"),
+                (lambda: layout.check_parallelism(config(decode_context_parallel_size=2)),
+                 "decode_context_parallel_size=1"),
                 (groups(full, ("ChunkedLocalAttentionSpec", 16, 0)), "ChunkedLocalAttentionSpec"),
                 (groups(full, ("MambaSpec", 16, 0)), "MambaSpec"),
                 (groups(("SlidingWindowSpec", 16, 34)), "without full attention"),
