@@ -1,28 +1,39 @@
 // What a start costs beside its device: a tier of a million records with its index, after a clean
-// end and after a kill; and rebuilding the index from footers.
+// end and after a kill; and rebuilding the index, from footers and from headers alone.
 //
-// Recovery reads no payload, so there is none: the device is in memory and has only the pages that
-// were written, and the disk's part of a start (two pages and a footer for each segment) is not in
-// the figures. The index is on a disk.
+// Recovery reads no payload, so there is none. With footers the device is in memory and has only
+// the pages that were written: the disk's part of a start (two pages and a footer for each segment)
+// is not in the figures. From headers the disk is all there is to it, so there it is a file. The
+// index is on a disk.
+
+#include <fcntl.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
+#include <cerrno>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <map>
 #include <memory>
+#include <random>
 #include <string>
 #include <system_error>
 #include <utility>
 #include <vector>
 
+#include "absl/cleanup/cleanup.h"
 #include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
 #include "bench/micro_run.h"
+#include "bench/uring_floor.h"
 #include "proto/types/check.h"
 #include "proto/types/checksum.h"
+#include "proto/types/status.h"
+#include "tiers/device_file.h"
 #include "tiers/nvme_buffer.h"
+#include "tiers/open_device.h"
 #include "tiers/rocks_index.h"
 #include "tiers/segment_tier.h"
 #include "tiers/superblock.h"
@@ -36,6 +47,12 @@ constexpr uint64_t kSegmentBytes = 64u << 20;
 constexpr uint32_t kSegmentPages = kSegmentBytes / kNvmePageBytes;
 constexpr uint32_t kEntries = 1'000'000;
 constexpr uint32_t kEntryPages = 16;
+// Of the device whose headers are walked. Records are so large that each header is a read of its
+// own: of smaller ones recovery reads several at once.
+constexpr uint64_t kWalkedSegmentBytes = 8u << 20;
+constexpr uint32_t kWalkedSegments = 248;
+constexpr uint32_t kWalkedPages = 18;
+constexpr uint32_t kWalkedDepths[] = {16, 32, 64, 128};  // Of the bare loop.
 
 class NoOwner final : public NvmeTier::Owner {
   void NvmeEnded(const NvmeTier::Completion&) override {}
@@ -198,9 +215,99 @@ class MediaWriter {
   std::unique_ptr<SparseDevice> device_;
 };
 
+// Segments in a file that nobody ended: headers and nothing else, each a page.
+class WalkedMedia {
+ public:
+  static constexpr uint64_t kDeviceBytes = kSuperblockBytes + kWalkedSegments * kWalkedSegmentBytes;
+
+  absl::Status Write(const std::string& path) {
+    absl::StatusOr<std::shared_ptr<const DeviceFile>> file = DeviceFile::Open(path, kDeviceBytes);
+    if (!file.ok()) return file.status();
+    if (!(*file)->notes().empty()) return absl::UnavailableError((*file)->notes().front());
+    NvmeBuffer page(kNvmePageBytes);
+    const std::string superblock = *EncodeSuperblock({.set = {1},
+                                                      .segment_bytes = kWalkedSegmentBytes,
+                                                      .generation = 1,
+                                                      .run = 1,
+                                                      .scopes = {{"bench", "bench", 1}}});
+    KVD_CHECK(superblock.size() <= page.size()) << superblock.size();
+    std::memset(page.span().data(), 0, page.size());
+    std::memcpy(page.span().data(), superblock.data(), superblock.size());
+    absl::Status status = (*file)->WriteNow(0, page.span());
+    for (uint32_t segment = 0; segment < kWalkedSegments && status.ok(); ++segment) {
+      status = WriteSegment(**file, segment, page);
+    }
+    return status;
+  }
+  // Where the headers are, in bytes of the file.
+  const std::vector<uint64_t>& headers() const { return headers_; }
+
+ private:
+  absl::Status WriteSegment(const DeviceFile& file, uint32_t segment, NvmeBuffer& page) {
+    constexpr uint32_t kPages = kWalkedSegmentBytes / kNvmePageBytes;
+    // The last page is the trailer's.
+    for (uint32_t at = 0; at + kWalkedPages < kPages; at += kWalkedPages) {
+      RecordHeader header;
+      header.sequence = headers_.size() + 1;
+      header.info.scope = 1;
+      std::memcpy(header.info.key.bytes.data(), &header.sequence, sizeof header.sequence);
+      header.info.length = (kWalkedPages - 1) * kNvmePageBytes;
+      header.epoch = 1;
+      header.incarnation = segment + 1;
+      header.place = {segment, at};
+      WriteHeaderPage(PackHeader(header), page.span());
+      headers_.push_back(kSuperblockBytes + segment * kWalkedSegmentBytes +
+                         at * uint64_t{kNvmePageBytes});
+      const absl::Status written = file.WriteNow(headers_.back(), page.span());
+      if (!written.ok()) return written;
+    }
+    return absl::OkStatus();
+  }
+
+  std::vector<uint64_t> headers_;
+};
+
+// Reads the same pages in no order, and does nothing else.
+class RandomReads {
+ public:
+  static absl::StatusOr<std::unique_ptr<RandomReads>> Create(const std::string& path,
+                                                             std::vector<uint64_t> offsets) {
+    const int fd = open(path.c_str(), O_RDONLY | O_DIRECT | O_CLOEXEC);
+    if (fd < 0) return ErrnoStatus(errno, path);
+    const absl::Cleanup closed = [fd] { close(fd); };  // The ring has its own.
+    auto reads = std::make_unique<RandomReads>(std::move(offsets));
+    absl::StatusOr<std::unique_ptr<UringFloor>> floor =
+        UringFloor::Create(fd, {reads->memory_.span()});
+    if (!floor.ok()) return floor.status();
+    reads->floor_ = *std::move(floor);
+    return reads;
+  }
+  explicit RandomReads(std::vector<uint64_t> offsets) : memory_(kPages * kNvmePageBytes) {
+    std::shuffle(offsets.begin(), offsets.end(), std::mt19937_64(1));
+    for (size_t i = 0; i < offsets.size(); ++i) {
+      requests_.push_back({offsets[i], memory_.span(i % kPages * kNvmePageBytes, kNvmePageBytes)});
+    }
+  }
+  // Thousands a second.
+  absl::StatusOr<double> Run(uint32_t depth) {
+    const Nanos begun = clock_.Now();
+    if (absl::Status read = floor_->Read(requests_, depth); !read.ok()) return read;
+    return static_cast<double>(requests_.size()) * 1e6 / static_cast<double>(clock_.Now() - begun);
+  }
+
+ private:
+  static constexpr size_t kPages = 256;
+
+  const SystemClock clock_;
+  NvmeBuffer memory_;
+  std::vector<FloorRequest> requests_;
+  std::unique_ptr<UringFloor> floor_;
+};
+
 class RecoveryBench {
  public:
   absl::Status MeasureIndexed(MicroRun& run);
+  absl::Status MeasureWalk(MicroRun& run);
 
  private:
   // Seconds of opening the tier; it must find `records`.
@@ -211,7 +318,7 @@ class RecoveryBench {
   const DiskFolder folder_;
   const SystemClock clock_;
   NoOwner owner_;
-  std::unique_ptr<SparseDevice> device_;
+  std::unique_ptr<NvmeDevice> device_;
 };
 
 absl::StatusOr<double> RecoveryBench::Start(RecordIndex* index, uint64_t records) {
@@ -305,11 +412,49 @@ absl::Status RecoveryBench::MeasureIndexed(MicroRun& run) {
   return absl::OkStatus();
 }
 
+absl::Status RecoveryBench::MeasureWalk(MicroRun& run) {
+  if (!run.Wanted("index_rebuild_headers")) return absl::OkStatus();
+  if (!folder_.made()) return absl::UnavailableError("no folder can be made in /var/tmp");
+  const std::string path = folder_ / "device";
+  WalkedMedia media;
+  if (absl::Status written = media.Write(path); !written.ok()) return written;
+  const absl::StatusOr<std::unique_ptr<RandomReads>> bare =
+      RandomReads::Create(path, media.headers());
+  if (!bare.ok()) return bare.status();
+  absl::StatusOr<OpenedNvmeDevice> opened =
+      OpenNvmeDevice({.path = path, .size_bytes = WalkedMedia::kDeviceBytes}, clock_);
+  if (!opened.ok()) return opened.status();
+  if (!opened->notes.empty()) return absl::UnavailableError(opened->notes.front());
+  device_ = std::move(opened->device);
+  const std::string index = folder_ / "walked";
+  const absl::StatusOr<Rounds> rounds = run.Take([&]() -> absl::StatusOr<std::vector<double>> {
+    fs::remove_all(index);
+    const absl::StatusOr<double> rebuilt = StartWith(index, media.headers().size());
+    if (!rebuilt.ok()) return rebuilt.status();
+    std::vector<double> figures = {static_cast<double>(media.headers().size()) * 1e-3 / *rebuilt};
+    for (const uint32_t depth : kWalkedDepths) {
+      const absl::StatusOr<double> floor = (*bare)->Run(depth);
+      if (!floor.ok()) return floor.status();
+      figures.push_back(*floor);
+    }
+    return figures;
+  });
+  if (!rounds.ok()) return rounds.status();
+  const size_t best = rounds->LargestOf(1, 1 + std::size(kWalkedDepths));
+  run.Add("index_rebuild_headers", *rounds, 0, best,
+          absl::StrCat("bare io_uring loop, 4 KiB random reads, depth ", kWalkedDepths[best - 1]));
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::Status MeasureRecovery(MicroRun& run) {
+  {
+    RecoveryBench bench;
+    if (absl::Status status = bench.MeasureIndexed(run); !status.ok()) return status;
+  }
   RecoveryBench bench;
-  return bench.MeasureIndexed(run);
+  return bench.MeasureWalk(run);
 }
 
 }  // namespace kvd

@@ -48,6 +48,7 @@ constexpr MicroRowSpec kSpecs[] = {
     {"nvme_write_2mib", "GB/s", AtLeast(0.90)},
     {"nvme_write_2mib_cpu", "us", ValueAtMost(15)},
     {"index_rebuild_footers", "k/s", ValueAtLeast(200)},
+    {"index_rebuild_headers", "k/s", AtLeast(0.8)},
     {"start_1m_clean", "ms", ValueAtMost(1000)},
     {"start_1m_killed", "ms", ValueAtMost(2500)},
     {"metrics_cost_lookup_256", "us", AtMost(1.03)},

@@ -1,7 +1,10 @@
 #include "bench/mutate.h"
 
 #include <algorithm>
+#include <cstdlib>
+#include <cstring>
 #include <filesystem>
+#include <fstream>
 #include <iostream>
 #include <memory>
 #include <optional>
@@ -13,12 +16,15 @@
 
 #include "CLI/CLI.hpp"
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "absl/types/span.h"
 #include "bench/child_process.h"
 #include "bench/commands.h"
 #include "bench/crash_account.h"
 #include "bench/crash_client.h"
 #include "bench/crash_daemon.h"
+#include "bench/damage_list.h"
 #include "bench/stored_copies.h"
 #include "nlohmann/json.hpp"
 #include "proto/types/checksum.h"
@@ -57,8 +63,7 @@ class World {
         daemon_({.program = options.program,
                  .folder = folder,
                  .dram_bytes = nvme ? 8u << 20 : 24u << 20,
-                 .nvme_bytes = nvme ? kNvmeBytes : 0}),
-        session_(account_, absl::StrCat("unix:", folder, "/kvd.sock")) {
+                 .nvme_bytes = nvme ? kNvmeBytes : 0}) {
     for (uint32_t i = 0; i < (nvme ? 72u : 40u); ++i) {
       account_.NewChain(i % 2 == 0 ? CrashNamespace::kPlain : CrashNamespace::kSharded, 0);
     }
@@ -72,12 +77,15 @@ class World {
 
   absl::Status Start() {
     ++result_.starts;
-    return daemon_.Start();
+    if (absl::Status started = daemon_.Start(); !started.ok()) return started;
+    session_.emplace(account_, daemon_.endpoint());
+    return absl::OkStatus();
   }
 
   // One start's worth of mutations. Requires: it runs.
   absl::Status Round(uint64_t mutations) {
     Fill();
+    session_.reset();  // The daemon would wait for an idle connection to end, for some time.
     if (absl::Status stopped = daemon_.Stop(); !stopped.ok()) return stopped;
     absl::StatusOr<std::vector<StoredCopy>> copies = FindCopies();
     if (!copies.ok()) return copies.status();
@@ -96,9 +104,10 @@ class World {
       daemon_.RemoveAll();
       return Start();
     }
-    const std::set<std::pair<CrashChain*, uint32_t>> missed = Meet();
+    DamageList damage(daemon_.endpoint());
+    const std::set<BlockOf> missed = Meet(damage);
     result_.mutations += mutations;
-    Count(*copies, before, after, touched, missed);
+    Count(*copies, before, after, touched, missed, damage.found(), DroppedByRecovery());
     if (daemon_.WaitForExit(absl::ZeroDuration())) {
       ++result_.crashes;
       Fail(absl::InternalError("the daemon ended while it was read"));
@@ -109,7 +118,10 @@ class World {
   }
 
  private:
+  using BlockOf = std::pair<CrashChain*, uint32_t>;  // Of a chain, by its number there.
+
   static constexpr uint64_t kNvmeBytes = 96u << 20;
+  static constexpr absl::Duration kPatience = absl::Seconds(20);  // With one block.
 
   uint64_t Dice(uint64_t sides) { return random_() % sides; }
 
@@ -121,17 +133,18 @@ class World {
   void Fill() {
     for (size_t i = 0; i < account_.chains(); ++i) {
       CrashChain& chain = account_.chain(i);
-      const int there = session_.Get(chain, kCrashChainBlocks, "get before damage");
+      const int there = session_->Get(chain, kCrashChainBlocks, "get before damage");
       for (uint32_t at = there < 0 ? 0 : static_cast<uint32_t>(there); at < kCrashChainBlocks;
            at += 8) {
-        session_.Put(chain, at, std::min(8u, kCrashChainBlocks - at));
+        session_->Put(chain, at, std::min(8u, kCrashChainBlocks - at));
       }
     }
-    session_.client().Flush().IgnoreError();
+    session_->client().Flush().IgnoreError();
   }
 
   absl::StatusOr<std::vector<StoredCopy>> FindCopies() {
-    return nvme_ ? CopiesOnNvme(daemon_.nvme_path(), kNvmeBytes, account_)
+    return nvme_ ? CopiesOnNvme(daemon_.nvme_path(), kNvmeBytes, daemon_.data_folder() + "/index",
+                                account_)
                  : CopiesInArena(daemon_.arena_folder(), account_);
   }
 
@@ -248,32 +261,79 @@ class World {
 
   // --- what the daemon makes of it ---------------------------------------------------------------
 
-  // Reads everything. What is missing is stored anew, so that what lies below is met as well.
-  std::set<std::pair<CrashChain*, uint32_t>> Meet() {
-    std::set<std::pair<CrashChain*, uint32_t>> missed;
+  // Reads everything, and then lets the daemon check all that it has: a copy in the tier that does
+  // not serve its block is met by nobody else. Returns what the daemon did not have.
+  std::set<BlockOf> Meet(DamageList& damage) {
+    std::set<BlockOf> missed;
     for (size_t i = 0; i < account_.chains(); ++i) {
-      CrashChain& chain = account_.chain(i);
-      for (uint32_t tries = 0; tries <= kCrashChainBlocks; ++tries) {
-        const int there = session_.Get(chain, kCrashChainBlocks, "get after damage");
-        if (there < 0 || there == static_cast<int>(kCrashChainBlocks)) break;
-        const auto block = static_cast<uint32_t>(there);
-        missed.insert({&chain, block});
-        session_.client().Flush().IgnoreError();  // With the report of what did not verify.
-        session_.Put(chain, block, 1);
+      MeetChain(account_.chain(i), missed);
+      if (absl::Status read = damage.Read(); !read.ok()) Fail(read);
+    }
+    session_->client().Flush().IgnoreError();
+    for (const bool again : {false, true}) {
+      const absl::StatusOr<uint64_t> met = damage.VerifyAll();
+      if (!met.ok()) Fail(met.status());
+      if (again && met.ok() && *met > 0) {
+        Fail(absl::DataLossError(absl::StrCat(*met, " damaged parts were met by a second check")));
       }
     }
     return missed;
   }
 
+  // What is missing is stored anew, so that what lies below is met as well.
+  void MeetChain(CrashChain& chain, std::set<BlockOf>& missed) {
+    int last = -1;
+    for (absl::Time progress = absl::Now(); absl::Now() < progress + kPatience;) {
+      const int there = session_->Get(chain, kCrashChainBlocks, "get after damage");
+      if (there == static_cast<int>(kCrashChainBlocks)) return;
+      if (there != last) progress = absl::Now();
+      last = there;
+      session_->client().Flush().IgnoreError();  // With the report of what did not verify.
+      // It may have more than came: for want of time, or as it has yet to see what we reported.
+      if (there < 0 || session_->found() > static_cast<uint32_t>(there)) continue;
+      const auto block = static_cast<uint32_t>(there);
+      missed.insert({&chain, block});
+      session_->Put(chain, block, 1);
+    }
+    Fail(absl::UnavailableError(absl::StrCat("block ", last, " of a chain cannot be read")));
+  }
+
+  // Records that the last start met, counted and left where they are, as it says in its log:
+  // damaged ones of which it found another copy, an older one that had been given up.
+  uint64_t DroppedByRecovery() const {
+    std::ifstream log(daemon_.data_folder() + "/../kvd.log");
+    uint64_t dropped = 0;
+    for (std::string line; std::getline(log, line);) {
+      if (line.find(" nvme.recovered ") == std::string::npos) continue;
+      dropped = 0;
+      for (const char* name : {" damaged_records=", " rows_without_data="}) {
+        const size_t at = line.find(name);
+        if (at != std::string::npos)
+          dropped += std::strtoull(&line[at + strlen(name)], nullptr, 10);
+      }
+    }
+    return dropped;
+  }
+
   void Count(const std::vector<StoredCopy>& copies, const std::vector<uint32_t>& before,
              const std::vector<uint32_t>& after, const std::vector<std::vector<Touched>>& touched,
-             const std::set<std::pair<CrashChain*, uint32_t>>& missed) {
-    std::set<std::pair<CrashChain*, uint32_t>> damaged;
-    std::set<std::pair<CrashChain*, uint32_t>> stored;
+             const std::set<BlockOf>& missed, const std::set<DamageList::Entry>& found,
+             uint64_t dropped) {
+    std::set<BlockOf> damaged;
+    std::set<BlockOf> stored;
+    std::set<size_t> unmet;  // Copies that the start left where they are, if it counted so many.
     for (size_t i = 0; i < copies.size(); ++i) {
-      stored.insert({copies[i].chain, copies[i].block});
-      if (before[i] != after[i]) damaged.insert({copies[i].chain, copies[i].block});
+      const StoredCopy& copy = copies[i];
+      stored.insert({copy.chain, copy.block});
+      if (before[i] == after[i]) continue;
+      damaged.insert({copy.chain, copy.block});
+      const bool met = missed.contains({copy.chain, copy.block}) ||
+                       found.contains({.key = std::string(copy.chain->key(copy.block)),
+                                       .shard = copy.part,
+                                       .on_nvme = nvme_});
+      if (!met) unmet.insert(i);
     }
+    if (unmet.size() <= dropped) unmet.clear();
     for (const std::vector<Touched>& mutation : touched) {
       bool damaging = false;
       bool noticed = true;
@@ -287,9 +347,9 @@ class World {
           continue;
         }
         damaging = true;
-        const bool met = missed.contains({copy.chain, copy.block});
-        noticed &= met;
-        if (!met) SayUnnoticed(copy, mutation);
+        if (!unmet.contains(i)) continue;
+        noticed = false;
+        SayUnnoticed(copy, mutation);
       }
       result_.damaging += damaging;
       result_.detected += damaging && noticed;
@@ -313,7 +373,7 @@ class World {
   std::mt19937_64 random_;
   CrashAccount account_;
   CrashDaemon daemon_;
-  CrashSession session_;
+  std::optional<CrashSession> session_;  // While the daemon runs.
 };
 
 absl::Status MutateWorld(const MutateOptions& options, bool nvme, uint64_t mutations,
@@ -351,7 +411,8 @@ std::string MutateJson(const MutateResult& result) {
 }
 
 absl::Status JudgeMutate(const MutateResult& result) {
-  if (result.wrong_blocks == 0 && result.crashes == 0 && result.detected == result.damaging) {
+  if (result.wrong_blocks == 0 && result.crashes == 0 && result.detected == result.damaging &&
+      result.first_failure.empty()) {
     return absl::OkStatus();
   }
   return absl::DataLossError(absl::StrCat(result.wrong_blocks, " wrong blocks, ", result.crashes,

@@ -22,7 +22,7 @@ namespace kvd {
 struct MutateOptions {
   uint64_t mutations = 10'000;
   uint64_t seed = 1;
-  uint64_t mutations_a_start = 200;
+  uint64_t mutations_a_start = 500;
   std::string program;    // kvd; empty: the one beside this program.
   bool with_nvme = true;  // False: the arena alone.
 };

@@ -19,6 +19,7 @@
 #include "tiers/nvme_completions.h"
 #include "tiers/open_device.h"
 #include "tiers/recovery.h"
+#include "tiers/rocks_index.h"
 #include "tiers/segment_table.h"
 #include "tiers/slot_table.h"
 #include "tiers/superblock.h"
@@ -93,8 +94,12 @@ absl::Status WriteBytes(const std::string& path, uint64_t offset, std::string_vi
 }
 
 absl::StatusOr<std::vector<StoredCopy>> CopiesOnNvme(const std::string& path, uint64_t device_bytes,
+                                                     const std::string& index_path,
                                                      CrashAccount& account) {
   const SystemClock clock;
+  const absl::StatusOr<std::unique_ptr<RocksIndex>> index =
+      RocksIndex::Open({.path = index_path}, nullptr);
+  if (!index.ok()) return index.status();
   absl::StatusOr<OpenedNvmeDevice> opened =
       OpenNvmeDevice({.path = path, .size_bytes = device_bytes, .may_use_uring = false}, clock);
   if (!opened.ok()) return opened.status();
@@ -110,6 +115,7 @@ absl::StatusOr<std::vector<StoredCopy>> CopiesOnNvme(const std::string& path, ui
   const SegmentGeometry geometry = SegmentGeometry::Of(device.size_bytes(), said.segment_bytes);
   input.devices.push_back({&device, said.ordinal, geometry});
   input.scopes = said.scopes;
+  input.index = index->get();
   input.completions = completions.get();
   RecoveryReport report;
   const Recovered recovered = Recover(input, report);

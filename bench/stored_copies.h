@@ -30,8 +30,10 @@ struct StoredCopy {
   ByteRange payload;
 };
 
-// The records that a start would find on the device or file `path`.
+// The records that a start would find on the device or file `path` with the index in `index_path`:
+// what media still have of records that are gone is no copy.
 absl::StatusOr<std::vector<StoredCopy>> CopiesOnNvme(const std::string& path, uint64_t device_bytes,
+                                                     const std::string& index_path,
                                                      CrashAccount& account);
 
 // The slots that the table in the arena's folder names.

@@ -11,7 +11,7 @@
 namespace kvd {
 namespace {
 
-constexpr unsigned kEntries = 64;  // The largest depth.
+constexpr unsigned kEntries = 128;  // The largest depth.
 
 absl::Status Refused(const char* what, int error) {
   return absl::UnavailableError(absl::StrCat(what, ": ", std::strerror(error)));

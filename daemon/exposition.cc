@@ -357,6 +357,7 @@ void AddNvme(const MetricsSource& source, Families& out) {
   out.Gauge("kvd_nvme_recovery_damage", "What this start found damaged, by kind.");
   out.Add(uint64_t{r.index_damaged || !source.nvme->index_moved_to().empty()}, {{"kind", "index"}});
   out.Add(r.damaged_rows + r.rows_without_data, {{"kind", "row"}});
+  out.Add(r.damaged_records, {{"kind", "record"}});
   out.Add(uint64_t{r.footers_damaged}, {{"kind", "footer"}});
   out.Add(uint64_t{r.superblock_copies_lost}, {{"kind", "superblock"}});
   out.Add(uint64_t{r.read_errors}, {{"kind", "read"}});

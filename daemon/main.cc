@@ -226,11 +226,11 @@ absl::StatusOr<std::unique_ptr<NvmeStack>> OpenNvme(const Config& config, const 
       config.nvme_write_budget);
   spdlog::info(
       "nvme.recovered records={} from_index={} from_footers={} from_headers={} dead_epoch={} "
-      "duplicates={} damaged_rows={} footers_damaged={} read_errors={} index_damaged={} "
-      "superblock_copies_lost={} devices_new={} took_ms={}",
+      "duplicates={} damaged_records={} damaged_rows={} rows_without_data={} footers_damaged={} "
+      "read_errors={} index_damaged={} superblock_copies_lost={} devices_new={} took_ms={}",
       r.records, r.from_index, r.from_footers, r.from_headers, r.of_dead_epoch, r.duplicates,
-      r.damaged_rows, r.footers_damaged, r.read_errors, r.index_damaged, r.superblock_copies_lost,
-      r.devices_new, r.took_ms);
+      r.damaged_records, r.damaged_rows, r.rows_without_data, r.footers_damaged, r.read_errors,
+      r.index_damaged, r.superblock_copies_lost, r.devices_new, r.took_ms);
   return opened;
 }
 

@@ -21,6 +21,7 @@ constexpr Nanos kCheckPatience = 30 * kSecond;
 constexpr size_t kMaxBridges = 4096;        // That are remembered.
 constexpr uint32_t kBlocksLookedAt = 1024;  // For bridges, a turn.
 constexpr Nanos kBetweenLooks = kSecond;
+constexpr Nanos kAfterFinding = 10 * kMillisecond;  // One that cannot be written is found again.
 
 // The memory of a part as the tier wants it: whole pages, where it is more than one.
 absl::Span<std::byte> Payload(std::byte* address, uint32_t length) {
@@ -274,6 +275,7 @@ bool Movement::IsBridge(BlockRef ref) const {
   const Block& block = residency_.block(ref);
   return block.state == BlockState::kVisible && block.first_part != 0 &&
          block.reserved_parts == 0 && block.cold_children != 0 && scope(block.ns) != 0 &&
+         (block.parent == 0 || residency_.block(block.parent).state == BlockState::kVisible) &&
          !residency_.OnNvme(ref);
 }
 
@@ -283,7 +285,7 @@ void Movement::NoteBridge(BlockRef block) {
 
 // Some of all blocks, in the order of their numbers, while there is nothing else that may leave.
 void Movement::LookForBridges(Nanos now) {
-  if (!no_victims_ || !bridges_.empty()) {
+  if (!no_victims_) {
     look_at_ = INT64_MAX;
     return;
   }
@@ -296,6 +298,7 @@ void Movement::LookForBridges(Nanos now) {
     look_at_ = now + kBetweenLooks;
     return;
   }
+  if (!bridges_.empty()) look_at_ = now + kAfterFinding;
 }
 
 void Movement::WriteBridges(Nanos now) {
@@ -511,7 +514,8 @@ void Movement::Prefetch(const Residency::Prefix& prefix, uint32_t from) {
 }
 
 Movement::Fetch Movement::Begin(BlockRef ref, Nanos deadline) {
-  if (promoting(ref)) return Fetch::kUnderWay;
+  // What a device that is out was asked for comes when it is back.
+  if (promoting(ref)) return tier_.readable() ? Fetch::kUnderWay : Fetch::kNo;
   const Block& block = residency_.block(ref);
   Promotion promotion{.deadline = deadline};
   for (ColdRef cold = block.first_cold; cold != 0; cold = residency_.cold(cold).next) {

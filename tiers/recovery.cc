@@ -517,7 +517,9 @@ Recovered Recoverer::Judge() {
   }
   std::vector<bool> dead(recovered.records.size());
   KeepOneOfEach(recovered.records, dead, [&](uint32_t i) {
-    return !SafetyOn(Safety::kDataBeforeIndex) || IsWhole(recovered.records[i]);
+    const bool whole = !SafetyOn(Safety::kDataBeforeIndex) || IsWhole(recovered.records[i]);
+    report_.damaged_records += !whole;
+    return whole;
   });
   size_t kept = 0;
   for (size_t i = 0; i < recovered.records.size(); ++i) {

@@ -35,6 +35,7 @@ struct RecoveryReport {
   uint64_t of_dead_epoch = 0;      // The scope was purged since.
   uint64_t of_unknown_scope = 0;   // No superblock knows the number.
   uint64_t duplicates = 0;         // Another record of the part stays.
+  uint64_t damaged_records = 0;    // Of those: they would have stayed, had they been whole.
   uint64_t damaged_rows = 0;       // Rows of the index that cannot be read, or say what cannot be.
   uint64_t rows_without_data = 0;  // Rows past what the media hold.
 

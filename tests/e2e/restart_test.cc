@@ -399,6 +399,56 @@ TEST_F(NvmeRestartTest, WhatIsNotKvdsIsNotWrittenAndMemoryServesAlone) {
   EXPECT_TRUE(after.str() == foreign);
 }
 
+TEST_F(NvmeRestartTest, ADeviceOfAnotherSetIsRefusedAndKept) {
+  StartWithNvme();
+  PutAll();
+  ASSERT_EQ(daemon_->Stop(), 0) << daemon_->child().Errors();
+  daemon_.reset();
+  const std::string other = folder_.path() + "/other";
+  {
+    MemoryFolder memory;
+    auto daemon = DaemonProcess::Start(
+        {.arguments = {"--dram", "32MiB", "--data", folder_.path() + "/other-data",
+                       "--arena-directory", memory.path(), "--nvme", other + ":256MiB"}});
+    ASSERT_TRUE(daemon.ok()) << daemon.status();
+    ASSERT_EQ((*daemon)->Stop(), 0);
+  }
+  const std::string kept = folder_.path() + "/kept";
+  std::filesystem::rename(nvme_, kept);
+  std::filesystem::rename(other, nvme_);
+  StartWithNvme();
+  EXPECT_THAT(daemon_->child().Errors(), HasSubstr("tier.refused tier=nvme"));
+  EXPECT_THAT(daemon_->child().Errors(), HasSubstr("belongs to the set"));
+  EXPECT_EQ(NvmeBlocks(), 0u);
+  EXPECT_GT(GetAll(), 0u) << "what is in memory is served";
+  ASSERT_EQ(daemon_->Stop(), 0);
+  daemon_.reset();
+  std::filesystem::rename(kept, nvme_);
+  StartWithNvme();  // Neither of them was changed.
+  EXPECT_GT(NvmeBlocks(), 0u);
+  ExpectClean();
+}
+
+TEST_F(NvmeRestartTest, WhereTheFolderOfADeviceHasGoneMemoryServesAlone) {
+  StartWithNvme();
+  PutAll();
+  ASSERT_EQ(daemon_->Stop(), 0) << daemon_->child().Errors();
+  daemon_.reset();
+  std::vector<std::string> arguments = Arguments();
+  arguments.insert(arguments.end(), {"--nvme", folder_.path() + "/unmounted/nvme0:256MiB"});
+  auto daemon = DaemonProcess::Start({.arguments = arguments, .path = path_});
+  ASSERT_TRUE(daemon.ok()) << daemon.status();
+  daemon_ = *std::move(daemon);
+  EXPECT_THAT(daemon_->child().Errors(), HasSubstr("tier.refused tier=nvme"));
+  EXPECT_THAT(daemon_->child().Errors(), HasSubstr("/unmounted"));
+  EXPECT_GT(GetAll(), 0u);
+  ASSERT_EQ(daemon_->Stop(), 0);
+  daemon_.reset();
+  StartWithNvme();  // It is mounted again.
+  EXPECT_GT(NvmeBlocks(), 0u);
+  ExpectClean();
+}
+
 // ---- damage -------------------------------------------------------------------------------------
 
 // Changes bytes of a file of the arena, by where they are.

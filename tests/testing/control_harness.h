@@ -82,6 +82,7 @@ class ControlHarness {
     uint32_t max_blocks = 4096;
     uint64_t max_parts = 8192;
     uint64_t nvme_bytes = 0;  // Of live records; 0: there is no NVMe.
+    bool fake_nvme = true;    // False: the test attaches a tier of its own.
     std::string admission = "all";
     Control::Options control;
   };
@@ -113,7 +114,7 @@ class ControlHarness {
             [this](uint32_t region, uint64_t bytes) { mover.MakeRegion(region, bytes); },
             options.nvme_bytes > 0 ? &cold_policy : nullptr),
         control(store, board, mover, inbox, clock, options.control) {
-    if (options.nvme_bytes == 0) return;
+    if (options.nvme_bytes == 0 || !options.fake_nvme) return;
     control.AttachNvme(nvme, *admission,
                        [](DomainId domain) { return "domain" + std::to_string(domain); });
     nvme.SetOwner(&control.movement()->owner());

@@ -432,6 +432,7 @@ TEST_F(RecoveryTest, ACopyStaysWhereItsOriginalIsNotWhole) {
     with_index ? Restart() : RestartWithoutIndex();
     ASSERT_EQ(h_.found.size(), 1u);
     EXPECT_EQ(h_.found[0].place, copy);
+    EXPECT_EQ(h_.report.damaged_records, 1u);
   }
 }
 
