@@ -156,7 +156,7 @@ CrashDaemon::Options DaemonOptions(const CrashOptions& options, const std::strin
 
 class CrashRun {
  public:
-  CrashRun(const CrashOptions& options, std::string folder)
+  CrashRun(const CrashOptions& options, const std::string& folder)
       : options_(options),
         points_(PointsOf(options)),
         random_(options.seed),

@@ -794,11 +794,12 @@ void Control::Poll() {
   }
   events_.clear();
   polled_at_ = now;
+  // Before room is made ahead: what is given back may leave.
+  if (options_.record != nullptr) options_.record->Poll();
   if (movement_ != nullptr) movement_->Turn(now, /*asked=*/ready_.empty());
   scrubber_.Turn(now);
   ExpireLeases(kLeasesExpiredPerPoll);
   DrainHolds();
-  if (options_.record != nullptr) options_.record->Poll();
   if (now >= next_expiry_) {
     std::vector<uint64_t> expired;
     next_expiry_ = INT64_MAX;
