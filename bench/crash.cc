@@ -30,6 +30,10 @@ namespace {
 constexpr Nanos kAcknowledgedBefore = kSecond;
 constexpr absl::Duration kPointPatience = absl::Milliseconds(1500);  // For a point to be passed.
 constexpr absl::Duration kStep = absl::Milliseconds(4);
+constexpr uint32_t kDroppedBlocks = 8;
+// Of DRAM, that is put before the daemon is asked again whether it has made room: two thirds of
+// what it keeps free where there is NVMe, as parts do not fill their slots.
+constexpr uint64_t kGrantShare = 24;
 constexpr double kDramBar = 0.99;
 constexpr double kNvmeBar = 0.999;
 
@@ -53,12 +57,16 @@ std::vector<std::string> PointsOf(const CrashOptions& options) {
 // go, a process that dies.
 class SideShow {
  public:
-  SideShow(CrashAccount& account, CrashDaemon& daemon, uint64_t live_bytes, uint64_t seed)
-      : account_(account), daemon_(daemon), live_bytes_(live_bytes), random_(seed) {}
+  SideShow(CrashAccount& account, CrashDaemon& daemon, CrashClients& clients, uint64_t live_bytes,
+           uint64_t seed)
+      : account_(account),
+        daemon_(daemon),
+        clients_(clients),
+        live_bytes_(live_bytes),
+        random_(seed) {}
 
   // Some of it. Nothing of this fails: the daemon may be killed at any time.
   void Step(bool with_process) {
-    if (account_.live_bytes() > live_bytes_ / 10 * 9) EvictOne();
     switch (random_() % 16) {
       case 0:
         DropAll();
@@ -69,38 +77,50 @@ class SideShow {
       default:
         break;
     }
+    if (account_.leaving_bytes() == 0 && account_.live_bytes() > live_bytes_ / 10 * 9) RetireOne();
+    if (account_.leaving_bytes() > 0) EvictTheRest();
     if (with_process && peer_ == nullptr) StartPeer();
   }
-  // Chains that did not leave when they were to: somebody held them, or the daemon was killed. Left
-  // where they are, they would push out what is expected to stay.
+  // Evicts all that nobody expects: chains that were to go and were held, or the daemon was killed;
+  // what was put and nobody was told; what a process stored that is dead. Left where it is, it
+  // would fill the memory, and what is expected to stay would leave for it by right.
   void EvictTheRest() {
-    std::erase_if(to_evict_, [this](const CrashChain* chain) { return HasGone(*chain); });
+    const absl::StatusOr<std::vector<CrashDaemon::Block>> blocks = daemon_.Blocks();
+    if (!blocks.ok()) return;
+    // Asked after the list was made: a chain is in the account before it is in the daemon.
+    const std::set<std::string_view> live = account_.LiveRoots();
+    uint64_t leaving = 0;
+    for (const CrashDaemon::Block& block : *blocks) {
+      if (!block.root || live.contains(block.key)) continue;
+      const absl::StatusOr<uint64_t> kept = daemon_.Evict(block);
+      if (absl::IsNotFound(kept.status())) continue;
+      if (!kept.ok()) return;  // The daemon was killed: the next one is asked.
+      leaving += *kept * std::max(block.dram_bytes, block.nvme_bytes);
+    }
+    account_.SetLeaving(leaving);
   }
   // The process that lives beside us, if there is one, is killed.
   void EndPeer() { peer_.reset(); }
 
-  // Chains whose namespace was dropped, and the daemon said so.
-  const std::vector<CrashChain*>& dropped() const { return dropped_; }
-  void ForgetDropped() { dropped_.clear(); }
+  // Chains whose namespace was dropped, and the daemon said so: whoever has looked forgets them.
+  std::vector<CrashChain*>& dropped() { return dropped_; }
 
  private:
-  void EvictOne() {
-    CrashChain& chain = account_.chain(random_() % account_.chains());
-    if (chain.retired) return;
-    account_.Retire(chain);
-    if (!HasGone(chain)) to_evict_.push_back(&chain);
-  }
-  bool HasGone(const CrashChain& chain) {
-    const absl::Status evicted = daemon_.Evict(chain);
-    return evicted.ok() || absl::IsNotFound(evicted);
+  void RetireOne() {
+    std::vector<CrashChain*> live;
+    for (size_t i = 0; i < account_.chains(); ++i) {
+      if (account_.chain(i).StoredBy(INT64_MAX) > 0) live.push_back(&account_.chain(i));
+    }
+    if (!live.empty()) account_.Retire(*live[random_() % live.size()]);
   }
 
   // A namespace is filled, and goes as a whole.
   void DropAll() {
+    if (!clients_.Take(kDroppedBlocks * CrashBlockBytes(CrashNamespace::kDropped))) return;
     CrashSession session(account_, daemon_.endpoint());
     CrashChain* chain = account_.NewChain(CrashNamespace::kDropped, 0);
-    session.Put(*chain, 0, 16);
-    const bool was_there = session.Get(*chain, 16, "get before the drop") > 0;
+    session.Put(*chain, 0, kDroppedBlocks);
+    const bool was_there = session.Get(*chain, kDroppedBlocks, "get before the drop") > 0;
     account_.Retire(*chain);
     session.client().Flush().IgnoreError();  // What is held does not go.
     if (was_there && daemon_.Drop(CrashNamespace::kDropped).ok()) dropped_.push_back(chain);
@@ -120,10 +140,10 @@ class SideShow {
 
   CrashAccount& account_;
   CrashDaemon& daemon_;
+  CrashClients& clients_;
   const uint64_t live_bytes_;
   std::mt19937_64 random_;
   std::vector<CrashChain*> dropped_;
-  std::vector<CrashChain*> to_evict_;
   std::unique_ptr<ChildProcess> peer_;
 };
 
@@ -142,13 +162,13 @@ class CrashRun {
         random_(options.seed),
         // Well below the room, or evictions would be seen: parts do not fill their slots and
         // records, pools share regions, and what was dropped may come back.
-        live_bytes_(options.dram_bytes / 3 + options.nvme_bytes / 16),
+        live_bytes_(options.dram_bytes / 3 + options.nvme_bytes / 8),
         account_(options.seed),
         daemon_(DaemonOptions(options, folder)),
         endpoint_(absl::StrCat("unix:", folder, "/kvd.sock")),
         auditor_(account_, endpoint_),
-        clients_(account_, endpoint_, options.clients, options.seed, {.live_bytes = live_bytes_}),
-        side_show_(account_, daemon_, live_bytes_, options.seed) {}
+        clients_(account_, endpoint_, options.clients, options.seed, live_bytes_),
+        side_show_(account_, daemon_, clients_, live_bytes_, options.seed) {}
   ~CrashRun() {
     if (daemon_.running()) daemon_.Kill();
     if (options_.folder.empty()) daemon_.RemoveAll();
@@ -177,7 +197,9 @@ class CrashRun {
 
   absl::Status Cycle() {
     const std::string point = PointOfCycle();
-    if (point.empty() && has_data_ && options_.nvme_bytes > 0 && Dice(4) == 0) {
+    const bool loses_arena =
+        point.empty() ? options_.nvme_bytes > 0 && Dice(4) == 0 : point == "restore.table_created";
+    if (has_data_ && loses_arena) {
       daemon_.RemoveArena();
       arena_lost_ = true;
     }
@@ -185,7 +207,12 @@ class CrashRun {
     if (result_.failed_starts > 0 && !daemon_.running()) {
       return has_data_ ? absl::OkStatus() : absl::UnavailableError(result_.first_failure);
     }
+    // What a reader of before may read cannot leave.
+    if (point.empty() || account_.leaving_bytes() > 0) clients_.Greet();
+    auditor_.Greet();
     if (point.empty()) TakeAccount();
+    CheckWhatWasDropped();
+    side_show_.EvictTheRest();
     Load(point);
     return absl::OkStatus();
   }
@@ -222,16 +249,14 @@ class CrashRun {
     }
   }
 
-  // What was acknowledged long enough before the last kill is there, and nothing that was dropped.
+  // What was acknowledged long enough before the last kill is there.
   void TakeAccount() {
-    clients_.Greet();
     const Nanos by = last_kill_ - kAcknowledgedBefore;
     const uint64_t expected_before = result_.dram.expected + result_.nvme.expected;
     const uint64_t found_before = result_.dram.found + result_.nvme.found;
     for (size_t i = 0; i < account_.chains(); ++i) {
       CrashChain& chain = account_.chain(i);
-      const uint32_t known = chain.StoredBy(INT64_MAX);
-      if (known == 0) continue;
+      if (chain.retired) continue;
       if (auditor_.Get(chain, kCrashChainBlocks, "get after a restart") < 0) continue;
       const uint32_t found = auditor_.found();
       const uint32_t expected = chain.StoredBy(by);
@@ -256,43 +281,52 @@ class CrashRun {
                                 "\n");
     }
     if (options_.nvme_bytes > 0) NoteWhatIsOnNvme();
-    for (CrashChain* chain : side_show_.dropped()) {
-      if (auditor_.Get(*chain, 16, "get after a drop") > 0) {
-        account_.Wrong(*chain, 0, "its namespace was dropped before the daemon was killed");
-      }
-    }
-    side_show_.ForgetDropped();
-    side_show_.EvictTheRest();
     if (absl::Status audit = daemon_.Audit(); absl::IsInternal(audit)) Fail(audit);
     arena_lost_ = false;
   }
 
+  void CheckWhatWasDropped() {
+    std::erase_if(side_show_.dropped(), [this](CrashChain* chain) {
+      const int there = auditor_.Get(*chain, kDroppedBlocks, "get after a drop");
+      if (there > 0) {
+        account_.Wrong(*chain, 0, "its namespace was dropped before the daemon was killed");
+      }
+      return there >= 0;
+    });
+  }
+
   void NoteWhatIsOnNvme() {
-    for (const CrashNamespace ns : {CrashNamespace::kPlain, CrashNamespace::kSharded}) {
-      const absl::StatusOr<std::set<std::string>> keys = daemon_.KeysOnNvme(ns);
-      if (!keys.ok()) continue;
-      for (size_t i = 0; i < account_.chains(); ++i) {
-        CrashChain& chain = account_.chain(i);
-        if (chain.ns != ns || chain.retired) continue;
-        for (uint32_t block = 0; block < kCrashChainBlocks; ++block) {
-          chain.on_nvme[block] = keys->contains(std::string(chain.key(block)));
-        }
+    const absl::StatusOr<std::vector<CrashDaemon::Block>> blocks = daemon_.Blocks();
+    if (!blocks.ok()) return;
+    std::set<std::string_view> on_nvme;
+    for (const CrashDaemon::Block& block : *blocks) {
+      if (block.nvme_bytes > 0) on_nvme.insert(block.key);
+    }
+    for (size_t i = 0; i < account_.chains(); ++i) {
+      CrashChain& chain = account_.chain(i);
+      if (chain.retired) continue;
+      for (uint32_t block = 0; block < kCrashChainBlocks; ++block) {
+        chain.on_nvme[block] = on_nvme.contains(chain.key(block));
       }
     }
   }
 
   void Load(const std::string& point) {
     const bool ends_by_signal = point.rfind("stop.", 0) == 0 || (point.empty() && Dice(16) == 0);
-    const bool pressure = point == "region.emptied" || (point.empty() && Dice(40) == 0);
+    const bool pressure =
+        point == "region.emptied" || point == "nvme.evicted" || (point.empty() && Dice(40) == 0);
     const bool process = point == "session.process_exited" || Dice(32) == 0;
     const bool long_life = point.empty() && Dice(40) == 0;
     clients_.SetPressure(pressure);
+    clients_.Grant(0);
+    GrantRoom();
     clients_.Resume();
     const absl::Time begin = absl::Now();
     const absl::Duration life = !point.empty() && !ends_by_signal ? kPointPatience
                                 : long_life                       ? absl::Milliseconds(1300)
                                                                   : absl::Milliseconds(Dice(60));
     while (absl::Now() - begin < life && !daemon_.WaitForExit(kStep)) {
+      GrantRoom();
       side_show_.Step(process && absl::Now() - begin < life / 2);
       if (absl::Now() - begin > life / 4) side_show_.EndPeer();
     }
@@ -300,6 +334,13 @@ class CrashRun {
     clients_.Pause();
     side_show_.EndPeer();
     if (pressure) ForgetAll();
+  }
+
+  // A put does not wait for the disk: who puts more than is kept free for it pushes out what is not
+  // on NVMe yet, and that is lost, but not by a kill.
+  void GrantRoom() {
+    const absl::StatusOr<bool> roomy = daemon_.HasMadeRoom();
+    if (roomy.ok() && *roomy) clients_.Grant(options_.dram_bytes / kGrantShare);
   }
 
   // The end of a life, however it comes.
@@ -329,7 +370,7 @@ class CrashRun {
 
   void ForgetAll() {
     for (size_t i = 0; i < account_.chains(); ++i) account_.Retire(account_.chain(i));
-    side_show_.ForgetDropped();
+    side_show_.dropped().clear();
   }
 
   const CrashOptions options_;

@@ -25,7 +25,7 @@ struct CrashOptions {
   uint64_t seed = 1;
   std::string program;  // kvd; empty: the one beside this program.
   uint64_t dram_bytes = 16u << 20;
-  uint64_t nvme_bytes = 128u << 20;  // 0: no NVMe.
+  uint64_t nvme_bytes = 64u << 20;  // 0: no NVMe.
   uint32_t clients = 3;
   std::string only;    // One kill point, every time; empty: all in turn.
   std::string folder;  // Where the data lies, and stays; empty: a fresh one that goes.

@@ -28,7 +28,7 @@ uint32_t CrashPartBytes(CrashNamespace ns) {
     case CrashNamespace::kSharded:
       return 6000;
     case CrashNamespace::kDropped:
-      return 4 << 10;
+      return 16'000;
     default:
       return 48 << 10;
   }
@@ -79,12 +79,24 @@ CrashChain& CrashAccount::chain(size_t i) {
 
 void CrashAccount::Retire(CrashChain& chain) {
   if (chain.retired.exchange(true)) return;
+  const uint64_t blocks = chain.StoredBy(INT64_MAX);
+  leaving_bytes_.fetch_add(blocks * CrashBlockBytes(chain.ns), std::memory_order_relaxed);
   for (uint32_t i = 0; i < kCrashChainBlocks; ++i) Lost(chain, i);
+}
+
+std::set<std::string_view> CrashAccount::LiveRoots() {
+  const std::lock_guard lock(mu_);
+  std::set<std::string_view> roots;
+  for (const CrashChain& chain : chains_) {
+    if (!chain.retired) roots.insert(chain.key(0));
+  }
+  return roots;
 }
 
 void CrashAccount::Stored(CrashChain& chain, uint32_t block, Nanos now) {
   Nanos expected = 0;
-  if (chain.retired.load() || !chain.stored[block].compare_exchange_strong(expected, now)) return;
+  if (chain.retired.load() || chain.ns == CrashNamespace::kPressure) return;
+  if (!chain.stored[block].compare_exchange_strong(expected, now)) return;
   live_bytes_.fetch_add(CrashBlockBytes(chain.ns), std::memory_order_relaxed);
 }
 

@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <deque>
 #include <mutex>
+#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -29,7 +30,7 @@ inline constexpr uint32_t kCrashHashBytes = 32;
 enum class CrashNamespace : uint8_t {
   kPlain,     // 16 KiB.
   kSharded,   // 2 x 6,000 bytes.
-  kDropped,   // 4 KiB; dropped as a whole now and then.
+  kDropped,   // 16,000 bytes, in slots as the first; dropped as a whole now and then.
   kPressure,  // 48 KiB; not in the account: it takes the others' room.
 };
 inline constexpr uint32_t kCrashNamespaces = 4;
@@ -47,7 +48,7 @@ struct CrashChain {
   std::array<std::atomic<Nanos>, kCrashChainBlocks> stored{};
   // Seen on NVMe; of the one thread that takes account.
   std::array<bool, kCrashChainBlocks> on_nvme{};
-  std::atomic<bool> retired{false};  // Evicted or dropped: it may be there or not.
+  std::atomic<bool> retired{false};  // Evicted or dropped, or about to be: it may be there or not.
 
   std::string_view key(uint32_t block) const {
     return std::string_view(keys).substr(size_t{block} * kCrashHashBytes, kCrashHashBytes);
@@ -70,8 +71,13 @@ class CrashAccount {
   CrashChain& chain(size_t i);
   // Bytes of blocks that are not retired.
   uint64_t live_bytes() const { return live_bytes_.load(std::memory_order_relaxed); }
-  // It counts no more.
+  // Bytes of blocks that are retired, or nobody's, and have not left the daemon yet.
+  uint64_t leaving_bytes() const { return leaving_bytes_.load(std::memory_order_relaxed); }
+  void SetLeaving(uint64_t bytes) { leaving_bytes_.store(bytes, std::memory_order_relaxed); }
+  // Nobody expects it any more: its bytes are leaving.
   void Retire(CrashChain& chain);
+  // The first keys of the chains that are not retired.
+  std::set<std::string_view> LiveRoots();
   // Of a block that was not known to be stored before.
   void Stored(CrashChain& chain, uint32_t block, Nanos now);
   void Lost(CrashChain& chain, uint32_t block);
@@ -93,6 +99,7 @@ class CrashAccount {
   std::deque<CrashChain> chains_;
   std::atomic<size_t> count_{0};
   std::atomic<uint64_t> live_bytes_{0};
+  std::atomic<uint64_t> leaving_bytes_{0};
 };
 
 }  // namespace kvd

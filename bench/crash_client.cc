@@ -40,6 +40,11 @@ bool CrashSession::Register(CrashNamespace ns) {
   return known.has_value();
 }
 
+void CrashSession::Greet() {
+  if (!Register(CrashNamespace::kPlain)) return;
+  client_.Lookup(ns(CrashNamespace::kPlain), std::string(kMaxHashBytes, '\0'));
+}
+
 absl::Span<std::byte> CrashSession::PartOf(CrashNamespace ns, uint32_t block, uint32_t part) {
   const size_t bytes = CrashPartBytes(ns);
   return absl::MakeSpan(memory_).subspan((size_t{block} * CrashParts(ns) + part) * bytes, bytes);
@@ -102,12 +107,10 @@ class CrashClients::One {
     held_.clear();
   }
 
-  // As an engine that goes on: it has a session again, and reads nothing of before. While nobody
-  // has a turn.
+  // While nobody has a turn.
   void Greet() {
     held_.clear();
-    if (!session_.Register(CrashNamespace::kPlain)) return;
-    session_.client().Lookup(session_.ns(CrashNamespace::kPlain), std::string(kMaxHashBytes, '\0'));
+    session_.Greet();
   }
 
  private:
@@ -159,7 +162,7 @@ class CrashClients::One {
   // The next blocks of a chain of ours, or of one that all of us extend, where a child may come
   // before its parent.
   void Extend() {
-    if (account_.live_bytes() > all_.limits_.live_bytes) return;
+    if (account_.live_bytes() + account_.leaving_bytes() > all_.live_bytes_) return;
     std::erase_if(open_, [](const CrashChain* chain) {
       return chain->retired || chain->StoredBy(INT64_MAX) == kCrashChainBlocks;
     });
@@ -192,21 +195,8 @@ class CrashClients::One {
         first = kLongPut;
       }
     }
-    if (first >= kCrashChainBlocks || !Affords(blocks * CrashBlockBytes(chain->ns))) return;
+    if (first >= kCrashChainBlocks || !all_.Take(blocks * CrashBlockBytes(chain->ns))) return;
     session_.Put(*chain, first, std::min(blocks, kCrashChainBlocks - first));
-  }
-
-  // Whether the rate of puts has room for so many bytes.
-  bool Affords(uint64_t bytes) {
-    const Nanos now = clock_.Now();
-    const auto takes = static_cast<Nanos>(bytes * kSecond / all_.limits_.put_bytes_s);
-    Nanos used = all_.budget_at_.load();
-    Nanos next = 0;
-    do {
-      if (used > now) return false;
-      next = std::max(used, now - 20 * kMillisecond) + takes;
-    } while (!all_.budget_at_.compare_exchange_weak(used, next));
-    return true;
   }
 
   void Hold() {
@@ -257,13 +247,11 @@ class CrashClients::One {
     CrashChain* chain = account_.NewChain(CrashNamespace::kPressure, index_);
     session_.Put(*chain, 0, 8);
     session_.Get(*chain, 8, "get under pressure");
-    account_.Retire(*chain);
   }
 
   CrashClients& all_;
   CrashAccount& account_;
   const uint32_t index_;
-  SystemClock clock_;
   std::mt19937_64 random_;
   CrashSession session_;
   std::vector<CrashChain*> open_;
@@ -274,8 +262,8 @@ class CrashClients::One {
 // --- all of them ---------------------------------------------------------------------------------
 
 CrashClients::CrashClients(CrashAccount& account, const std::string& endpoint, uint32_t clients,
-                           uint64_t seed, const CrashLimits& limits)
-    : account_(account), limits_(limits) {
+                           uint64_t seed, uint64_t live_bytes)
+    : account_(account), live_bytes_(live_bytes) {
   for (uint32_t i = 0; i < clients; ++i) {
     ones_.push_back(std::make_unique<One>(*this, endpoint, i, seed));
   }
@@ -300,6 +288,14 @@ bool CrashClients::WaitForTurn() {
   changed_.wait(lock, [this] { return running_ || over_; });
   --at_rest_;
   return !over_;
+}
+
+bool CrashClients::Take(uint64_t bytes) {
+  uint64_t left = granted_bytes_.load();
+  do {
+    if (left < bytes) return false;
+  } while (!granted_bytes_.compare_exchange_weak(left, left - bytes));
+  return true;
 }
 
 void CrashClients::Resume() {

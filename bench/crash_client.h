@@ -22,16 +22,11 @@
 
 namespace kvd {
 
-struct CrashLimits {
-  uint64_t live_bytes = 8u << 20;  // That the account may come to; no client stores beyond.
-  // Of all clients together, so that what the daemon writes behind them keeps up; bytes a second.
-  uint64_t put_bytes_s = 64u << 20;
-};
-
 class CrashClients {
  public:
+  // No client stores beyond `live_bytes` of the account, what is leaving included.
   CrashClients(CrashAccount& account, const std::string& endpoint, uint32_t clients, uint64_t seed,
-               const CrashLimits& limits);
+               uint64_t live_bytes);
   ~CrashClients();
   CrashClients(const CrashClients&) = delete;
   CrashClients& operator=(const CrashClients&) = delete;
@@ -41,7 +36,12 @@ class CrashClients {
   void Pause();
   // Each has a session with the daemon of now, and holds nothing. Requires: paused.
   void Greet();
-  // Blocks of kPressure are stored, too, which are more than the arena holds.
+  // All clients together may put so many bytes until this is called again: as much as there is room
+  // for.
+  void Grant(uint64_t bytes) { granted_bytes_.store(bytes, std::memory_order_relaxed); }
+  // Takes so many bytes of what was granted. False: that is less. Any thread.
+  bool Take(uint64_t bytes);
+  // Blocks of kPressure are stored, too, which are more than the arena holds and need no grant.
   void SetPressure(bool on) { pressure_ = on; }
 
  private:
@@ -50,9 +50,9 @@ class CrashClients {
   bool WaitForTurn();
 
   CrashAccount& account_;
-  const CrashLimits limits_;
+  const uint64_t live_bytes_;
   std::atomic<bool> pressure_{false};
-  std::atomic<Nanos> budget_at_{0};  // Up to when the rate of puts has been used.
+  std::atomic<uint64_t> granted_bytes_{0};
   std::mutex mu_;
   std::condition_variable changed_;
   bool running_ = false;
@@ -70,6 +70,9 @@ class CrashSession {
 
   // The namespace as the daemon of now knows it. False: it is away.
   bool Register(CrashNamespace ns);
+  // As an engine that goes on: the daemon of now knows it, and that it reads nothing of before but
+  // what it still holds.
+  void Greet();
   Client& client() { return client_; }
   const Namespace& ns(CrashNamespace ns) const { return *namespaces_[static_cast<size_t>(ns)]; }
 

@@ -2,6 +2,7 @@
 
 #include <grpcpp/create_channel.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <system_error>
 
@@ -138,18 +139,14 @@ absl::StatusOr<uint32_t> CrashDaemon::NumberOf(CrashNamespace ns) {
   return absl::NotFoundError(absl::StrCat("no namespace of ", model));
 }
 
-absl::Status CrashDaemon::Evict(const CrashChain& chain) {
-  const absl::StatusOr<uint32_t> ns = NumberOf(chain.ns);
-  if (!ns.ok()) return ns.status();
+absl::StatusOr<uint64_t> CrashDaemon::Evict(const Block& top) {
   v1::EvictRequest request;
-  request.set_namespace_id(*ns);
-  request.set_key(std::string(chain.key(0)));
+  request.set_namespace_id(top.ns);
+  request.set_key(top.key);
   v1::EvictReply reply;
   const absl::Status status = operator_->Ask("evict", &v1::Admin::Stub::Evict, request, reply);
-  if (status.ok() && reply.kept_blocks() > 0) {
-    return absl::FailedPreconditionError("evict: some of it is held");
-  }
-  return status;
+  if (!status.ok()) return status;
+  return reply.kept_blocks();
 }
 
 absl::Status CrashDaemon::Drop(CrashNamespace ns) {
@@ -165,23 +162,35 @@ absl::Status CrashDaemon::Drop(CrashNamespace ns) {
   return status;
 }
 
-absl::StatusOr<std::set<std::string>> CrashDaemon::KeysOnNvme(CrashNamespace ns) {
-  const absl::StatusOr<uint32_t> number = NumberOf(ns);
-  if (!number.ok()) return number.status();
-  std::set<std::string> keys;
+absl::StatusOr<std::vector<CrashDaemon::Block>> CrashDaemon::Blocks() {
+  std::vector<Block> blocks;
   v1::BlocksRequest request;
-  request.set_namespace_id(*number);
   request.set_limit(10'000);
   do {
     v1::BlocksReply reply;
     absl::Status status = operator_->Ask("blocks", &v1::Admin::Stub::Blocks, request, reply);
     if (!status.ok()) return status;
     for (const v1::BlockStatus& block : reply.blocks()) {
-      if (block.nvme_bytes() > 0) keys.insert(block.key());
+      blocks.push_back({.ns = block.namespace_id(),
+                        .key = block.key(),
+                        .root = block.parent().empty(),
+                        .dram_bytes = block.bytes(),
+                        .nvme_bytes = block.nvme_bytes()});
     }
     request.set_cursor(reply.next_cursor());
   } while (request.cursor() != 0);
-  return keys;
+  return blocks;
+}
+
+absl::StatusOr<bool> CrashDaemon::HasMadeRoom() {
+  v1::StatusReply reply;
+  const absl::Status status =
+      operator_->Ask("status", &v1::Admin::Stub::Status, v1::StatusRequest(), reply);
+  if (!status.ok()) return status;
+  return std::none_of(reply.counters().begin(), reply.counters().end(), [](const auto& counter) {
+    return counter.value() > 0 &&
+           (counter.name() == "nvme_moves" || counter.name() == "withheld_parts");
+  });
 }
 
 absl::Status CrashDaemon::Audit() {

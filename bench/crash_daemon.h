@@ -9,7 +9,6 @@
 
 #include <cstdint>
 #include <memory>
-#include <set>
 #include <string>
 #include <vector>
 
@@ -54,10 +53,21 @@ class CrashDaemon {
   void RemoveArena();
 
   // --- the operator's calls; all fail when the daemon dies below them ---------------------------
-  absl::Status Evict(const CrashChain& chain);
+  struct Block {
+    uint32_t ns = 0;  // The daemon's number.
+    std::string key;
+    bool root = false;
+    uint64_t dram_bytes = 0;
+    uint64_t nvme_bytes = 0;
+  };
+  // All that it has, of any namespace.
+  absl::StatusOr<std::vector<Block>> Blocks();
+  // Evicts a block and what hangs below it. Returns how many blocks stay, as somebody has them.
+  absl::StatusOr<uint64_t> Evict(const Block& top);
   absl::Status Drop(CrashNamespace ns);  // kFailedPrecondition: not all of it may go.
-  // Keys of the blocks of `ns` that lie on NVMe, whether in DRAM as well or not.
-  absl::StatusOr<std::set<std::string>> KeysOnNvme(CrashNamespace ns);
+  // Whether nothing moves between the tiers, nor is to, and nothing is withheld for readers of
+  // before: then it has the room that it keeps free.
+  absl::StatusOr<bool> HasMadeRoom();
   // kInternal when the index does not add up, or has blocks whose parents are nowhere.
   absl::Status Audit();
 

@@ -319,8 +319,7 @@ double TierCase::SumCpu() const {
   return (CpuSecondsOfThisThread() - start) * 1e6 / kSampleMegabytes;
 }
 
-// --- rows
-// ------------------------------------------------------------------------------------------
+// --- rows ----------------------------------------------------------------------------------------
 
 absl::Status MeasureWay(MicroRun& run, TierCase& tier, BareCase& bare, Way way,
                         std::string_view row, std::string_view cpu_row) {

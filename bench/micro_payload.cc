@@ -2,6 +2,8 @@
 // gets. One daemon serves them all.
 
 #include <algorithm>
+#include <atomic>
+#include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -29,7 +31,9 @@ constexpr uint64_t kBatchBytes = uint64_t{kBatchBlocks} * kBlockBytes;
 constexpr uint32_t kChains = 8;  // Of one batch each, read in turn.
 constexpr uint32_t kBatchesPerSample = 6;
 constexpr uint32_t kHeldChains = 4;
-constexpr uint32_t kBuffers = 4;  // Of the client, one batch each, used in turn.
+constexpr uint32_t kBuffers = 4;              // Of the client, one batch each, used in turn.
+constexpr uint64_t kStagingBytes = 4u << 20;  // Of the bare way through staging: stays in cache.
+constexpr uint64_t kStagingPiece = 256u << 10;
 constexpr uint32_t kSmallBytes = 256u << 10;
 constexpr uint32_t kSmallBlocks = 1024;
 constexpr int kSmallCallsPerRound = 200;
@@ -65,6 +69,32 @@ Targets SplitBatch(std::byte* base) {
   return targets;
 }
 
+// What a put does with its bytes and nothing else: one thread copies them into a ring of staging
+// memory while another copies them out of it. Both spin.
+void CopyThroughStaging(const CopyLoop& in, const CopyLoop& out, const Sources& sources,
+                        const Targets& targets, std::byte* staging) {
+  constexpr uint64_t kOfBlock = kBlockBytes / kStagingPiece;
+  constexpr uint64_t kSlots = kStagingBytes / kStagingPiece;
+  constexpr uint64_t kPieces = kBatchBytes / kStagingPiece;
+  std::atomic<uint64_t> filled{0};
+  std::atomic<uint64_t> emptied{0};
+  std::thread copier([&] {
+    for (uint64_t i = 0; i < kPieces; ++i) {
+      while (filled.load(std::memory_order_acquire) <= i) std::this_thread::yield();
+      out.copy(targets[i / kOfBlock].data() + i % kOfBlock * kStagingPiece,
+               staging + i % kSlots * kStagingPiece, kStagingPiece);
+      emptied.store(i + 1, std::memory_order_release);
+    }
+  });
+  for (uint64_t i = 0; i < kPieces; ++i) {
+    while (i - emptied.load(std::memory_order_acquire) >= kSlots) std::this_thread::yield();
+    in.copy(staging + i % kSlots * kStagingPiece,
+            sources[i / kOfBlock].data() + i % kOfBlock * kStagingPiece, kStagingPiece);
+    filled.store(i + 1, std::memory_order_release);
+  }
+  copier.join();
+}
+
 class PayloadBench {
  public:
   static absl::StatusOr<std::unique_ptr<PayloadBench>> Start(MicroRun& run);
@@ -74,6 +104,7 @@ class PayloadBench {
   absl::Status MeasureGetInPlace();
   absl::Status MeasureSmallGet(GrpcEcho& echo);
   absl::Status MeasurePut(std::string_view row, Placement placement);
+  absl::Status MeasureBareStaging();
   absl::Status MeasureRedis(RedisServer& redis);
 
  private:
@@ -368,6 +399,44 @@ absl::Status PayloadBench::MeasurePut(std::string_view row, Placement placement)
   return absl::OkStatus();
 }
 
+// How much of the floor of a put its two copies leave on this machine, by the best pair of loops.
+absl::Status PayloadBench::MeasureBareStaging() {
+  constexpr std::string_view kRow = "staged_copy_2mib";
+  if (!run_.Wanted(kRow)) return absl::OkStatus();
+  run_.Place(Placement::kAnywhere);
+  const absl::StatusOr<MemoryRegion> arena =
+      MemoryRegion::Create(kBuffers * kBatchBytes, PageKind::kHugetlb);
+  if (!arena.ok()) return arena.status();
+  const absl::StatusOr<MemoryRegion> staging =
+      MemoryRegion::Create(kStagingBytes, PageKind::kHugetlb);
+  if (!staging.ok()) return staging.status();
+  uint64_t next_target = 0;
+  const auto next = [&] {
+    const Targets from = NextBuffer();
+    return Batch{Sources(from.begin(), from.end()),
+                 SplitBatch(arena->data() + next_target++ % kBuffers * kBatchBytes)};
+  };
+  const size_t pairs = loops_.size() * loops_.size();
+  const absl::StatusOr<Rounds> rounds = run_.Take([&]() -> absl::StatusOr<std::vector<double>> {
+    std::vector<double> figures;
+    for (size_t pair = 0; pair < pairs; ++pair) {
+      const Batch batch = next();
+      const Nanos start = clock_.Now();
+      CopyThroughStaging(*loops_[pair / loops_.size()], *loops_[pair % loops_.size()],
+                         batch.sources, batch.targets, staging->data());
+      figures.push_back(GigabytesPerSecond(kBatchBytes, start, clock_.Now()));
+    }
+    const std::vector<double> floors = RunLoops(next, nullptr);
+    figures.insert(figures.end(), floors.begin(), floors.end());
+    return figures;
+  });
+  if (!rounds.ok()) return rounds.status();
+  const size_t best = rounds->LargestOf(pairs, pairs + loops_.size());
+  run_.Add(kRow, *rounds, rounds->LargestOf(0, pairs), best,
+           absl::StrCat("bare copy, ", std::string(loops_[best - pairs]->name)));
+  return absl::OkStatus();
+}
+
 // Redis gets the best of several modes: one or many commands under way, on one CPU or two.
 absl::Status PayloadBench::MeasureRedis(RedisServer& redis) {
   constexpr uint32_t kDepths[] = {1, 8, kBatchBlocks};
@@ -445,7 +514,8 @@ absl::Status PayloadBench::MeasureRedis(RedisServer& redis) {
 
 absl::Status MeasurePayload(MicroRun& run) {
   if (!run.WantedAny({"get_copy_2mib", "get_copy_2mib_cpu", "get_in_place_2mib", "put_2mib",
-                      "put_2mib_one_thread", "get_256kib", "redis_get_2mib", "redis_put_2mib"})) {
+                      "put_2mib_one_thread", "staged_copy_2mib", "get_256kib", "redis_get_2mib",
+                      "redis_put_2mib"})) {
     return absl::OkStatus();
   }
   absl::StatusOr<std::unique_ptr<TemporaryFolder>> folder = TemporaryFolder::Create();
@@ -473,6 +543,7 @@ absl::Status MeasurePayload(MicroRun& run) {
     }
     status.Update((*bench)->MeasurePut("put_2mib", Placement::kTwoCpus));
     status.Update((*bench)->MeasurePut("put_2mib_one_thread", Placement::kOneCpu));
+    status.Update((*bench)->MeasureBareStaging());
   }
   run.RemoveServer((*echo)->pid());
   return status;

@@ -62,8 +62,7 @@ void Control::NameOnMedia(NamespaceId ns) {
   movement_->SetScope(ns, scope.value_or(0));
 }
 
-// --- who is calling, and about what
-// ---------------------------------------------------------------
+// --- who is calling, and about what --------------------------------------------------------------
 
 absl::StatusOr<Control::Session*> Control::FindSession(std::string_view token) {
   control_.AssertHeld();
@@ -246,8 +245,7 @@ absl::StatusOr<Control::RegisteredNamespace> Control::AddNamespace(
   return RegisteredNamespace{it->second, descriptor.Fingerprint(), true};
 }
 
-// --- lookup and load
-// ------------------------------------------------------------------------------
+// --- lookup and load -----------------------------------------------------------------------------
 
 absl::StatusOr<Step> Control::Lookup(LookupCall& call) {
   absl::StatusOr<Chain> chain = ResolveChain(call.header, kMaxLookupBlocks);
@@ -386,8 +384,7 @@ absl::StatusOr<Step> Control::Load(LoadCall& call) {
   return step;
 }
 
-// --- waiting for NVMe
-// -----------------------------------------------------------------------------
+// --- waiting for NVMe ----------------------------------------------------------------------------
 
 // Whether nothing that the call wants of a block is on NVMe alone.
 bool Control::PartsInDram(BlockRef ref, const ExtentCursor& cursor) const {
@@ -456,8 +453,7 @@ void Control::Landed(BlockRef block, bool arrived) {
   }
 }
 
-// --- damage
-// ---------------------------------------------------------------------------------------
+// --- damage --------------------------------------------------------------------------------------
 
 void Control::Quarantine(Quarantined entry) {
   ++counters_.damage_confirmed;
@@ -605,8 +601,7 @@ void Control::DropEmptyHold(const Chain& chain, ExtentCursor& cursor) {
   DrainHolds();
 }
 
-// --- leases, holds, pins
-// --------------------------------------------------------------------------
+// --- leases, holds, pins -------------------------------------------------------------------------
 
 LeaseId Control::AddLease(Session& session, BlockRef block, uint32_t lease_ms,
                           LeaseOutcome& outcome) {
@@ -787,8 +782,7 @@ absl::Status Control::Unpin(std::string_view token, LeaseId pin_id) {
   return absl::OkStatus();
 }
 
-// --- the loop
-// -------------------------------------------------------------------------------------
+// --- the loop ------------------------------------------------------------------------------------
 
 void Control::Poll() {
   control_.AssertHeld();
@@ -800,7 +794,7 @@ void Control::Poll() {
   }
   events_.clear();
   polled_at_ = now;
-  if (movement_ != nullptr) movement_->Turn(now);
+  if (movement_ != nullptr) movement_->Turn(now, /*asked=*/ready_.empty());
   scrubber_.Turn(now);
   ExpireLeases(kLeasesExpiredPerPoll);
   DrainHolds();

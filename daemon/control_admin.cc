@@ -31,8 +31,7 @@ void Spend(uint32_t& work, uint32_t cost) { work -= std::min(work, cost); }
 
 }  // namespace
 
-// --- events
-// ---------------------------------------------------------------------------------------
+// --- events --------------------------------------------------------------------------------------
 
 void Control::Record(EventKind kind, DomainId domain, uint64_t number, NamespaceId ns) {
   event_ring_.Add({.number = number, .ns = ns, .domain = domain, .kind = kind});
@@ -88,8 +87,7 @@ void Control::ConfigReloaded() {
   Record(EventKind::kConfigReloaded, kNoDomain, 0);
 }
 
-// --- lists
-// ----------------------------------------------------------------------------------------
+// --- lists ---------------------------------------------------------------------------------------
 
 uint32_t Control::ListSessions(uint32_t from, std::vector<SessionRow>& rows) const {
   control_.AssertHeld();
@@ -198,8 +196,7 @@ std::vector<DomainRow> Control::ListDomains() const {
   return rows;
 }
 
-// --- blocks
-// ---------------------------------------------------------------------------------------
+// --- blocks --------------------------------------------------------------------------------------
 
 std::string Control::KeyOf(BlockRef ref) const {
   const Block& block = residency_.block(ref);
@@ -293,8 +290,7 @@ uint32_t Control::FindBlocks(const BlockFilter& filter, uint32_t from, size_t mo
   return at < size ? at : 0;
 }
 
-// --- pins
-// -----------------------------------------------------------------------------------------
+// --- pins ----------------------------------------------------------------------------------------
 
 absl::Status Control::PinChain(OperatorPin& pin) {
   control_.AssertHeld();
@@ -325,8 +321,7 @@ absl::Status Control::UnpinChain(LeaseId pin_id) {
   return absl::OkStatus();
 }
 
-// --- checking
-// -----------------------------------------------------------------------------------------
+// --- checking ------------------------------------------------------------------------------------
 
 absl::StatusOr<Scrubber::RunId> Control::BeginVerify(NamespaceId ns, std::string_view key) {
   control_.AssertHeld();
@@ -360,8 +355,7 @@ void Control::SetScrubBandwidth(uint64_t bytes_per_second) {
   scrubber_.SetBandwidth(bytes_per_second);
 }
 
-// --- letting blocks leave
-// -------------------------------------------------------------------------
+// --- letting blocks leave ------------------------------------------------------------------------
 
 absl::StatusOr<Sweep> Control::BeginEvict(NamespaceId ns, std::string_view key) const {
   control_.AssertHeld();
@@ -572,8 +566,7 @@ void Control::DropNamespace(NamespaceId ns) {
   Record(EventKind::kNamespaceDropped, info.domain, ns, ns);
 }
 
-// --- draining
-// -------------------------------------------------------------------------------------
+// --- draining ------------------------------------------------------------------------------------
 
 absl::Status Control::CheckDraining() {
   if (!draining()) return absl::OkStatus();

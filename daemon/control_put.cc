@@ -17,8 +17,7 @@ constexpr int kLeasesExpiredForRoom = 4096;
 
 }  // namespace
 
-// --- reserve
-// --------------------------------------------------------------------------------------
+// --- reserve -------------------------------------------------------------------------------------
 
 absl::StatusOr<Step> Control::Reserve(ReserveCall& call) {
   absl::StatusOr<Chain> chain = ResolveChain(call.header, kMaxPageBlocks);
@@ -274,8 +273,7 @@ void Control::FinishReserve(ReserveCall& call) {
   call.reservation_id = 0;
 }
 
-// --- commit
-// ---------------------------------------------------------------------------------------
+// --- commit --------------------------------------------------------------------------------------
 
 absl::StatusOr<Step> Control::Commit(CommitCall& call) {
   absl::StatusOr<Session*> session = FindSession(call.header.session);
@@ -515,8 +513,7 @@ absl::StatusOr<Step> Control::StartInlineFills(CommitCall& call, Session& sessio
   return Step::kWait;
 }
 
-// --- giving up
-// ------------------------------------------------------------------------------------
+// --- giving up -----------------------------------------------------------------------------------
 
 absl::Status Control::Abort(std::string_view token, uint64_t reservation_id) {
   absl::StatusOr<Session*> session = FindSession(token);

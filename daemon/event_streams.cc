@@ -64,22 +64,13 @@ void EventStreams::Lost() {
 
 void EventStreams::Apply(const Control::FollowedEvent& followed) {
   const Event& event = followed.event;
-  switch (event.kind) {
-    case EventKind::kStored:
-    case EventKind::kEvicted:
-    case EventKind::kDamaged:
-    case EventKind::kMoved:
-    case EventKind::kAnnounced:
-      break;
-    case EventKind::kNamespaceDropped: {
-      Stream& stream = StreamOf(event.ns);
-      if (stream.blocks.empty()) stream.batch.Cleared(stream.next_event++);
-      EndMessageIfFull(stream);
-      return;
-    }
-    default:
-      return;
+  if (event.kind == EventKind::kNamespaceDropped) {
+    Stream& stream = StreamOf(event.ns);
+    if (stream.blocks.empty()) stream.batch.Cleared(stream.next_event++);
+    EndMessageIfFull(stream);
+    return;
   }
+  if (!TellsTiers(event.kind)) return;
   Stream& stream = StreamOf(event.ns);
   const BlockKey key{event.ns, event.key};
   const auto known = stream.blocks.find(key);

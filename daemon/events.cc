@@ -49,6 +49,19 @@ std::string_view EventKindName(EventKind kind) {
   return "unknown";
 }
 
+bool TellsTiers(EventKind kind) {
+  switch (kind) {
+    case EventKind::kStored:
+    case EventKind::kEvicted:
+    case EventKind::kDamaged:
+    case EventKind::kMoved:
+    case EventKind::kAnnounced:
+      return true;
+    default:
+      return false;
+  }
+}
+
 std::string_view EventReasonName(EventReason reason) {
   switch (reason) {
     case EventReason::kNone:
@@ -63,6 +76,8 @@ std::string_view EventReasonName(EventReason reason) {
       return "expired";
     case EventReason::kGivenBack:
       return "given back";
+    case EventReason::kReclaim:
+      return "reclaim";
   }
   return "unknown";
 }

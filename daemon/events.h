@@ -3,7 +3,8 @@
 // found: every block that becomes findable is kStored, every block that stops being so is kEvicted
 // or kDamaged, and one that enters or leaves a tier in between is kMoved. Each says in which tiers
 // the block is from then on, so the last event of a block is all that counts. A block that was
-// damaged or stored in mid-chain speaks for what hangs below it as well: those are not named again.
+// damaged, reclaimed or stored in mid-chain speaks for what hangs below it as well: those are not
+// named again.
 //
 // The n-th event has the sequence number n. The ring forgets the oldest, so who reads too slowly
 // sees a gap and holds nobody up.
@@ -50,6 +51,8 @@ enum class EventKind : uint8_t {
   kAnnounced = 17,  // What a block that is found is announced by came after its bytes.
 };
 std::string_view EventKindName(EventKind kind);  // "stored", "session-opened"
+// Whether it says in which tiers a block is from then on.
+bool TellsTiers(EventKind kind);
 
 // Why a block was evicted, or a pin ended.
 enum class EventReason : uint8_t {
@@ -59,6 +62,7 @@ enum class EventReason : uint8_t {
   kPurge = 3,     // Its namespace is dropped.
   kExpired = 4,   // Its time to live is over.
   kGivenBack = 5,
+  kReclaim = 6,  // NVMe had no room to copy it to.
 };
 std::string_view EventReasonName(EventReason reason);  // "pressure"; kNone is empty
 

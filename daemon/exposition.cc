@@ -27,7 +27,8 @@ using prometheus::MetricFamily;
 using prometheus::MetricType;
 using Labels = std::initializer_list<std::pair<std::string_view, std::string_view>>;
 
-constexpr std::string_view kEvictReasonNames[] = {"pressure", "admin", "purge", "corrupt"};
+constexpr std::string_view kEvictReasonNames[] = {"pressure", "admin", "purge", "corrupt",
+                                                  "reclaim"};
 static_assert(std::size(kEvictReasonNames) == kEvictReasons);
 
 // The families in the order in which they are made.
@@ -366,7 +367,8 @@ void AddNvme(const MetricsSource& source, Families& out) {
 void AddEviction(const MetricsSource& source, Families& out) {
   const Residency::Counts& counts = source.control->store().residency().counts();
   out.Counter("kvd_evicted_blocks_total",
-              "Blocks whose last copy was dropped, by the tier that had it.");
+              "Blocks whose last copy was dropped, by the tier that had it and why; reclaim: nvme "
+              "had no free segment to copy it to.");
   const size_t tiers = source.nvme == nullptr ? 1 : kTiers;
   for (size_t tier = 0; tier < tiers; ++tier) {
     for (size_t i = 0; i < kEvictReasons; ++i) {
@@ -445,8 +447,10 @@ void AddTrouble(const MetricsSource& source, Families& out) {
   const ServiceMetrics& service = *source.service;
   const size_t tiers = source.nvme == nullptr ? 1 : kTiers;
   const ControlMetrics& metrics = source.control->metrics();
-  out.Counter("kvd_checksum_failures_total",
-              "Parts whose stored bytes were not those that were committed, by who found it.");
+  out.Counter(
+      "kvd_checksum_failures_total",
+      "Parts whose stored bytes were not those that were committed, or could not be read, by "
+      "who found it.");
   for (size_t tier = 0; tier < tiers; ++tier) {
     for (size_t finder = 0; finder < kFinders; ++finder) {
       out.Add(metrics.damage[tier][finder],

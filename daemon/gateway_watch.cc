@@ -19,16 +19,7 @@ constexpr absl::Duration kUntilCancelled = absl::Milliseconds(200);
 // False: it is not of a block, or says nothing of where that is.
 bool Write(const Control::FollowedEvent& followed, v1::WatchEvent& out) {
   const Event& event = followed.event;
-  switch (event.kind) {
-    case EventKind::kStored:
-    case EventKind::kEvicted:
-    case EventKind::kDamaged:
-    case EventKind::kMoved:
-    case EventKind::kAnnounced:
-      break;
-    default:
-      return false;
-  }
+  if (!TellsTiers(event.kind)) return false;
   const auto write = [&followed](const ChainHash& hash) {
     return std::string(reinterpret_cast<const char*>(hash.bytes.data()), followed.key_bytes);
   };

@@ -18,6 +18,9 @@ constexpr size_t kMaxJobs = 1024;
 constexpr uint32_t kWritingShare = 8;  // Of DRAM, at most.
 constexpr Nanos kPrefetchPatience = 30 * kSecond;
 constexpr Nanos kCheckPatience = 30 * kSecond;
+constexpr size_t kMaxBridges = 4096;        // That are remembered.
+constexpr uint32_t kBlocksLookedAt = 1024;  // For bridges, a turn.
+constexpr Nanos kBetweenLooks = kSecond;
 
 // The memory of a part as the tier wants it: whole pages, where it is more than one.
 absl::Span<std::byte> Payload(std::byte* address, uint32_t length) {
@@ -58,6 +61,7 @@ void Movement::PurgeScope(NamespaceId ns) {
 
 void Movement::Stored(BlockRef block) {
   admission_.Stored(residency_.block(block).key, residency_.block(block).ns);
+  NoteBridge(block);
 }
 
 // --- what the tier tells -------------------------------------------------------------------------
@@ -84,8 +88,10 @@ void Movement::Lost(const Block& block) {
   admission_.Left(block.key, block.ns, block.uses);
 }
 
-void Movement::Turn(Nanos now) {
-  for (const PartRef part : std::exchange(landed_, {})) residency_.Unhold(part);
+void Movement::Turn(Nanos now, bool asked) {
+  if (asked) {
+    for (const PartRef part : std::exchange(landed_, {})) residency_.Unhold(part);
+  }
   tier_.Poll(now);
   std::swap(told_, taking_in_);
   for (const Told& told : taking_in_) {
@@ -102,7 +108,9 @@ void Movement::Turn(Nanos now) {
     const ColdPart& cold = residency_.cold(told.number);
     if (cold.block == 0 || cold.state != ColdState::kCommitted) continue;
     if (told.outcome == NvmeOutcome::kExpired) {
-      residency_.MarkColdDamaged(told.number);  // It had to go; nothing is wrong with its bytes.
+      const BlockRef block = cold.block;
+      residency_.GiveUpCold(told.number);
+      NoteBridge(block);
     } else {
       Damaged(told.number, Listener::Finder::kReclaim);
     }
@@ -113,6 +121,7 @@ void Movement::Turn(Nanos now) {
   if (tier_.live_bytes() > tier_.live_capacity_bytes()) MakeNvmeRoom(0);
   const uint64_t reserved = store_.arena().reserved_bytes();
   MakeRoomAhead(now);
+  WriteBridges(now);
   const bool ended = WriteJobs(now);
   if (ended || store_.arena().reserved_bytes() < reserved) listener_.RoomMade();
   counters_.moves = moves();
@@ -120,7 +129,7 @@ void Movement::Turn(Nanos now) {
 
 Nanos Movement::NextDeadline() const {
   if (!landed_.empty() || (behind_ > 0 && MayBeginJob())) return 0;
-  Nanos next = tier_.NextDeadline();
+  Nanos next = std::min(tier_.NextDeadline(), look_at_);
   for (const Job& job : jobs_) next = std::min(next, job.deadline);
   return next;
 }
@@ -174,6 +183,12 @@ bool Movement::WantsRoom() const {
   return free + leaving_bytes_ < FreeTarget();
 }
 
+// A pool may lack room while others have it.
+bool Movement::WantsRoom(EvictionPolicy::Pool pool) const {
+  const Store::Layout& layout = store_.layout(pool);
+  return layout.slot_bytes != 0 && store_.RoomFor(layout) + leaving_bytes_ < FreeTarget();
+}
+
 bool Movement::MayBeginJob() const {
   return jobs_.size() < kMaxJobs && writing_bytes_ < WritingMost() &&
          leaving_bytes_ < WritingMost();
@@ -181,11 +196,13 @@ bool Movement::MayBeginJob() const {
 
 void Movement::MakeRoomAhead(Nanos now) {
   behind_ = 0;
+  no_victims_ = false;
   if (!tier_.writable()) return;  // What must leave does so when somebody needs the room.
   uint32_t victims = options_.victims_per_turn;
   while (WantsRoom()) {
     const std::optional<EvictionPolicy::Victim> victim = residency_.NextVictim();
-    if (!victim.has_value()) break;
+    no_victims_ = !victim.has_value();
+    if (no_victims_) break;
     if (victims == 0 || !Demote(victim->block, now)) {
       behind_ = 1;
       return;
@@ -193,17 +210,21 @@ void Movement::MakeRoomAhead(Nanos now) {
     --victims;
   }
   if (store_.arena().reserved_bytes() == reserved_when_roomy_) return;
+  bool roomy = true;
   for (EvictionPolicy::Pool pool = 0; pool < EvictionPolicy::kMaxPools; ++pool) {
-    if (store_.pressure(pool).slot_bytes != 0 && !MakeRoomInPool(pool, victims, now)) behind_ = 1;
+    if (!MakeRoomInPool(pool, victims, now)) behind_ = 1;
+    roomy = roomy && !WantsRoom(pool);
   }
-  if (behind_ == 0) reserved_when_roomy_ = store_.arena().reserved_bytes();
+  // A pool of which all is held has no victims now, and may have some although nothing else
+  // changes; what is being written may not leave after all.
+  if (roomy && jobs_.empty()) reserved_when_roomy_ = store_.arena().reserved_bytes();
 }
 
-// A pool may lack room while others have it. False: not done yet.
+// False: not done yet.
 bool Movement::MakeRoomInPool(EvictionPolicy::Pool pool, uint32_t& victims, Nanos now) {
-  const uint64_t target = FreeTarget();
-  while (store_.RoomFor(store_.pressure(pool)) + leaving_bytes_ < target) {
+  while (WantsRoom(pool)) {
     const std::optional<EvictionPolicy::Victim> victim = residency_.NextVictim(pool);
+    no_victims_ |= !victim.has_value();
     if (!victim.has_value()) break;
     if (victims == 0 || !Demote(victim->block, now)) return false;
     --victims;
@@ -225,6 +246,11 @@ bool Movement::Demote(BlockRef victim, Nanos now, EvictReason reason) {
     LetGo(victim, reason);
     return true;
   }
+  BeginJob(victim, now);
+  return true;
+}
+
+void Movement::BeginJob(BlockRef victim, Nanos now) {
   Job job{.victim = victim, .deadline = now + options_.write_patience};
   const Block& block = residency_.block(victim);
   for (PartRef part = block.first_part; part != 0; part = residency_.part(part).next) {
@@ -240,7 +266,47 @@ bool Movement::Demote(BlockRef victim, Nanos now, EvictReason reason) {
   leaving_bytes_ += job.bytes;
   jobs_.push_back(std::move(job));
   KVD_KILL_POINT("demote.begun");
-  return true;
+}
+
+bool Movement::IsBridge(BlockRef ref) const {
+  const Block& block = residency_.block(ref);
+  return block.state == BlockState::kVisible && block.first_part != 0 &&
+         block.reserved_parts == 0 && block.cold_children != 0 && scope(block.ns) != 0 &&
+         !residency_.OnNvme(ref);
+}
+
+void Movement::NoteBridge(BlockRef block) {
+  if (bridges_.size() < kMaxBridges && IsBridge(block)) bridges_.push_back(block);
+}
+
+// Some of all blocks, in the order of their numbers, while there is nothing else that may leave.
+void Movement::LookForBridges(Nanos now) {
+  if (!no_victims_ || !bridges_.empty()) {
+    look_at_ = INT64_MAX;
+    return;
+  }
+  if (look_at_ != INT64_MAX && now < look_at_) return;
+  look_at_ = now;
+  for (uint32_t i = 0; i < kBlocksLookedAt && bridges_.empty(); ++i) {
+    NoteBridge(next_looked_at_);
+    if (++next_looked_at_ <= residency_.max_blocks()) continue;
+    next_looked_at_ = 1;
+    look_at_ = now + kBetweenLooks;
+    return;
+  }
+}
+
+void Movement::WriteBridges(Nanos now) {
+  if (!tier_.writable()) {
+    look_at_ = INT64_MAX;
+    return;
+  }
+  LookForBridges(now);
+  while (!bridges_.empty() && MayBeginJob()) {
+    const BlockRef block = bridges_.front();
+    bridges_.pop_front();
+    if (IsBridge(block)) BeginJob(block, now);
+  }
 }
 
 void Movement::LetGo(BlockRef victim, EvictReason reason) {
@@ -417,15 +483,14 @@ void Movement::EndJob(JobPtr job) {
   LetGoOf(*job);
   jobs_.erase(job);
   if (!residency_.evictable(victim) || !(residency_.block(victim).key == block.key)) return;
-  const bool wanted =
-      WantsRoom() || store_.pressure(residency_.shape(block.ns).pool).slot_bytes != 0;
+  const bool wanted = WantsRoom() || WantsRoom(residency_.shape(block.ns).pool);
+  if (!wanted) return;
   if (residency_.OnNvme(victim)) {
-    if (!wanted) return;
     KVD_KILL_POINT("demote.before_leaving");
     residency_.LeaveDram(victim);
     KVD_KILL_POINT("demote.left");
     ++counters_.demoted_blocks;
-  } else if (failed) {
+  } else if (failed && tier_.writable()) {
     residency_.LeaveDram(victim);  // Lost: or it would be the next victim again.
   }
 }
@@ -543,12 +608,18 @@ void Movement::EndRead(const Op& op, NvmeOutcome outcome) {
   } else {
     ++counters_.failed_reads;
     residency_.DropReserved(op.part);
-    if (outcome == NvmeOutcome::kCorrupt && residency_.cold(op.cold).block != 0) {
+    if (IsDamage(outcome) && residency_.cold(op.cold).block != 0) {
       Damaged(op.cold, Listener::Finder::kRead);
     }
   }
   residency_.EndRead(op.cold);
   EndPromotionPart(op.block, arrived);
+}
+
+// Whether it is the record: one that cannot be read while others can. Where the breaker has taken
+// the device out, it is the device, and the record may well be there when it comes back.
+bool Movement::IsDamage(NvmeOutcome outcome) const {
+  return outcome == NvmeOutcome::kCorrupt || (outcome == NvmeOutcome::kError && tier_.readable());
 }
 
 bool Movement::Check(ColdRef ref) {
@@ -572,6 +643,7 @@ bool Movement::Check(ColdRef ref) {
 }
 
 void Movement::EndCheck(const Op& op, NvmeOutcome outcome) {
+  if (IsDamage(outcome)) outcome = NvmeOutcome::kCorrupt;
   if (outcome == NvmeOutcome::kCorrupt && residency_.cold(op.cold).block != 0) {
     Damaged(op.cold, Listener::Finder::kCheck);
   }
@@ -584,6 +656,7 @@ void Movement::Damaged(ColdRef cold, Listener::Finder finder) {
   const ColdPart record = residency_.cold(cold);
   listener_.RecordDamaged(residency_.block(record.block), record, finder);
   residency_.MarkColdDamaged(cold);
+  NoteBridge(record.block);
 }
 
 void Movement::EndPromotionPart(BlockRef block, bool arrived) {

@@ -1,17 +1,21 @@
 // What moves between DRAM and NVMe, and when: the control thread's side of the tier.
 //
-// Demotion keeps a little room free in DRAM, so that puts do not wait for the disk: the policy's
-// next victims leave ahead. One that is on NVMe leaves at once; one that admission declines leaves
-// altogether; of an admitted one the chain is written from the root, as far as it is not there yet,
-// and it leaves when its record is. Who finds no room all the same evicts, and what was not on NVMe
-// is lost and counted: then demotion is behind.
+// Demotion keeps a little room free in DRAM, for each pool that has blocks, so that puts do not
+// wait for the disk: the policy's next victims leave ahead. One that is on NVMe leaves at once; one
+// that admission declines leaves altogether; of an admitted one the chain is written from the root,
+// as far as it is not there yet, and it leaves when its record is. Who finds no room all the same
+// evicts, and what was not on NVMe is lost and counted: then demotion is behind.
+//
+// A block that is in DRAM alone above others that are on NVMe, as after damage, is no victim: what
+// is below it would be lost. It is written as soon as that is seen, whatever admission says: it
+// said so of what is below. Then it may leave like any other.
 //
 // Promotion takes room in DRAM and reads into it, once for all who wait for the block. It pushes
 // out copies of what NVMe has; for what it has not, it waits until that is written. Who waits, and
 // for how long, is daemon/control.h's.
 //
-// What was read and is damaged is told to the listener, and the block falls back to DRAM's copy or
-// becomes a stub.
+// What was read and is damaged, or cannot be read though the device works, is told to the listener,
+// and the block falls back to DRAM's copy or becomes a stub.
 //
 // Threads: one, the control thread. Nothing blocks; work of one turn is bounded.
 
@@ -78,8 +82,9 @@ class Movement final : private NvmeTier::Owner, private Store::Listener {
   void PurgeScope(NamespaceId ns);
   ScopeNumber scope(NamespaceId ns) const { return ns < scopes_.size() ? scopes_[ns] : 0; }
 
-  // Lets the tier run, takes in what has ended, lets victims leave and starts what is due.
-  void Turn(Nanos now);
+  // Lets the tier run, takes in what has ended, lets victims leave and starts what is due. `asked`:
+  // who waited for what has landed has had a turn of its own since; until then it stays.
+  void Turn(Nanos now, bool asked = true);
   Nanos NextDeadline() const;
 
   enum class Fetch : uint8_t {
@@ -169,6 +174,7 @@ class Movement final : private NvmeTier::Owner, private Store::Listener {
   void EndWrite(const Op& op, NvmeOutcome outcome);
   void EndRead(const Op& op, NvmeOutcome outcome);
   void EndCheck(const Op& op, NvmeOutcome outcome);
+  bool IsDamage(NvmeOutcome outcome) const;
   void Damaged(ColdRef cold, Listener::Finder finder);
   void ForgetOp(uint32_t tag);
   void EndPromotionPart(BlockRef block, bool arrived);
@@ -177,10 +183,16 @@ class Movement final : private NvmeTier::Owner, private Store::Listener {
   uint64_t FreeTarget() const;
   uint64_t WritingMost() const;
   bool WantsRoom() const;
+  bool WantsRoom(EvictionPolicy::Pool pool) const;
   bool MayBeginJob() const;
   void MakeRoomAhead(Nanos now);
   bool MakeRoomInPool(EvictionPolicy::Pool pool, uint32_t& victims, Nanos now);
   bool Demote(BlockRef victim, Nanos now, EvictReason reason = EvictReason::kPressure);
+  void BeginJob(BlockRef victim, Nanos now);
+  bool IsBridge(BlockRef block) const;
+  void NoteBridge(BlockRef block);
+  void LookForBridges(Nanos now);
+  void WriteBridges(Nanos now);
   void LetGo(BlockRef victim, EvictReason reason);
   bool Admitted(BlockRef victim, Nanos now);
   bool WriteJobs(Nanos now);
@@ -219,11 +231,18 @@ class Movement final : private NvmeTier::Owner, private Store::Listener {
   uint64_t behind_ = 0;                        // 1: more victims are due than one turn may take.
   uint64_t reserved_when_roomy_ = UINT64_MAX;  // Of the arena, when every pool had room.
 
+  // In DRAM alone, above what is on NVMe; may be another block by now. What it has no room for, or
+  // what could not be written, is looked for when nothing else may leave.
+  std::deque<BlockRef> bridges_;
+  bool no_victims_ = false;      // Room is wanted, and nothing may leave.
+  uint32_t next_looked_at_ = 1;  // The block.
+  Nanos look_at_ = INT64_MAX;    // When to go on looking.
+
   absl::flat_hash_map<BlockRef, Promotion> promotions_;
   std::deque<Read> reads_;
   uint64_t promoting_bytes_ = 0;
-  // Held until the next turn: who waited for them takes them first, or the room that is made ahead
-  // would be theirs, and they would have to be read again.
+  // Held until who waited for them has been asked and takes them: or the room that is made ahead
+  // would be theirs, and they would have to be read again, and again.
   std::vector<PartRef> landed_;
 };
 

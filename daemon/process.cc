@@ -27,11 +27,13 @@ constexpr absl::Duration kTrimInterval = absl::Seconds(2);
 constexpr size_t kTrimKeepBytes = 16 << 10;
 
 // Of the heap. By default glibc gives each thread an arena, and raises both thresholds to as much
-// as 32 and 64 MiB once large memory was freed: then the free end of each arena stays with the
-// process, and malloc_trim() leaves it there too. Setting them keeps them where they are.
-constexpr int kHeapArenas = 2;
-constexpr int kHeapMmapBytes = 1 << 20;    // From this size on memory is mapped, and given back.
-constexpr int kHeapTrimBytes = 128 << 10;  // The free end of an arena that may stay.
+// as 32 and 64 MiB once large memory was freed. malloc_trim() gives back the free end of the first
+// arena only, so there is one: after a burst all of it goes. The thresholds are above what a call
+// of 32,768 blocks needs (1 MiB at a time): memory that is given back after each call costs more to
+// get again, a fault for each page, than the call itself.
+constexpr int kHeapArenas = 1;
+constexpr int kHeapMmapBytes = 4 << 20;   // From this size on memory is mapped, and given back.
+constexpr int kHeapTrimBytes = 16 << 20;  // The free end that may stay until the next trim.
 
 sigset_t OurSignals() {
   sigset_t signals;

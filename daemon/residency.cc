@@ -45,6 +45,8 @@ EventReason EventReasonOf(EvictReason reason) {
       return EventReason::kAdmin;
     case EvictReason::kPurge:
       return EventReason::kPurge;
+    case EvictReason::kReclaim:
+      return EventReason::kReclaim;
     case EvictReason::kCorrupt:  // Damage is an event of its own.
       return EventReason::kNone;
   }
@@ -1077,10 +1079,13 @@ void Residency::MarkDamaged(PartRef ref) {
   uses_[block.ns].bytes -= part.length;
   block.complete_groups = static_cast<uint16_t>(block.complete_groups & ~Bit(group));
   ReleasePart(ref);
-  LoseGroup(block_ref, group, TierIndex::kDram, length);
+  LoseGroup(block_ref, group, TierIndex::kDram, length, EvictReason::kCorrupt);
 }
 
-void Residency::MarkColdDamaged(ColdRef ref) {
+void Residency::MarkColdDamaged(ColdRef ref) { LoseCold(ref, EvictReason::kCorrupt); }
+void Residency::GiveUpCold(ColdRef ref) { LoseCold(ref, EvictReason::kReclaim); }
+
+void Residency::LoseCold(ColdRef ref, EvictReason reason) {
   ColdPart& cold = colds_[ref];
   KVD_CHECK(cold.block != 0 && cold.state == ColdState::kCommitted) << ref;
   const BlockRef block = cold.block;
@@ -1088,11 +1093,12 @@ void Residency::MarkColdDamaged(ColdRef ref) {
   const uint32_t length = cold.length;
   UnlinkCold(ref);
   ReleaseCold(ref);
-  LoseGroup(block, group, TierIndex::kNvme, length);
+  LoseGroup(block, group, TierIndex::kNvme, length, reason);
 }
 
-// What becomes of a block that has lost a damaged part or record of `group`.
-void Residency::LoseGroup(BlockRef ref, uint32_t group, TierIndex tier, uint32_t length) {
+// What becomes of a block that has lost a part or record of `group`.
+void Residency::LoseGroup(BlockRef ref, uint32_t group, TierIndex tier, uint32_t length,
+                          EvictReason reason) {
   Block& block = blocks_[ref];
   if ((block.served_groups() & Bit(group)) != 0) {  // The other tier has it.
     UpdateOffers(ref);
@@ -1100,13 +1106,17 @@ void Residency::LoseGroup(BlockRef ref, uint32_t group, TierIndex tier, uint32_t
     return;
   }
   const bool needed = (shapes_[block.ns].full_groups & Bit(group)) != 0;
-  if (events_ != nullptr && block.state == BlockState::kVisible) {
-    Record(needed ? EventKind::kDamaged : EventKind::kPartDamaged, ref,
-           tier == TierIndex::kDram ? kDramTier : kNvmeTier);
+  const bool damaged = reason == EvictReason::kCorrupt;
+  if (events_ != nullptr && block.state == BlockState::kVisible && (needed || damaged)) {
+    const EventKind kind = !damaged ? EventKind::kEvicted
+                           : needed ? EventKind::kDamaged
+                                    : EventKind::kPartDamaged;
+    Record(kind, ref, tier == TierIndex::kDram ? kDramTier : kNvmeTier, EventReasonOf(reason));
   }
   if (needed && block.state == BlockState::kParked) block.state = BlockState::kProducing;
   if (needed && block.state == BlockState::kVisible) {
-    CountEvicted(tier, EvictReason::kCorrupt, length);
+    CountEvicted(tier, reason, length);
+    if (!damaged) ++counts_.evicted;
     BecomeStubOrGo(ref);
   } else if (block.state == BlockState::kProducing && block.first_part == 0) {
     Abandon(ref);

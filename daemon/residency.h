@@ -61,8 +61,9 @@ enum class EvictReason : uint8_t {
   kAdmin,     // An operator said so.
   kPurge,     // Its namespace is dropped.
   kCorrupt,   // Its bytes were damaged; the block may stay as a stub.
+  kReclaim,   // Its segment was reclaimed and there was no other to copy it to; as with kCorrupt.
 };
-inline constexpr size_t kEvictReasons = 4;
+inline constexpr size_t kEvictReasons = 5;
 
 // What the index must know of a namespace.
 struct NamespaceShape {
@@ -332,6 +333,8 @@ class Residency {
   void MarkDamaged(PartRef part);
   // The same of a record. Requires: its block has not given it up.
   void MarkColdDamaged(ColdRef cold);
+  // The same of a record that NVMe had no room to copy to; nothing is wrong with its bytes.
+  void GiveUpCold(ColdRef cold);
 
   // --- counting ----------------------------------------------------------------------------------
 
@@ -440,7 +443,9 @@ class Residency {
   void UnlinkCold(ColdRef ref);
   void ReleaseCold(ColdRef ref);
   void DropColds(BlockRef block);
-  void LoseGroup(BlockRef block, uint32_t group, TierIndex tier, uint32_t length);
+  void LoseCold(ColdRef cold, EvictReason reason);
+  void LoseGroup(BlockRef block, uint32_t group, TierIndex tier, uint32_t length,
+                 EvictReason reason);
   void DropParts(BlockRef block);
   void DropParkedBelow(BlockRef block);
   void Remove(BlockRef block);

@@ -168,6 +168,7 @@ class Restorer {
       }
     });
     // Whose the region is, says the first that comes back.
+    NamespaceId ns = 0;
     DomainId domain = 0;
     uint32_t slot_bytes = 0;
     std::vector<uint32_t> slots;
@@ -185,6 +186,7 @@ class Restorer {
         continue;
       }
       slot_bytes = bytes;
+      ns = scope.ns;
       domain = scope.domain;
       scope.used = true;
       slots.push_back(row->slot);
@@ -205,6 +207,8 @@ class Restorer {
     if (!whole) return;
     std::sort(slots.begin(), slots.end());
     store_.arena().Occupy(region, domain, slot_bytes, slots);
+    store_.SetLayout(store_.residency().shape(ns).pool,
+                     {.domain = domain, .slot_bytes = slot_bytes});
   }
 
   void ForgetIdleScopes() {

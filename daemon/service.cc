@@ -110,6 +110,7 @@ class Service::Impl {
   // Control thread only.
   std::deque<Resumable*> slices_;  // Calls that want to go on.
   std::vector<Posted*> posted_;    // By slot, one a method; null: shut down.
+  const Tag* arrived_ = nullptr;   // What is about to be handled: its message is one.
   // Calls under way, by what they name: no more entries than calls.
   absl::flat_hash_map<SessionToken, uint32_t> session_calls_;
   ServiceMetrics metrics_;
@@ -380,7 +381,9 @@ void Service::Impl::EndSessionCall(const std::optional<SessionToken>& counted) {
 }
 
 void Service::Impl::HandleEvent(void* tag, bool ok) {
+  arrived_ = static_cast<Tag*>(tag);
   control_.Poll();  // A session is known before its first call is looked at.
+  arrived_ = nullptr;
   static_cast<Tag*>(tag)->OnEvent(ok);
 }
 
@@ -421,7 +424,9 @@ void Service::Impl::Run() {
 
 size_t Service::Impl::ForgetUnparsed() {
   size_t bytes = 0;
-  for (Posted* call : posted_) bytes += call == nullptr ? 0 : call->ForgetUnparsed();
+  for (Posted* call : posted_) {
+    if (call != nullptr && call != arrived_) bytes += call->ForgetUnparsed();
+  }
   return bytes;
 }
 

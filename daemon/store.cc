@@ -52,6 +52,7 @@ PartRef Store::TakePart(BlockRef block, PartId id, uint32_t part_bytes, MayLeave
   }
   const NamespaceShape& shape = residency_.shape(residency_.block(block).ns);
   const uint32_t slot_bytes = Arena::SlotBytes(part_bytes);
+  layouts_[shape.pool] = {.domain = shape.domain, .slot_bytes = slot_bytes};
   const std::optional<Arena::Room> room = may_leave == MayLeave::kAnything
                                               ? FindRoom(shape, slot_bytes)
                                               : FindRoomOfCopies(shape, slot_bytes);
@@ -73,7 +74,6 @@ std::optional<Arena::Room> Store::FindRoom(const NamespaceShape& shape, uint32_t
       if (GiveWay()) continue;
       return std::nullopt;
     }
-    pressure_[shape.pool] = {.domain = shape.domain, .slot_bytes = slot_bytes};
     if (Helps(oldest->block, shape.domain, slot_bytes)) {
       residency_.LeaveDram(oldest->block);
       continue;
@@ -95,7 +95,6 @@ std::optional<Arena::Room> Store::FindRoomOfCopies(const NamespaceShape& shape,
   while (true) {
     std::optional<Arena::Room> room = arena_.Take(shape.domain, slot_bytes);
     if (room.has_value()) return room;
-    pressure_[shape.pool] = {.domain = shape.domain, .slot_bytes = slot_bytes};
     std::optional<EvictionPolicy::Victim> victim = residency_.NextVictim();
     if (!victim.has_value() || !Helps(victim->block, shape.domain, slot_bytes)) {
       victim = residency_.NextVictim(shape.pool);
@@ -180,13 +179,13 @@ BlockRef Store::WarmChild(BlockRef block) const {
   return 0;
 }
 
-uint64_t Store::RoomFor(const Pressure& pressure) const {
+uint64_t Store::RoomFor(const Layout& layout) const {
   uint64_t bytes = 0;
   for (uint32_t region = 0; region < arena_.regions(); ++region) {
     const uint32_t slot_bytes = arena_.slot_bytes(region);
     if (slot_bytes == 0) {
       bytes += arena_.region_bytes();
-    } else if (arena_.domain(region) == pressure.domain && slot_bytes == pressure.slot_bytes) {
+    } else if (arena_.domain(region) == layout.domain && slot_bytes == layout.slot_bytes) {
       const uint64_t slots = arena_.region_bytes() / slot_bytes - arena_.used_slots(region);
       bytes += slots * slot_bytes;
     }

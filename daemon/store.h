@@ -83,14 +83,15 @@ class Store final : private RoomOwner {
 
   uint64_t regions_emptied() const { return regions_emptied_; }  // Any thread.
 
-  // What a reservation of a pool wanted when it had to make room last.
-  struct Pressure {
+  // The slots that blocks of a pool were given last, before a restart or since.
+  struct Layout {
     DomainId domain = 0;
-    uint32_t slot_bytes = 0;  // 0: none had to.
+    uint32_t slot_bytes = 0;  // 0: none were.
   };
-  const Pressure& pressure(EvictionPolicy::Pool pool) const { return pressure_[pool]; }
-  // Bytes of slots that such a reservation could have now. O(regions).
-  uint64_t RoomFor(const Pressure& pressure) const;
+  const Layout& layout(EvictionPolicy::Pool pool) const { return layouts_[pool]; }
+  void SetLayout(EvictionPolicy::Pool pool, const Layout& layout) { layouts_[pool] = layout; }
+  // Bytes of such slots that a reservation could have without making room. O(regions).
+  uint64_t RoomFor(const Layout& layout) const;
 
  private:
   void FreeRecord(const ColdPart& cold) override {
@@ -116,7 +117,7 @@ class Store final : private RoomOwner {
   Residency residency_;
   Renew renew_;
   Listener* listener_ = nullptr;
-  std::array<Pressure, EvictionPolicy::kMaxPools> pressure_{};
+  std::array<Layout, EvictionPolicy::kMaxPools> layouts_{};
   RoomObserver* observer_ = nullptr;
   SharedCount regions_emptied_;
   std::vector<uint32_t> in_the_way_;  // By region: a slot that kept it from being emptied.

@@ -65,7 +65,7 @@ void Arena::Occupy(uint32_t index, DomainId domain, uint32_t slot_bytes,
   Region& region = regions_[index];
   KVD_CHECK(region.slot_bytes == 0 && !slots.empty()) << index;
   region.domain = kNobody;  // Whoever had it is `domain`.
-  Open(region, domain, slot_bytes);
+  Open(index, domain, slot_bytes);
   KVD_CHECK(slots.back() < region.slot_count) << slots.back();
   region.slots.assign(slots.back() + 1, kFreeBit);
   for (const uint32_t slot : slots) region.slots[slot] = 0;
@@ -73,8 +73,7 @@ void Arena::Occupy(uint32_t index, DomainId domain, uint32_t slot_bytes,
     if (region.slots[slot] == 0) continue;
     region.slots[slot] = kFreeBit | std::exchange(region.free_slot, slot);
   }
-  region.used = static_cast<uint32_t>(slots.size());
-  reserved_bytes_ += uint64_t{slot_bytes} * slots.size();
+  Use(index, static_cast<uint32_t>(slots.size()));
 }
 
 // Writes down what the next process must know of a region.
@@ -90,15 +89,17 @@ uint32_t Arena::SlotBytes(uint32_t part_bytes) {
 }
 
 std::optional<uint32_t> Arena::OpenRegion(DomainId domain, uint32_t slot_bytes) {
-  const auto usable = [&](const Region& region) {
-    return region.domain == domain && region.slot_bytes == slot_bytes &&
-           region.used < region.slot_count;
-  };
-  if (usable(regions_[last_region_])) return last_region_;
+  const Region& last = regions_[last_region_];
+  if (last.domain == domain && last.slot_bytes == slot_bytes && last.used < last.slot_count) {
+    return last_region_;
+  }
+  const auto kind = kinds_.find({domain, slot_bytes});
+  if (kind != kinds_.end() && !kind->second.roomy.empty()) return *kind->second.roomy.begin();
+
+  if (free_regions() == 0) return std::nullopt;
   std::optional<uint32_t> fresh;
   for (uint32_t i = 0; i < regions_.size(); ++i) {
     const Region& region = regions_[i];
-    if (usable(region)) return i;
     const bool free_for_us = region.slot_bytes == 0 && !region.renewing &&
                              (region.domain == domain || region.domain == kNobody);
     // One that was ours before one that nobody had: the latter serves any domain.
@@ -106,12 +107,13 @@ std::optional<uint32_t> Arena::OpenRegion(DomainId domain, uint32_t slot_bytes) 
   }
   if (!fresh.has_value() || slot_bytes > region_bytes_) return std::nullopt;
 
-  Open(regions_[*fresh], domain, slot_bytes);
+  Open(*fresh, domain, slot_bytes);
   return fresh;
 }
 
 // Gives a free region to a domain, cut into slots.
-void Arena::Open(Region& region, DomainId domain, uint32_t slot_bytes) {
+void Arena::Open(uint32_t index, DomainId domain, uint32_t slot_bytes) {
+  Region& region = regions_[index];
   if (region.domain == kNobody) {
     region.domain = domain;
     directory_.Publish(region.number, domain, region.memory.read_only_fd(), region_bytes_);
@@ -122,6 +124,40 @@ void Arena::Open(Region& region, DomainId domain, uint32_t slot_bytes) {
   region.slots.reserve(
       region.slot_count);  // Address space: to touch it here would take milliseconds.
   --free_regions_;
+  region.kind = kinds_.try_emplace({domain, slot_bytes}).first;
+  Kind& kind = region.kind->second;
+  ++kind.regions;
+  kind.free_slots += region.slot_count;
+  kind.roomy.insert(index);
+}
+
+// So many of a region's free slots are taken.
+void Arena::Use(uint32_t index, uint32_t slots) {
+  Region& region = regions_[index];
+  region.used += slots;
+  reserved_bytes_ += uint64_t{region.slot_bytes} * slots;
+  Kind& kind = region.kind->second;
+  kind.free_slots -= slots;
+  if (region.used == region.slot_count) kind.roomy.erase(index);
+}
+
+// A region in which nobody is any more is free.
+void Arena::Close(uint32_t index) {
+  Region& region = regions_[index];
+  Kind& kind = region.kind->second;
+  kind.free_slots -= region.slot_count;
+  kind.roomy.erase(index);
+  if (--kind.regions == 0) kinds_.erase(region.kind);
+  region.slot_bytes = 0;
+  region.free_slot = kEnd;
+  region.slots.clear();
+  ++free_regions_;
+}
+
+uint64_t Arena::FreeBytesFor(DomainId domain, uint32_t slot_bytes) const {
+  const auto kind = kinds_.find({domain, slot_bytes});
+  return free_regions() * region_bytes_ +
+         (kind == kinds_.end() ? 0 : kind->second.free_slots * slot_bytes);
 }
 
 std::optional<Arena::Room> Arena::Take(DomainId domain, uint32_t slot_bytes) {
@@ -137,8 +173,7 @@ std::optional<Arena::Room> Arena::Take(DomainId domain, uint32_t slot_bytes) {
     slot = static_cast<uint32_t>(region.slots.size());
     region.slots.push_back(0);
   }
-  ++region.used;
-  reserved_bytes_ += slot_bytes;
+  Use(*index, 1);
   return Room{.region = *index, .slot = slot, .generation = next_generation_++};
 }
 
@@ -147,11 +182,10 @@ void Arena::Give(uint32_t index, uint32_t slot) {
   KVD_CHECK((region.slots[slot] & kFreeBit) == 0) << index << " " << slot;
   region.slots[slot] = kFreeBit | std::exchange(region.free_slot, slot);
   reserved_bytes_ -= region.slot_bytes;
-  if (--region.used > 0) return;
-  region.slot_bytes = 0;
-  region.free_slot = kEnd;
-  region.slots.clear();
-  ++free_regions_;
+  Kind& kind = region.kind->second;
+  ++kind.free_slots;
+  if (region.used == region.slot_count) kind.roomy.insert(index);
+  if (--region.used == 0) Close(index);
 }
 
 std::optional<uint32_t> Arena::IndexOf(uint32_t number) const {

@@ -14,10 +14,13 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
+#include <utility>
 #include <vector>
 
+#include "absl/container/btree_set.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
@@ -75,7 +78,11 @@ class Arena {
   static constexpr uint32_t kMinSlotBytes = 512;
 
   // A free slot, in a region of this domain and size or in a free one. Empty: there is none.
+  // O(1), but for the first slot of a region.
   std::optional<Room> Take(DomainId domain, uint32_t slot_bytes);
+  // Bytes of slots that are free for this domain and size; regions that nobody is in count whole,
+  // though another domain's must be renewed first.
+  uint64_t FreeBytesFor(DomainId domain, uint32_t slot_bytes) const;
   // Who is in a taken slot: a number of the caller's from 1 to 2^31 - 2; 0 until it is told.
   void SetOccupant(const Room& room, uint32_t occupant) {
     regions_[room.region].slots[room.slot] = occupant;
@@ -137,11 +144,20 @@ class Arena {
   static constexpr DomainId kNobody = 0xffffffff;
   static constexpr DomainId kSomebody = 0xfffffffe;  // Of a run before; none of this one.
 
+  // The regions of one domain and slot size.
+  struct Kind {
+    uint32_t regions = 0;
+    uint64_t free_slots = 0;
+    absl::btree_set<uint32_t> roomy;  // Those with a free slot.
+  };
+  using Kinds = std::map<std::pair<DomainId, uint32_t>, Kind>;
+
   struct Region {
     MemoryRegion memory;
     uint32_t number = 0;
     DomainId domain = kNobody;
     uint32_t slot_bytes = 0;  // 0: free.
+    Kinds::iterator kind;     // Unless it is free.
     uint32_t used = 0;
     uint32_t free_slot = kEnd;
     bool renewing = false;
@@ -153,7 +169,9 @@ class Arena {
   Arena(RegionDirectory& directory, uint64_t region_bytes)
       : directory_(directory), region_bytes_(region_bytes) {}
   std::optional<uint32_t> OpenRegion(DomainId domain, uint32_t slot_bytes);
-  void Open(Region& region, DomainId domain, uint32_t slot_bytes);
+  void Open(uint32_t region, DomainId domain, uint32_t slot_bytes);
+  void Use(uint32_t region, uint32_t slots);
+  void Close(uint32_t region);
   void Record(const Region& region);
   uint32_t SetApart(uint32_t region);
 
@@ -162,6 +180,7 @@ class Arena {
   SlotTable* table_ = nullptr;
   const uint64_t region_bytes_;
   std::vector<Region> regions_;
+  Kinds kinds_;
   uint32_t next_number_ = 1;
   uint32_t next_generation_ = 1;
   SharedCount free_regions_;

@@ -63,8 +63,7 @@ SegmentDevice::~SegmentDevice() {
   KeepForEver(std::move(copies_));
 }
 
-// --- appending
-// ------------------------------------------------------------------------------------
+// --- appending -----------------------------------------------------------------------------------
 
 std::optional<RecordPlace> SegmentDevice::Append(const RecordInfo& info,
                                                  absl::Span<std::byte> payload, uint32_t occupant,
@@ -115,7 +114,8 @@ uint32_t SegmentDevice::max_payload_bytes() const {
 }
 
 bool SegmentDevice::has_room() const {
-  return !out() && (logs_[kFresh] != nullptr || table_.count(SegmentState::kFree) > kKeepForCopies);
+  return !out() && polled_ >= write_pause_until_ &&
+         (logs_[kFresh] != nullptr || table_.count(SegmentState::kFree) > kKeepForCopies);
 }
 
 // The segment that records of this kind go to, with room for one of `length`. Null: none is free,
@@ -297,8 +297,7 @@ void SegmentDevice::Break(Log& log, int error) {
   }
 }
 
-// --- reading
-// --------------------------------------------------------------------------------------
+// --- reading -------------------------------------------------------------------------------------
 
 bool SegmentDevice::Read(RecordPlace place, const RecordInfo& info, absl::Span<std::byte> target,
                          Nanos deadline, uint64_t tag, Nanos now) {
@@ -395,8 +394,7 @@ void SegmentDevice::Drop(RecordPlace place) {
   KVD_KILL_POINT("record.dropped");
 }
 
-// --- turns
-// ----------------------------------------------------------------------------------------
+// --- turns ---------------------------------------------------------------------------------------
 
 bool SegmentDevice::Submit(NvmeJob nvme_job, Job job, Nanos now) {
   if (free_jobs_.empty()) return false;
@@ -441,6 +439,7 @@ void SegmentDevice::Ended(const NvmeDone& done, Nanos now) {
 }
 
 void SegmentDevice::Poll(Nanos now) {
+  polled_ = now;
   breaker_.Check(jobs_in_flight_, now);
   shared_.counters.breaker_changes +=
       breaker_.changes() - std::exchange(told_changes_, breaker_.changes());
@@ -476,6 +475,7 @@ Nanos SegmentDevice::NextDeadline() const {
     if (log != nullptr && !log->gathered.empty() && jobs_in_flight_ == 0) return 0;
   }
   Nanos next = SyncAt();
+  if (polled_ < write_pause_until_) next = std::min(next, write_pause_until_);
   if (jobs_in_flight_ > 0) next = std::min(next, breaker_.CheckAt());
   return next;
 }

@@ -316,6 +316,7 @@ class SegmentDevice {
   uint64_t dirty_needs_ = 0;  // The sync that would cover all that was written; 0: nothing was.
   Nanos last_sync_ = 0;
   Nanos write_pause_until_ = 0;  // The device is full or read-only.
+  Nanos polled_ = 0;             // The last turn.
   bool probing_ = false;
   bool closing_ = false;  // Nobody waits for a better moment any more.
 

@@ -92,6 +92,10 @@ bool SegmentDevice::ReadNextCopy(Nanos now) {
 
 void SegmentDevice::CopyRead(const Job& job, const NvmeDone& done) {
   Copy& copy = copies_[job.copy];
+  if (done.outcome == NvmeOutcome::kError && out()) {
+    reclaim_->failed = true;  // It is the device: another attempt comes when that is back.
+    return EndCopy(job.copy);
+  }
   if (done.outcome != NvmeOutcome::kOk) return LoseCopy(job.copy, done.outcome);
   copy.header = ReadHeaderPage(copy.buffer.span(0, kNvmePageBytes));
   const RecordPlace place = {reclaim_->local, copy.page};

@@ -47,8 +47,7 @@ struct MediaSet {
   uint64_t run = 0;
 };
 
-// --- opening
-// ---------------------------------------------------------------------------------------
+// --- opening -------------------------------------------------------------------------------------
 
 absl::Status ReadMember(NvmeDevice& device, MediaSet& set, RecoveryReport& report) {
   absl::StatusOr<std::optional<LoadedSuperblock>> loaded = LoadSuperblock(device);
@@ -157,8 +156,7 @@ absl::Status StoreAll(std::vector<Member>& members, const std::vector<StoredScop
   return first;
 }
 
-// --- the tier
-// ---------------------------------------------------------------------------------------
+// --- the tier ------------------------------------------------------------------------------------
 
 class SegmentTierImpl final : public SegmentTier {
  public:

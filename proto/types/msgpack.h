@@ -2,6 +2,11 @@
 // takes the shortest form of everything, as Python's msgpack and msgspec do, and a reader for bytes
 // from anybody. Neither allocates, but for the string that is written to.
 //
+// Not a library, because what engines announce is read on the control thread and passed on as it
+// came: msgpack-c sets memory aside for as many elements as a head claims, neither it nor
+// msgpack-cxx (which brings Boost) says where in the bytes a value lies, and both would copy it.
+// Python's msgpack reads in the tests what is written here.
+//
 // The reader goes on after a mistake without looking at bytes any more: what it gives then is zero
 // or empty, and failed() says so. Check it once, at the end, and before a count is believed.
 //

@@ -555,6 +555,26 @@ TEST_F(ClientTest, FinishedSessionIsToldOnlyWhenNoChainReadsIt) {
   EXPECT_THAT(daemon_->seen().finished_sessions, SizeIs(2));  // And the one after it.
 }
 
+// Else a daemon that kept what the client read would wait for the end of this process.
+TEST_F(ClientTest, WhatAClientReadWhoseDaemonWasAwayIsToldByTheNextClient) {
+  const Namespace ns = MustRegister(Model(kSmall));
+  MustPut(ns, 2);
+  daemon_.reset();
+  client_.reset();
+
+  daemon_.emplace(path_);
+  daemon_->faults().silent_socket = true;  // It may have heard, and it may not.
+  options_.timeout = absl::Milliseconds(100);
+  EXPECT_FALSE(client().RegisterNamespace(Model(kSmall)).ok());
+  daemon_.reset();
+
+  daemon_.emplace(path_);
+  options_.timeout = absl::Seconds(20);
+  client_.reset();
+  MustRegister(Model(kSmall));
+  EXPECT_THAT(daemon_->seen().finished_sessions, SizeIs(1));
+}
+
 TEST_F(ClientTest, ChainOutlivesItsSessionItsDaemonAndItsClient) {
   const Namespace ns = MustRegister(Model(kSmall));
   const Buffers source = MustPut(ns, 2);

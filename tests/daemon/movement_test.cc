@@ -59,6 +59,22 @@ class MovementTest : public testing::Test {
     EXPECT_TRUE(OnNvme(keys.back()));
     return keys;
   }
+  // An operator drops the chain that begins with `key`.
+  void EvictAll(uint64_t key) {
+    absl::StatusOr<Sweep> sweep = h_.control.BeginEvict(ns_, PackKeys({key}));
+    ASSERT_TRUE(sweep.ok()) << sweep.status();
+    while (!h_.control.Continue(*sweep)) {
+    }
+    ASSERT_EQ(Ref(key), 0u);
+  }
+  std::vector<Event> EventsOf(uint64_t key) const {
+    const std::string packed = PackKeys({key});
+    const ChainHash hash = KeyList(packed, kTestHashBytes)[0];
+    std::vector<Event> all(EventRing::kDefaultCapacity);
+    all.resize(h_.control.events().Read(1, absl::MakeSpan(all)).size);
+    std::erase_if(all, [&hash](const Event& event) { return event.key != hash; });
+    return all;
+  }
   BlockRef Ref(uint64_t key) const {
     const std::string packed = PackKeys({key});
     return h_.store.residency().Find(ns_, KeyList(packed, kTestHashBytes)[0]);
@@ -177,6 +193,42 @@ TEST_F(MovementTest, AFailedWriteLosesTheVictimOnly) {
   EXPECT_EQ(moved().failed_blocks, 1u);
   EXPECT_EQ(h_.Hits(session_, ns_, KeysFrom(0, 60)), 59u);
   Settle();
+}
+
+// Others have left meanwhile: then it stays, and is tried again when its room is wanted.
+TEST_F(MovementTest, AFailedWriteKeepsAVictimWhoseRoomNobodyWants) {
+  PutChain(KeysFrom(0, 52));
+  PutChain(KeysFrom(500, 8));
+  h_.Put(session_, ns_, KeysFrom(1000, 1));
+  h_.control.Poll();
+  ASSERT_EQ(h_.control.movement()->moves(), 1u);
+  ASSERT_EQ(h_.nvme.info(0).depth, 0u);
+  EvictAll(500);
+  while (h_.nvme.jobs() > 0) {
+    h_.nvme.End(0, NvmeOutcome::kError);
+    h_.control.Poll();
+  }
+  EXPECT_EQ(moved().failed_blocks, 1u);
+  EXPECT_EQ(moved().lost_blocks, 0u);
+  EXPECT_TRUE(InDram(51));
+  PutChain(KeysFrom(2000, 8));
+  EXPECT_TRUE(OnNvme(51)) << "it was not tried again";
+  EXPECT_EQ(h_.Hits(session_, ns_, KeysFrom(0, 52)), 52u);
+}
+
+// A full disk, or a file system that has become read-only: memory serves as if there were none.
+TEST_F(MovementTest, AWriteThatFailsForWantOfRoomKeepsTheVictim) {
+  PutChain(KeysFrom(0, 60));
+  h_.Put(session_, ns_, KeysFrom(1000, 1));
+  h_.control.Poll();
+  ASSERT_GT(h_.nvme.jobs(), 0u);
+  h_.nvme.End(0, NvmeOutcome::kError);
+  h_.nvme.set_writable(false);
+  h_.nvme.EndAll();
+  h_.control.Poll();
+  EXPECT_EQ(moved().failed_blocks, 1u);
+  EXPECT_EQ(h_.Hits(session_, ns_, KeysFrom(0, 60)), 60u);
+  h_.Audit();
 }
 
 class SmallNvmeTest : public MovementTest {
@@ -344,13 +396,76 @@ TEST_F(MovementTest, ADamagedRecordIsAMissThatIsStoredAnew) {
   Settle();
 }
 
-TEST_F(MovementTest, AReadThatFailsLeavesTheBlockWhereItIs) {
+TEST_F(MovementTest, ARecordThatCannotBeReadIsAMissThatIsStoredAnew) {
   const Keys keys = ColdChain();
   const auto load = h_.Load(session_, ns_, keys);
-  h_.nvme.End(0, NvmeOutcome::kError);
+  h_.nvme.End(2, NvmeOutcome::kError);
   h_.nvme.EndAll();
   h_.PollAndResume(*load);
+  ExpectLoaded(*load, keys, 2);
+  EXPECT_EQ(h_.Hits(session_, ns_, keys), 2u);
+  ASSERT_EQ(h_.control.quarantine().total(), 1u);
+  EXPECT_EQ(h_.control.quarantine().entries()[0].depth, 3u);
+  h_.Put(session_, ns_, {keys[2]}, {keys[1]});
+  EXPECT_EQ(h_.Hits(session_, ns_, keys), 8u);
+}
+
+// What was stored anew above what NVMe has could leave nowhere: it would fill memory for good.
+TEST_F(MovementTest, WhatIsStoredAnewAboveOthersOnNvmeIsWrittenThere) {
+  const Keys keys = ColdChain();
+  const auto load = h_.Load(session_, ns_, keys);
+  h_.nvme.End(2, NvmeOutcome::kCorrupt);
+  h_.nvme.EndAll();
+  h_.PollAndResume(*load);
+  ExpectLoaded(*load, keys, 2);
+  EXPECT_TRUE(h_.ReleaseHold(session_, load->call.cursor.hold));
+  h_.Put(session_, ns_, {keys[2]}, {keys[1]});
+  Settle();
+  EXPECT_TRUE(OnNvme(keys[2]));
+  for (uint64_t chain = 0; chain < 10; ++chain) PutChain(KeysFrom(70'000 + chain * 100, 8));
+  EXPECT_FALSE(InDram(keys[2]));
+  EXPECT_EQ(h_.Hits(session_, ns_, keys), 8u);
+}
+
+TEST_F(MovementTest, AboveOthersOnNvmeAFailedWriteIsTriedAgainWhenNothingElseMayLeave) {
+  const Keys keys = ColdChain();
+  auto load = h_.Load(session_, ns_, keys);
+  h_.nvme.End(2, NvmeOutcome::kCorrupt);
+  h_.nvme.EndAll();
+  h_.PollAndResume(*load);
+  EXPECT_TRUE(h_.ReleaseHold(session_, load->call.cursor.hold));
+  h_.Put(session_, ns_, {keys[2]}, {keys[1]});
+  h_.control.Poll();
+  ASSERT_EQ(h_.nvme.jobs(), 1u);
+  h_.nvme.End(0, NvmeOutcome::kError);
+  Settle();
+  EXPECT_FALSE(OnNvme(keys[2]));
+  // All else is held.
+  std::vector<ControlHarness::CallPtr<LoadCall>> held;
+  for (uint64_t chain = 0; chain < 20; ++chain) {
+    const Keys more = KeysFrom(50'000 + chain * 100, 8);
+    h_.Put(session_, ns_, more);
+    held.push_back(h_.Load(session_, ns_, more));
+    Settle();
+  }
+  for (int turn = 0; turn < 100 && !OnNvme(keys[2]); ++turn) {
+    h_.clock.Advance(std::clamp<Nanos>(h_.control.NextDeadline() - h_.clock.Now(), 0, kSecond));
+    h_.nvme.EndAll();
+    h_.control.Poll();
+  }
+  EXPECT_TRUE(OnNvme(keys[2]));
+  EXPECT_EQ(h_.Hits(session_, ns_, keys), 8u);
+}
+
+TEST_F(MovementTest, AReadThatFailsOfADeviceThatIsOutLeavesTheBlockWhereItIs) {
+  const Keys keys = ColdChain();
+  const auto load = h_.Load(session_, ns_, keys);
+  while (h_.nvme.jobs() > 0) h_.nvme.End(0, NvmeOutcome::kError);
+  h_.nvme.set_readable(false);
+  h_.PollAndResume(*load);
   ExpectLoaded(*load, keys, 0);
+  h_.nvme.set_readable(true);
+  EXPECT_EQ(h_.control.quarantine().total(), 0u);
   EXPECT_EQ(h_.Hits(session_, ns_, keys), 8u);
   const auto again = h_.Load(session_, ns_, keys);
   h_.nvme.EndAll();
@@ -448,19 +563,77 @@ TEST_F(MovementTest, WhatLandedIsReadOnce) {
   Settle();
 }
 
+// The disk tells what it has read between two looks at who waits, and memory has no room to spare:
+// the oldest copies there are those that have just landed.
+TEST_F(MovementTest, WhatLandedStaysUntilWhoWaitsIsAsked) {
+  const Keys keys = ColdChain();
+  for (uint64_t chain = 0; chain < kSlots / 8 + 4; ++chain) {
+    PutChain(KeysFrom(50'000 + chain * 100, 8));
+    h_.Hits(session_, ns_, KeysFrom(50'000 + chain * 100, 8));
+  }
+  h_.nvme.takes_writes = false;  // What is in memory alone stays there.
+  const uint64_t before = moved().promoted_blocks;
+  const auto load = h_.Load(session_, ns_, keys);
+  for (int turn = 0; turn < 100 && !load->done(); ++turn) {
+    if (h_.nvme.jobs() > 0) h_.nvme.End(0);
+    h_.control.Poll();
+    h_.PollAndResume(*load);
+  }
+  h_.nvme.takes_writes = true;
+  ExpectLoaded(*load, keys, 8);
+  EXPECT_LE(moved().promoted_blocks - before, 16u);
+  Settle();
+}
+
 TEST_F(MovementTest, ReclaimMovesAndLosesRecords) {
   const Keys keys = ColdChain();
   for (uint64_t i = 0; i < 40; ++i) {
-    h_.nvme.Reclaim(i, /*lose=*/false);
+    h_.nvme.Reclaim(i);
     h_.control.Poll();
   }
   const auto load = h_.Load(session_, ns_, keys);
   h_.nvme.EndAll();
   h_.PollAndResume(*load);
   ExpectLoaded(*load, keys, 8);
-  h_.nvme.Reclaim(0, /*lose=*/true);
+  h_.nvme.Reclaim(0, NvmeOutcome::kCorrupt);
   h_.control.Poll();
   EXPECT_EQ(moved().damaged_records, 1u);
+  h_.Audit();
+}
+
+TEST_F(MovementTest, WhatReclaimHasNoRoomForIsEvictedAndNotDamaged) {
+  const Keys keys = ColdChain();
+  h_.nvme.GiveUp(h_.store.residency().block(Ref(keys[3])).key);
+  h_.control.Poll();
+  EXPECT_EQ(h_.Hits(session_, ns_, keys), 3u);
+  EXPECT_EQ(moved().damaged_records, 0u);
+  EXPECT_EQ(h_.control.quarantine().total(), 0u);
+  const Residency::Counts::Evicted& evicted = h_.counts().evicted_from[1];
+  EXPECT_EQ(evicted.blocks[static_cast<size_t>(EvictReason::kReclaim)], 1u);
+  EXPECT_EQ(evicted.bytes[static_cast<size_t>(EvictReason::kReclaim)], kPart);
+  EXPECT_EQ(evicted.blocks[static_cast<size_t>(EvictReason::kCorrupt)], 0u);
+  const std::vector<Event> events = EventsOf(keys[3]);
+  ASSERT_FALSE(events.empty());
+  EXPECT_EQ(events.back().kind, EventKind::kEvicted);
+  EXPECT_EQ(events.back().reason, EventReason::kReclaim);
+  EXPECT_EQ(events.back().tiers, 0u);
+  // It is a stub: what lies below is found again with it.
+  h_.Put(session_, ns_, {keys[3]}, {keys[2]});
+  EXPECT_EQ(h_.Hits(session_, ns_, keys), 8u);
+  h_.Audit();
+}
+
+TEST_F(MovementTest, WhatReclaimHasNoRoomForStaysWhereMemoryHasIt) {
+  const Keys keys = ColdChain();
+  const auto load = h_.Load(session_, ns_, keys);
+  h_.nvme.EndAll();
+  h_.PollAndResume(*load);
+  ExpectLoaded(*load, keys, 8);
+  h_.nvme.GiveUp(h_.store.residency().block(Ref(keys[3])).key);
+  h_.control.Poll();
+  EXPECT_EQ(h_.Hits(session_, ns_, keys), 8u);
+  EXPECT_FALSE(OnNvme(keys[3]));
+  EXPECT_EQ(EventsOf(keys[3]).back().kind, EventKind::kMoved);
   h_.Audit();
 }
 
@@ -530,6 +703,24 @@ TEST_F(ScrubTest, DamageIsFoundOnceAndListed) {
     EXPECT_EQ(entry.ns, ns_);
   }
   h_.Audit();
+}
+
+TEST_F(ScrubTest, WhatCannotBeReadIsDamageUnlessTheDeviceIsOut) {
+  const Keys keys = ColdChain();
+  const auto run = h_.control.BeginVerify(0, {});
+  (void)h_.control.ContinueVerify(*run);
+  ASSERT_GT(h_.nvme.jobs(), 1u);
+  h_.nvme.End(0, NvmeOutcome::kError);
+  h_.control.Poll();
+  EXPECT_EQ(h_.control.quarantine().total(), 1u);
+  h_.nvme.End(0, NvmeOutcome::kError);
+  h_.nvme.set_readable(false);
+  h_.control.Poll();
+  h_.nvme.set_readable(true);
+  EXPECT_EQ(h_.control.quarantine().total(), 1u);
+  const Scrubber::Progress all = RunToEnd(*run);
+  EXPECT_EQ(all.damaged, 1u);
+  EXPECT_EQ(all.skipped, 1u);
 }
 
 TEST_F(ScrubTest, NotMoreThanFourWalksAtATime) {
@@ -715,22 +906,51 @@ TEST_F(FlushTest, ATierThatTakesNoWritesKeepsNothing) {
 
 // --- several layouts -----------------------------------------------------------------------------
 
-TEST_F(MovementTest, APoolThatHadToMakeRoomGetsSomeAhead) {
-  const NamespaceId large = h_.Register(
-      session_, ControlHarness::Descriptor("large", {{.block_tokens = 16, .part_bytes = 16384}}));
-  // The large blocks have one region of four slots, the small ones the rest.
-  const auto put_large = [&](uint64_t key) {
-    const auto reserve = h_.Reserve(session_, large, {key});
-    h_.FillGranted(session_, reserve->call, {key}, 16384);
+// The large blocks have one region of four slots, the small ones the rest.
+class TwoLayoutsTest : public MovementTest {
+ protected:
+  static constexpr uint32_t kLarge = 16384;
+
+  TwoLayoutsTest() {
+    large_ = h_.Register(session_, ControlHarness::Descriptor(
+                                       "large", {{.block_tokens = 16, .part_bytes = kLarge}}));
+    for (uint64_t key = 1; key <= 4; ++key) PutLarge(key);
+  }
+  void PutLarge(uint64_t key) {
+    const auto reserve = h_.Reserve(session_, large_, {key});
+    h_.FillGranted(session_, reserve->call, {key}, kLarge);
     h_.Commit(session_, reserve->call.reservation_id);
     Settle();
-  };
-  for (uint64_t key = 1; key <= 4; ++key) put_large(key);
-  for (uint64_t chain = 0; chain < 6; ++chain) PutChain(KeysFrom(1000 + chain * 100, 8));
-  for (uint64_t key = 5; key <= 30; ++key) put_large(key);
-  for (uint64_t key = 10; key <= 30; ++key) {
-    EXPECT_EQ(h_.Hits(session_, large, {key}), 1u) << key;
   }
+  void PutSmall() {
+    for (uint64_t chain = 0; chain < 6; ++chain) PutChain(KeysFrom(1000 + chain * 100, 8));
+  }
+  void ExpectLarge(uint64_t last) {
+    for (uint64_t key = 1; key <= last; ++key) {
+      EXPECT_EQ(h_.Hits(session_, large_, {key}), 1u) << key;
+    }
+    EXPECT_EQ(moved().lost_blocks, 0u);
+  }
+
+  NamespaceId large_ = 0;
+};
+
+TEST_F(TwoLayoutsTest, EachPoolHasSomeRoomAhead) {
+  PutSmall();
+  for (uint64_t key = 5; key <= 30; ++key) PutLarge(key);
+  ExpectLarge(30);
+}
+
+TEST_F(TwoLayoutsTest, RoomIsMadeAheadOnceWhatWasHeldMayLeave) {
+  std::vector<uint64_t> holds;
+  for (uint64_t key = 1; key <= 4; ++key) {
+    holds.push_back(h_.Load(session_, large_, {key})->call.cursor.hold);
+  }
+  PutSmall();
+  for (const uint64_t hold : holds) h_.ReleaseHold(session_, hold);
+  Settle();
+  for (uint64_t key = 5; key <= 8; ++key) PutLarge(key);
+  ExpectLarge(8);
 }
 
 }  // namespace

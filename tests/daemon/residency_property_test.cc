@@ -265,13 +265,16 @@ class Model {
     TakeOutPart(n, ref);
     LoseGroup(at, group);
   }
-  void MarkColdDamaged(At at, ColdRef ref) {
+  void LoseCold(At at, ColdRef ref, bool damaged) {
     Node& n = node(at);
+    const bool was_visible = n.state == BlockState::kVisible;
     const auto it = std::find_if(n.colds.begin(), n.colds.end(),
                                  [ref](const ModelCold& cold) { return cold.ref == ref; });
     const uint32_t group = it->id.group;
     GiveUp(*it);
     n.colds.erase(it);
+    const bool needed = (shape(at).full_groups >> group & 1) != 0;
+    evicted += !damaged && was_visible && needed && !GroupComplete(at, group);
     LoseGroup(at, group);
   }
   void LoseGroup(At at, uint32_t group) {
@@ -538,7 +541,7 @@ class PropertyRun {
     } else if (dice < 68) {
       EndRead();
     } else if (dice < 69) {
-      DamageRecord(at);
+      LoseRecord(at);
     } else if (dice < 73) {
       EvictOne();
     } else if (dice < 76) {
@@ -846,12 +849,17 @@ class PropertyRun {
     }
     for (ModelCold& cold : model_.node(at).colds) cold.readers -= cold.ref == ref;
   }
-  void DamageRecord(Model::At at) {
+  void LoseRecord(Model::At at) {
     const ModelCold* cold = AnyCold(at);
     if (cold == nullptr) return;
     const ColdRef ref = cold->ref;
-    index_.MarkColdDamaged(ref);
-    model_.MarkColdDamaged(at, ref);
+    const bool damaged = random_() % 2 == 0;
+    if (damaged) {
+      index_.MarkColdDamaged(ref);
+    } else {
+      index_.GiveUpCold(ref);
+    }
+    model_.LoseCold(at, ref, damaged);
   }
 
   Model::At AtOf(BlockRef block) {

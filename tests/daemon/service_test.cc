@@ -16,6 +16,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <filesystem>
 #include <functional>
 #include <memory>
@@ -137,6 +138,29 @@ TEST_F(ServiceTest, WhatIsLeftOfAMessageThatIsNoneCanBeFreed) {
   request.set_namespace_id(ns_);
   request.set_keys(PackKeys({1}));
   EXPECT_TRUE(stub_->Lookup(&next, request, &answer).ok());
+}
+
+// Between a call's arrival and its handling the control thread runs what was posted to it.
+TEST_F(ServiceTest, AMessageThatHasArrivedIsNotTakenForTheRestOfOneThatIsNone) {
+  std::atomic<bool> over{false};
+  std::function<void(Control&)> forget = [&](Control&) {
+    EXPECT_EQ(service_->ForgetUnparsed(), 0u);
+    if (!over) h_.inbox.Post(Task{forget});  // In the next Poll, and so in each.
+  };
+  OnControl(forget);
+  for (int i = 0; i < 10; ++i) {
+    grpc::ClientContext context;
+    v1::LookupRequest request;
+    v1::LookupReply answer;
+    request.set_session(tokens_[0]);
+    request.set_namespace_id(ns_);
+    request.set_keys(PackKeys({1}));
+    const grpc::Status status = stub_->Lookup(&context, request, &answer);
+    EXPECT_TRUE(status.ok()) << status.error_message();
+  }
+  over = true;
+  OnControl([](Control&) {});  // After the last of them.
+  OnControl([](Control&) {});
 }
 
 TEST_F(ServiceTest, WhatAnAnswerGaveIsTakenBackWhenItCannotBeSent) {

@@ -585,8 +585,7 @@ class ControlSim {
         h_.nvme.Damage(random_());
         break;
       case 1:
-        h_.nvme.Reclaim(random_(), /*lose=*/Dice(4) == 0);
-        Poll();
+        ReclaimOne();
         break;
       case 2:
         h_.nvme.set_readable(Dice(4) != 0);
@@ -601,6 +600,16 @@ class ControlSim {
       default:
         break;
     }
+  }
+
+  // Its record is copied forward, or turns out to be damaged, or finds no room.
+  void ReclaimOne() {
+    std::optional<NvmeOutcome> lost;
+    const uint64_t dice = Dice(8);
+    if (dice == 0) lost = NvmeOutcome::kCorrupt;
+    if (dice == 1) lost = NvmeOutcome::kExpired;
+    h_.nvme.Reclaim(random_(), lost);
+    Poll();
   }
 
   void PinSome() {

@@ -96,7 +96,12 @@ class FakeNvmeTier final : public NvmeTier {
   void Poll(Nanos) override {
     std::vector<Completion> ended;
     std::swap(ended, ended_);
-    for (const auto& [which, lose] : std::exchange(reclaims_, {})) ReclaimNow(which, lose);
+    for (const auto& [which, lost] : std::exchange(reclaims_, {})) ReclaimNow(which, lost);
+    for (const ChainHash& key : std::exchange(given_up_, {})) {
+      for (const auto& [number, record] : records_) {
+        if (record.info.key == key) owner_->NvmeLost(record.occupant, NvmeOutcome::kExpired);
+      }
+    }
     for (const Completion& completion : ended) owner_->NvmeEnded(completion);
   }
   Nanos NextDeadline() const override { return INT64_MAX; }
@@ -169,9 +174,13 @@ class FakeNvmeTier final : public NvmeTier {
     record.bytes[which % record.bytes.size()] ^= std::byte{0x10};
     return true;
   }
-  // At the next Poll(): copies a record forward that nobody reads, as reclaim does, or loses it.
+  // At the next Poll(): copies a record forward that nobody reads, as reclaim does, or loses it so.
   // Which: a number that any number may be.
-  void Reclaim(uint64_t which, bool lose) { reclaims_.emplace_back(which, lose); }
+  void Reclaim(uint64_t which, std::optional<NvmeOutcome> lost = std::nullopt) {
+    reclaims_.emplace_back(which, lost);
+  }
+  // At the next Poll(): reclaim finds no room to copy the record of `key` to.
+  void GiveUp(const ChainHash& key) { given_up_.push_back(key); }
   void set_readable(bool readable) { readable_ = readable; }
   void set_writable(bool writable) { writable_ = writable; }
   void set_making_room(bool making_room) { making_room_ = making_room; }
@@ -209,7 +218,7 @@ class FakeNvmeTier final : public NvmeTier {
     uint64_t tag = 0;
   };
 
-  void ReclaimNow(uint64_t which, bool lose) {
+  void ReclaimNow(uint64_t which, std::optional<NvmeOutcome> lost) {
     std::vector<uint64_t> idle;
     for (const auto& [number, record] : records_) {
       if (record.written && record.readers == 0) idle.push_back(number);
@@ -217,7 +226,7 @@ class FakeNvmeTier final : public NvmeTier {
     if (idle.empty()) return;
     const uint64_t number = idle[which % idle.size()];
     const Record record = records_.at(number);
-    if (lose) return owner_->NvmeLost(record.occupant, NvmeOutcome::kCorrupt);
+    if (lost.has_value()) return owner_->NvmeLost(record.occupant, *lost);
     const RecordPlace to{.segment = 1 + next_ / 16, .page = next_ % 16};
     ++next_;
     records_.erase(number);
@@ -249,7 +258,8 @@ class FakeNvmeTier final : public NvmeTier {
   std::map<uint64_t, Record> records_;
   std::deque<Job> jobs_;
   std::vector<Completion> ended_;
-  std::vector<std::pair<uint64_t, bool>> reclaims_;
+  std::vector<std::pair<uint64_t, std::optional<NvmeOutcome>>> reclaims_;
+  std::vector<ChainHash> given_up_;
   uint64_t payloads_changed_ = 0;
   uint64_t appends_ = 0;
   uint64_t reads_ = 0;

@@ -148,6 +148,19 @@ TEST_F(ArenaTest, AnArenaSmallerThanARegionIsRefused) {
             absl::StatusCode::kInvalidArgument);
 }
 
+// The free bytes for a domain and slot size, counted region by region.
+uint64_t CountFree(const Arena& arena, DomainId domain, uint32_t slot_bytes) {
+  uint64_t bytes = 0;
+  for (uint32_t region = 0; region < arena.regions(); ++region) {
+    if (arena.slot_bytes(region) == 0) {
+      bytes += arena.region_bytes();
+    } else if (arena.slot_bytes(region) == slot_bytes && arena.domain(region) == domain) {
+      bytes += (arena.region_bytes() / slot_bytes - arena.used_slots(region)) * slot_bytes;
+    }
+  }
+  return bytes;
+}
+
 // Random takes and gives: no two live rooms overlap, what is written stays, counts are exact.
 TEST_F(ArenaTest, RoomsNeverOverlap) {
   std::mt19937_64 random(NumberFromEnvironment("KVD_SEED", 1));
@@ -161,9 +174,10 @@ TEST_F(ArenaTest, RoomsNeverOverlap) {
   std::set<uint32_t> generations;
   uint64_t reserved = 0;
   for (uint64_t step = 0; step < RoundsForThisBuild(60'000); ++step) {
+    const auto domain = static_cast<DomainId>(1 + random() % 2);
+    const uint32_t slot_bytes = std::vector<uint32_t>{512, 1536, 4096, 12288}[random() % 4];
+    ASSERT_EQ(arena->FreeBytesFor(domain, slot_bytes), CountFree(*arena, domain, slot_bytes));
     if (random() % 2 == 0 || live.empty()) {
-      const auto domain = static_cast<DomainId>(1 + random() % 2);
-      const uint32_t slot_bytes = std::vector<uint32_t>{512, 1536, 4096, 12288}[random() % 4];
       const auto room = arena->Take(domain, slot_bytes);
       if (!room.has_value()) {
         if (const auto region = arena->BeginRenewal(domain)) {
@@ -258,6 +272,7 @@ TEST_F(NamedArenaTest, OccupiedSlotsAreNotHandedOutAndTheOthersAre) {
   arena_->Occupy(region, 9, 4096, taken);
   EXPECT_EQ(arena_->used_slots(region), 3u);
   EXPECT_EQ(arena_->reserved_bytes(), 3 * 4096u);
+  EXPECT_EQ(arena_->FreeBytesFor(9, 4096), CountFree(*arena_, 9, 4096));
   EXPECT_EQ(arena_->domain(region), 9u);
   EXPECT_GE(directory_->Open(arena_->Number(region), 9).fd, 0) << "readers find it";
   std::set<uint32_t> slots;

@@ -484,8 +484,7 @@ TEST_P(NvmeDeviceTest, ClosedWithJobsUnderWayItTellsEachOnce) {
   EXPECT_THAT(times, testing::Each(1));
 }
 
-// --- a device that does not answer
-// -----------------------------------------------------------------
+// --- a device that does not answer ---------------------------------------------------------------
 
 // Reading from an empty pipe is what hangs.
 class PipeDevice {

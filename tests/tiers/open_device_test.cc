@@ -259,8 +259,7 @@ TEST_F(OpenDeviceTest, WhereDirectIoAndAllocatingAreRefusedItGoesThroughThePageC
                        "errors|OKOK42");
 }
 
-// --- engines
-// -----------------------------------------------------------------------------------------
+// --- engines -------------------------------------------------------------------------------------
 
 // Makes the kernel answer EPERM to io_uring_setup from here on, as container runtimes do.
 bool RefuseUring() {

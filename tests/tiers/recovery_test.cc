@@ -59,8 +59,7 @@ class RecoveryTest : public testing::Test {
   uint64_t next_key_ = 0;
 };
 
-// --- with the index
-// ---------------------------------------------------------------------------------
+// --- with the index ------------------------------------------------------------------------------
 
 TEST_F(RecoveryTest, TakesTheIndexWhereItIsComplete) {
   Fill(30);
@@ -268,8 +267,7 @@ TEST_F(RecoveryTest, WrongRowsLeadNobodyAstray) {
   EXPECT_GT(found_all, kRounds / 2);
 }
 
-// --- without it
-// --------------------------------------------------------------------------------------
+// --- without it ----------------------------------------------------------------------------------
 
 TEST_F(RecoveryTest, FootersSufficeWithoutTheIndex) {
   Fill(39);
@@ -344,8 +342,7 @@ TEST_F(RecoveryTest, APageThatCannotBeReadIsCounted) {
   EXPECT_EQ(h_.FoundKeys(), Keys(0, 13));
 }
 
-// --- what tenants write
-// ---------------------------------------------------------------------------
+// --- what tenants write --------------------------------------------------------------------------
 
 // A payload may hold anything: also a header page that is right in every way, for the very place
 // where it lies, as only somebody could make it who has seen the segment.
@@ -414,8 +411,7 @@ TEST_F(ForgeryTest, NoPayloadReachesTheLastPage) {
   }
 }
 
-// --- copies
-// -------------------------------------------------------------------------------------------
+// --- copies --------------------------------------------------------------------------------------
 
 TEST_F(RecoveryTest, OfACopyAndItsOriginalTheOriginalStays) {
   const RecordPlace place = h_.known.at(h_.MustAppend(7, 300 * kKiB)).place;

@@ -221,8 +221,7 @@ TEST_F(RocksIndexTest, AFolderThatCannotBeWrittenIsLeftAlone) {
   EXPECT_EQ(LoadAll(*MustOpen()).records.size(), 1u);
 }
 
-// --- F08
-// ----------------------------------------------------------------------------------------------
+// --- F08 -----------------------------------------------------------------------------------------
 
 using Recipe = std::pair<std::string, void (*)(const std::string& index, std::mt19937_64&)>;
 

@@ -67,8 +67,7 @@ TEST_F(SegmentTierTest, ClosedTiersAreFoundByTheirFooters) {
   EXPECT_EQ(h_.ReadAll(), 40u);
 }
 
-// --- acknowledging
-// ---------------------------------------------------------------------------------
+// --- acknowledging -------------------------------------------------------------------------------
 
 bool IsWrite(const NvmeJob& job) { return job.kind == NvmeJob::Kind::kWrite; }
 bool IsRead(const NvmeJob& job) { return job.kind == NvmeJob::Kind::kRead; }
@@ -172,6 +171,8 @@ TEST_F(SegmentTierTest, AFullDeviceIsLeftAloneForAWhile) {
   h_.Append(1, 300 * kKiB);
   h_.Turn();
   EXPECT_FALSE(h_.Append(2, 300 * kKiB).has_value());
+  EXPECT_FALSE(h_.tier->writable());  // What would leave memory for it stays there.
+  EXPECT_LE(h_.tier->NextDeadline(), h_.clock.Now() + kSecond);
   for (int i = 0; i < 30; ++i) {
     h_.clock.Advance(kSecond);
     h_.Append(2, 300 * kKiB);
@@ -180,6 +181,8 @@ TEST_F(SegmentTierTest, AFullDeviceIsLeftAloneForAWhile) {
   EXPECT_TRUE(h_.tier->readable());  // It is full, not broken.
   h_.devices[0]->fail = nullptr;
   h_.clock.Advance(kSecond);
+  h_.Turn();
+  EXPECT_TRUE(h_.tier->writable());
   h_.MustAppend(3, 300 * kKiB);
 }
 
@@ -258,8 +261,7 @@ TEST_F(SegmentTierTest, SyncsOnceASecondWhileSomethingIsNotDurable) {
   EXPECT_EQ(device.syncs, before + 1);
 }
 
-// --- scopes
-// ----------------------------------------------------------------------------------------
+// --- scopes --------------------------------------------------------------------------------------
 
 TEST_F(SegmentTierTest, ARecordWaitsUntilItsScopeIsDurable) {
   h_.defer_blocking = true;
@@ -328,8 +330,7 @@ TEST_F(SegmentTierTest, TooManyScopesAreRefused) {
   EXPECT_EQ(number.status().code(), absl::StatusCode::kResourceExhausted);
 }
 
-// --- reading
-// ---------------------------------------------------------------------------------------
+// --- reading -------------------------------------------------------------------------------------
 
 TEST_F(SegmentTierTest, DamageAnywhereInARecordIsSeen) {
   const uint32_t occupant = h_.MustAppend(1, 300'001);
@@ -399,8 +400,7 @@ TEST_F(SegmentTierTest, APayloadThatNoSegmentHoldsIsRefused) {
   h_.MustAppend(2, h_.tier->max_payload_bytes());
 }
 
-// --- the breaker
-// -----------------------------------------------------------------------------------
+// --- the breaker ---------------------------------------------------------------------------------
 
 TEST_F(SegmentTierTest, AHungDeviceGoesOutAndComesBack) {
   const uint32_t occupant = h_.MustAppend(1, 300 * kKiB);
@@ -446,8 +446,7 @@ TEST_F(SegmentTierTest, AFailingDeviceGoesOut) {
   EXPECT_TRUE(h_.tier->readable());
 }
 
-// --- several devices
-// -------------------------------------------------------------------------------
+// --- several devices -----------------------------------------------------------------------------
 
 class StripeTest : public testing::Test {
  protected:
@@ -567,8 +566,7 @@ TEST(SegmentTierOpenTest, ADeviceThatCannotBeWrittenIsRefused) {
   EXPECT_FALSE(h.Open().ok());
 }
 
-// --- reclaiming
-// ------------------------------------------------------------------------------------
+// --- reclaiming ----------------------------------------------------------------------------------
 
 // Appends and drops at random, so that as much lives as may, for many times the capacity.
 class ReclaimTest : public testing::TestWithParam<std::tuple<uint32_t, NvmeDurability>> {
@@ -702,6 +700,37 @@ TEST_F(SegmentTierTest, WhatCannotBeReadWhileItIsCopiedIsTold) {
   }
   EXPECT_EQ(h_.lost, (std::map<uint32_t, NvmeOutcome>{{occupants[0], NvmeOutcome::kCorrupt}}));
   EXPECT_EQ(h_.tier->counters().lost_records, 1u);
+}
+
+TEST_F(SegmentTierTest, ADeviceThatGoesOutWhileItIsReclaimedLosesNothing) {
+  std::vector<uint32_t> occupants;
+  for (uint64_t key = 0; key < 33; ++key) occupants.push_back(h_.MustAppend(key, 1200 * kKiB));
+  for (size_t i = 0; i < occupants.size(); ++i) {
+    if (i % 3 != 0) h_.Drop(occupants[i]);
+  }
+  h_.devices[0]->fail = [](const NvmeJob& job) {
+    return job.kind == NvmeJob::Kind::kRead ? EIO : 0;
+  };
+  for (int i = 0; i < 9; ++i) EXPECT_EQ(h_.Read(occupants[0]), NvmeOutcome::kError);
+  ASSERT_TRUE(h_.tier->readable());
+  for (uint64_t key = 100; key < 130 && h_.tier->readable(); ++key) {
+    if (const auto occupant = h_.Append(key, 1200 * kKiB)) {
+      h_.Turn(3);
+      h_.Drop(*occupant);
+    }
+    h_.clock.Advance(100 * kMillisecond);
+    h_.Turn();
+  }
+  ASSERT_FALSE(h_.tier->readable());  // The first read of reclaiming was one too many.
+  h_.Turn(3);
+  EXPECT_EQ(h_.lost.size(), 0u);
+  h_.devices[0]->fail = nullptr;
+  h_.clock.Advance(6 * kSecond);
+  h_.Turn(3);
+  ASSERT_TRUE(h_.tier->readable());
+  for (size_t i = 0; i < occupants.size(); i += 3) {
+    EXPECT_EQ(h_.Read(occupants[i]), NvmeOutcome::kOk) << i;
+  }
 }
 
 }  // namespace
