@@ -178,7 +178,7 @@ class VllmTest(unittest.TestCase):
         asked = prompts(2, seed=5)
         healthy, = live(self.daemon, [asked])
         engine = self.start(fault=f"{fault}:{self.daemon.pid}", connector={"kv_load_failure_policy": policy},
-                            extra={"staging_bytes": 200 << 10, "load_timeout_ms": 1000})
+                            extra={"staging_bytes": 200 << 10, "load_timeout_ms": 1000, "lookup_timeout_ms": 3000})
         lost, after = engine.ask(asked[:1]), engine.ask(asked[1:])
         if fault == "freeze":
             self.daemon.thaw()

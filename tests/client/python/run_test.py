@@ -4,6 +4,8 @@
 import json
 import os
 import pathlib
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -30,6 +32,26 @@ print(json.dumps({"arguments": sys.argv[1:], "endpoint": endpoint}), flush=True)
 sys.stdin.read()
 sys.exit(7)
 """
+
+
+def commands_of(manual):
+    """Those of its shell blocks, each in one piece, as a shell would take them."""
+    for block in re.findall(r"^```sh\n(.*?)^```", manual.read_text(), re.M | re.S):
+        piece = ""
+        for line in block.replace("\\\n", " ").splitlines():
+            piece += line + "\n"
+            if piece.count("'") % 2 == 0:
+                yield piece
+                piece = ""
+
+
+def flags_of(words):
+    """Each flag with its value: None, a text, or what its JSON says."""
+    flags = {}
+    for word, value in zip(words, [*words[1:], "--"]):
+        if word.startswith("--"):
+            flags[word] = None if value.startswith("--") else json.loads(value) if value.startswith("{") else value
+    return flags
 
 
 class RunTest(unittest.TestCase):
@@ -113,6 +135,20 @@ class RunTest(unittest.TestCase):
         sglang = run.engine_flags(["python3", "-m", "sglang.launch_server"], "unix:/e")
         self.assertEqual(sglang[-2:], ["--page-size", "64"])
         self.assertEqual(run.engine_flags(["sglang", "serve", "--page-size=32"], "unix:/e"), sglang[:-2])
+
+    def test_the_manuals_commands_have_the_flags_that_are_added(self):
+        for manual in ("README.md", "client/python/README.md"):
+            found = []
+            for line in commands_of(ROOT / manual):
+                flags = flags_of(shlex.split(line, comments=True))
+                if any(isinstance(value, dict) and "KvdTier" not in str(value) for value in flags.values()):
+                    engine = ["vllm", "serve"] if line.startswith("vllm") else ["sglang", "serve"]
+                    added = flags_of(run.engine_flags(engine, "unix:/run/kvd/kvd.sock"))
+                    for configuration in (flags, added):  # Told beside the command in one of them.
+                        configuration.get("--kv-transfer-config", {}).pop("kv_load_failure_policy", None)
+                    self.assertEqual({**flags, "--model-path": None}, {**added, "--model-path": None})
+                    found.append(engine[0])
+            self.assertEqual(found, ["vllm", "sglang"], manual)
 
     def test_a_daemon_that_runs_is_used_and_left_alone(self):
         with Daemon(KVD) as daemon:
