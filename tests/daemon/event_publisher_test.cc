@@ -221,12 +221,17 @@ class EventPublisherTest : public testing::Test {
       }
     });
   }
-  // Reads until the router has the block `key`, asking again after a gap.
+  // Reads until the router has the block `key`, asking again after a gap, and where nothing comes
+  // any more: what was dropped last is followed by nothing that would show it.
   void ReadUntil(Peer& subscription, Router& router, uint64_t key) {
+    const absl::Time end = absl::Now() + absl::Milliseconds(kPatienceMs);
     while (!router.blocks().contains(key)) {
+      ASSERT_LT(absl::Now(), end) << "before " << key;
       const std::optional<Message> message = subscription.Next();
-      ASSERT_TRUE(message.has_value()) << "before " << key;
-      if (router.Hear(message->sequence, message->payload) != Router::Heard::kGap) continue;
+      if (message.has_value() &&
+          router.Hear(message->sequence, message->payload) != Router::Heard::kGap) {
+        continue;
+      }
       Peer asker(ZMQ_DEALER, publisher_->replay_address());
       for (const Message& again : asker.Ask({From(router.next())})) {
         ASSERT_EQ(router.Hear(again.sequence, again.payload), Router::Heard::kApplied);
@@ -338,6 +343,7 @@ TEST_F(EventPublisherTest, WhoReadsSlowlyMissesAndHoldsNobodyUp) {
   Start({.high_water = 10});
   Peer slow(ZMQ_SUB, publisher_->address(), 1);
   Peer quick(ZMQ_SUB, publisher_->address());
+  quick.Set(ZMQ_RCVTIMEO, 100);
   Router router;
   // The slow one does not read. The kernel keeps some megabytes for it, so there must be more.
   uint64_t puts = 0;
