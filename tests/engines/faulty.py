@@ -3,6 +3,7 @@ would name `kvd.vllm` or `kvd.sglang`.
 
   flip       flips the lowest bit of one byte of what the first get brought, after it was verified; of one byte of each
              place, where it was told places: a single one may lie where the model hardly looks
+  flip:each  flips one of each block
   kill:PID   kills the daemon before the second get of the process
   freeze:PID stops the daemon before the second get: it is there, and does not answer
 
@@ -33,6 +34,10 @@ class FaultyClient(kvd.Client):
             if isinstance(targets, list):
                 for place in targets:
                     ctypes.c_ubyte.from_address(place.address + 2).value ^= 1
+            elif _pid == "each":
+                block = sum(namespace.part_bytes)
+                for at in range(0, len(targets), block):
+                    targets[at + block // 12 * 4 + 2] ^= 1
             else:
                 targets[len(targets) // 12 * 4 + 2] ^= 1
         return got

@@ -70,7 +70,8 @@ class VllmTest(unittest.TestCase):
         whole = (TOKENS - 1) // BLOCK * BLOCK
         asked, loaded = self.assert_a_second_engine_is_as_warm("llama", whole)
 
-        flipped, = live(self.daemon, [asked[:1]], fault="flip")
+        # One bit of all that was loaded. In the pages of an older one it lies where the model hardly looks.
+        flipped, = live(self.daemon, [asked[:1]], fault="flip" if ENGINE == "vllm" else "flip:each")
 
         self.assertEqual(cached(flipped), [whole])
         self.assertNotEqual(digests(flipped), digests(loaded)[:1], "the oracle is blind")
