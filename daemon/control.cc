@@ -1004,7 +1004,12 @@ void Control::OnEvent(Verified& event) {
 
 void Control::OnEvent(RegionMade& event) {
   if (event.memory.ok()) {
-    store_.arena().FinishRenewal(event.region, *std::move(event.memory));
+    Arena& arena = store_.arena();
+    if (movement_ != nullptr) {  // Nobody is in the region, so nothing reads into it.
+      movement_->tier().ReplaceMemory(arena.memory(event.region),
+                                      {event.memory->data(), event.memory->size_bytes()});
+    }
+    arena.FinishRenewal(event.region, *std::move(event.memory));
   } else {
     store_.arena().CancelRenewal(event.region);
   }

@@ -200,12 +200,14 @@ uint64_t MaxRecords(NvmeStack* nvme) {
 
 // The tier of NVMe, or none: who cannot have it serves from memory, and says so. Another daemon's
 // devices and those of a newer format are for the operator to sort out.
-absl::StatusOr<std::unique_ptr<NvmeStack>> OpenNvme(const Config& config, const Clock& clock,
-                                                    Inbox& inbox) {
+absl::StatusOr<std::unique_ptr<NvmeStack>> OpenNvme(const Config& config, const Arena& arena,
+                                                    const Clock& clock, Inbox& inbox) {
   if (config.nvme.empty()) return nullptr;
+  std::vector<absl::Span<std::byte>> memory;
+  for (uint32_t i = 0; i < arena.regions(); ++i) memory.push_back(arena.memory(i));
   const auto wake = [&inbox] { inbox.Post(Task{[](Control&) {}}); };
   absl::StatusOr<std::unique_ptr<NvmeStack>> opened =
-      NvmeStack::Open(config, config.data + "/index", clock, wake);
+      NvmeStack::Open(config, config.data + "/index", std::move(memory), clock, wake);
   if (!opened.ok()) {
     if (absl::IsAborted(opened.status()) || IsNewerFormat(opened.status())) return opened.status();
     spdlog::error("tier.refused tier=nvme error=\"{}\" action=\"serving from memory alone\"",
@@ -339,7 +341,7 @@ int Serve(const Config& config) {
                PageKindName(arena->use->page_kind()));
   KVD_KILL_POINT("start.arena_opened");
 
-  absl::StatusOr<std::unique_ptr<NvmeStack>> nvme = OpenNvme(config, clock, inbox);
+  absl::StatusOr<std::unique_ptr<NvmeStack>> nvme = OpenNvme(config, *arena->use, clock, inbox);
   if (!nvme.ok()) return FailData(nvme.status());
   KVD_KILL_POINT("start.nvme_opened");
 

@@ -9,20 +9,17 @@
 
 namespace kvd {
 
-absl::StatusOr<std::unique_ptr<NvmeStack>> NvmeStack::Open(const Config& config,
-                                                           const std::string& index_path,
-                                                           const Clock& clock,
-                                                           std::function<void()> wake) {
+absl::StatusOr<std::unique_ptr<NvmeStack>> NvmeStack::Open(
+    const Config& config, const std::string& index_path, std::vector<absl::Span<std::byte>> memory,
+    const Clock& clock, std::function<void()> wake) {
   auto stack = std::unique_ptr<NvmeStack>(new NvmeStack(clock));
   SegmentTierOptions options{
       .clock = &clock,
       .durability = config.durable_sync ? NvmeDurability::kSync : NvmeDurability::kAsync,
       .wake = std::move(wake)};
   for (const NvmeConfig& device : config.nvme) {
-    // Regions change owners by getting new memory, and what is registered must stay as it is: so
-    // none is.
-    absl::StatusOr<OpenedNvmeDevice> opened =
-        OpenNvmeDevice({.path = device.path, .size_bytes = device.capacity_bytes}, clock);
+    absl::StatusOr<OpenedNvmeDevice> opened = OpenNvmeDevice(
+        {.path = device.path, .size_bytes = device.capacity_bytes, .memory = memory}, clock);
     if (!opened.ok()) return opened.status();
     for (std::string& note : opened->notes) stack->notes_.push_back(std::move(note));
     options.devices.push_back(opened->device.get());

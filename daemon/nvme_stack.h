@@ -14,6 +14,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "absl/types/span.h"
 #include "daemon/config.h"
 #include "daemon/restore.h"
 #include "policy/budgeted_admission.h"
@@ -65,11 +66,13 @@ struct NvmeNumbers {
 
 class NvmeStack {
  public:
-  // `index_path` is made if its parent is there. `wake`: the control thread has a turn to take; any
-  // thread. Errors as of OpenNvmeDevice(), OpenSegmentTier() and RocksIndex::Open(): kAborted, when
-  // another process has a device or the index. Nothing that was not understood was changed.
+  // `index_path` is made if its parent is there. `memory` is what blocks are read into and written
+  // from, region by region. `wake`: the control thread has a turn to take; any thread. Errors as of
+  // OpenNvmeDevice(), OpenSegmentTier() and RocksIndex::Open(): kAborted, when another process has
+  // a device or the index. Nothing that was not understood was changed.
   static absl::StatusOr<std::unique_ptr<NvmeStack>> Open(const Config& config,
                                                          const std::string& index_path,
+                                                         std::vector<absl::Span<std::byte>> memory,
                                                          const Clock& clock,
                                                          std::function<void()> wake);
 

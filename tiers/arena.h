@@ -95,6 +95,9 @@ class Arena {
   uint64_t Offset(uint32_t region, uint32_t slot) const {
     return uint64_t{slot} * regions_[region].slot_bytes;
   }
+  absl::Span<std::byte> memory(uint32_t region) const {
+    return {regions_[region].memory.data(), region_bytes_};
+  }
   // The number that clients know this memory by; never used again for other memory.
   uint32_t Number(uint32_t region) const { return regions_[region].number; }
   // The region that has `number` now.

@@ -40,7 +40,7 @@ class DeviceFile {
   // smaller than asked. Otherwise what the system said.
   static absl::StatusOr<std::shared_ptr<const DeviceFile>> Open(const std::string& path,
                                                                 uint64_t size_bytes,
-                                                                Nanos lock_wait = 3 * kSecond);
+                                                                Nanos lock_wait = 10 * kSecond);
   // Takes over a descriptor, for tests.
   static std::shared_ptr<const DeviceFile> Adopt(std::string path, int fd, uint64_t size_bytes);
 

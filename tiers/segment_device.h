@@ -18,6 +18,7 @@
 #include <optional>
 #include <vector>
 
+#include "absl/types/span.h"
 #include "proto/types/clock.h"
 #include "tiers/device_breaker.h"
 #include "tiers/nvme_buffer.h"
@@ -132,6 +133,10 @@ class SegmentDevice {
   bool out() const { return breaker_.out(); }
   const SegmentTable& table() const { return table_; }
   const NvmeDevice& device() const { return device_; }
+  // As of NvmeDevice.
+  void ReplaceMemory(absl::Span<std::byte> before, absl::Span<std::byte> after) {
+    device_.ReplaceMemory(before, after);
+  }
   uint32_t ordinal() const { return options_.ordinal; }
   uint32_t in_flight() const { return owner_jobs_; }
   uint64_t write_bytes_in_flight() const { return write_bytes_; }

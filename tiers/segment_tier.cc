@@ -214,6 +214,9 @@ class SegmentTierImpl final : public SegmentTier {
     control_.AssertHeld();
     Of(place.segment).Drop(place);
   }
+  void ReplaceMemory(absl::Span<std::byte> before, absl::Span<std::byte> after) override {
+    for (const auto& device : devices_) device->ReplaceMemory(before, after);
+  }
   void Poll(Nanos now) override;
   Nanos NextDeadline() const override;
 

@@ -56,7 +56,7 @@ class NvmeExpositionTest : public ExpositionTest {
     Config config;
     config.nvme = {{.path = absl::StrCat(folder_, "/device"), .capacity_bytes = 64u << 20}};
     config.nvme_write_budget = uint64_t{1} << 30;
-    auto opened = NvmeStack::Open(config, absl::StrCat(folder_, "/index"), h_.clock, [] {});
+    auto opened = NvmeStack::Open(config, absl::StrCat(folder_, "/index"), {}, h_.clock, [] {});
     ASSERT_TRUE(opened.ok()) << opened.status();
     nvme_ = *std::move(opened);
   }

@@ -941,6 +941,19 @@ TEST_F(TwoLayoutsTest, EachPoolHasSomeRoomAhead) {
   ExpectLarge(30);
 }
 
+// What is pinned for reads and writes follows.
+TEST_F(MovementTest, TheTierIsToldWhenARegionGetsNewMemory) {
+  for (uint64_t chain = 0; chain < kSlots / 4; ++chain) PutChain(KeysFrom(1 + chain * 100, 8));
+  const auto other = h_.Open(2);
+  const NamespaceId ns = h_.Register(other, ControlHarness::Descriptor());
+  for (int i = 0; i < 100 && h_.nvme.replaced_memory == 0; ++i) {
+    h_.Reserve(other, ns, {9000});
+    h_.mover.CompleteAll();
+    Settle();
+  }
+  EXPECT_EQ(h_.nvme.replaced_memory, 1u);
+}
+
 TEST_F(TwoLayoutsTest, RoomIsMadeAheadOnceWhatWasHeldMayLeave) {
   std::vector<uint64_t> holds;
   for (uint64_t key = 1; key <= 4; ++key) {

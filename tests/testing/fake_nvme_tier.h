@@ -45,6 +45,11 @@ class FakeNvmeTier final : public NvmeTier {
     return absl::OkStatus();
   }
 
+  void ReplaceMemory(absl::Span<std::byte> before, absl::Span<std::byte> after) override {
+    KVD_CHECK(before.size() == after.size() && before.data() != after.data());
+    ++replaced_memory;
+  }
+
   uint32_t max_payload_bytes() const override { return 1u << 20; }
   // What a test has put here by Seed().
   bool Adopt(RecordPlace place, uint32_t occupant) override {
@@ -196,6 +201,7 @@ class FakeNvmeTier final : public NvmeTier {
   bool takes_writes = true;
   bool takes_reads = true;
   uint64_t queue_us = 0;
+  uint64_t replaced_memory = 0;  // Regions.
   double us_per_byte = 0.001;
 
  private:
