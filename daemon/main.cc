@@ -207,7 +207,7 @@ absl::StatusOr<std::unique_ptr<NvmeStack>> OpenNvme(const Config& config, const 
   for (uint32_t i = 0; i < arena.regions(); ++i) memory.push_back(arena.memory(i));
   const auto wake = [&inbox] { inbox.Post(Task{[](Control&) {}}); };
   absl::StatusOr<std::unique_ptr<NvmeStack>> opened =
-      NvmeStack::Open(config, config.data + "/index", std::move(memory), clock, wake);
+      NvmeStack::Open(config, config.data + "/index", memory, clock, wake);
   if (!opened.ok()) {
     if (absl::IsAborted(opened.status()) || IsNewerFormat(opened.status())) return opened.status();
     spdlog::error("tier.refused tier=nvme error=\"{}\" action=\"serving from memory alone\"",

@@ -10,8 +10,9 @@
 namespace kvd {
 
 absl::StatusOr<std::unique_ptr<NvmeStack>> NvmeStack::Open(
-    const Config& config, const std::string& index_path, std::vector<absl::Span<std::byte>> memory,
-    const Clock& clock, std::function<void()> wake) {
+    const Config& config, const std::string& index_path,
+    const std::vector<absl::Span<std::byte>>& memory, const Clock& clock,
+    std::function<void()> wake) {
   auto stack = std::unique_ptr<NvmeStack>(new NvmeStack(clock));
   SegmentTierOptions options{
       .clock = &clock,

@@ -70,11 +70,10 @@ class NvmeStack {
   // from, region by region. `wake`: the control thread has a turn to take; any thread. Errors as of
   // OpenNvmeDevice(), OpenSegmentTier() and RocksIndex::Open(): kAborted, when another process has
   // a device or the index. Nothing that was not understood was changed.
-  static absl::StatusOr<std::unique_ptr<NvmeStack>> Open(const Config& config,
-                                                         const std::string& index_path,
-                                                         std::vector<absl::Span<std::byte>> memory,
-                                                         const Clock& clock,
-                                                         std::function<void()> wake);
+  static absl::StatusOr<std::unique_ptr<NvmeStack>> Open(
+      const Config& config, const std::string& index_path,
+      const std::vector<absl::Span<std::byte>>& memory, const Clock& clock,
+      std::function<void()> wake);
 
   SegmentTier& tier() { return *tier_; }
   BudgetedAdmission& admission() { return *admission_; }
