@@ -1,13 +1,12 @@
 #include "bench/crash_daemon.h"
 
-#include <grpcpp/create_channel.h>
-
 #include <algorithm>
 #include <filesystem>
 #include <system_error>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "bench/admin_caller.h"
 #include "proto/admin.grpc.pb.h"
 
 namespace kvd {
@@ -16,31 +15,7 @@ namespace {
 constexpr absl::Duration kStartTimeout = absl::Seconds(60);
 constexpr absl::Duration kCallTimeout = absl::Seconds(5);
 
-absl::Status Told(const char* call, const grpc::Status& status) {
-  if (status.ok()) return absl::OkStatus();
-  return absl::Status(static_cast<absl::StatusCode>(status.error_code()),
-                      absl::StrCat(call, ": ", status.error_message()));
-}
-
 }  // namespace
-
-struct CrashDaemon::Operator {
-  explicit Operator(const std::string& endpoint)
-      : stub(v1::Admin::NewStub(
-            grpc::CreateChannel(endpoint + ".admin", grpc::InsecureChannelCredentials()))) {}
-
-  template <typename Request, typename Reply>
-  absl::Status Ask(const char* name,
-                   grpc::Status (v1::Admin::Stub::*method)(grpc::ClientContext*, const Request&,
-                                                           Reply*),
-                   const Request& request, Reply& reply) {
-    grpc::ClientContext context;
-    context.set_deadline(absl::ToChronoTime(absl::Now() + kCallTimeout));
-    return Told(name, (stub.get()->*method)(&context, request, &reply));
-  }
-
-  const std::unique_ptr<v1::Admin::Stub> stub;
-};
 
 CrashDaemon::CrashDaemon(Options options)
     : options_(std::move(options)),
@@ -88,7 +63,7 @@ absl::Status CrashDaemon::Start(const std::string& kill_at) {
   start_ms_ = absl::ToDoubleMilliseconds(absl::Now() - begin);
   process_ = *std::move(process);
   endpoint_ = process_->endpoint();
-  operator_ = std::make_unique<Operator>(endpoint_);
+  operator_ = std::make_unique<AdminCaller>(endpoint_, kCallTimeout);
   return absl::OkStatus();
 }
 

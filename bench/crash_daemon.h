@@ -20,6 +20,8 @@
 
 namespace kvd {
 
+class AdminCaller;
+
 class CrashDaemon {
  public:
   struct Options {
@@ -72,7 +74,6 @@ class CrashDaemon {
   absl::Status Audit();
 
  private:
-  struct Operator;
   absl::StatusOr<uint32_t> NumberOf(CrashNamespace ns);
 
   const Options options_;
@@ -80,7 +81,7 @@ class CrashDaemon {
   std::string endpoint_;
   double start_ms_ = 0;
   std::unique_ptr<DaemonProcess> process_;
-  std::unique_ptr<Operator> operator_;
+  std::unique_ptr<AdminCaller> operator_;
 };
 
 }  // namespace kvd

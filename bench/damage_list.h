@@ -15,6 +15,8 @@
 
 namespace kvd {
 
+class AdminCaller;
+
 class DamageList {
  public:
   // One part of a block, in one tier.
@@ -41,9 +43,7 @@ class DamageList {
   const std::set<Entry>& found() const { return found_; }  // By the daemon, as far as it was read.
 
  private:
-  struct Stub;
-
-  const std::unique_ptr<Stub> stub_;
+  const std::unique_ptr<AdminCaller> daemon_;
   std::set<Entry> found_;
   uint64_t last_ = 0;  // The number of the last entry that was read.
 };

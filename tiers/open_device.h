@@ -19,7 +19,7 @@ namespace kvd {
 
 struct NvmeDeviceOptions {
   std::string path;
-  uint64_t size_bytes = 0;        // As of DeviceFile::Open().
+  uint64_t size_bytes = 0;         // As of DeviceFile::Open().
   Nanos lock_wait = 10 * kSecond;  // Likewise.
   NvmeLimits limits;
   // Where most jobs have their bytes: registered with io_uring. Outlives the device.
