@@ -78,6 +78,16 @@ class ServiceTest : public testing::Test {
   bool Eventually(const std::function<bool(Control&)>& holds) {
     return EventuallyOnControl(h_.inbox, kPatience, holds);
   }
+  // Of a block that is not there, in the first session.
+  grpc::Status Lookup() {
+    grpc::ClientContext context;
+    v1::LookupRequest request;
+    v1::LookupReply reply;
+    request.set_session(tokens_[0]);
+    request.set_namespace_id(ns_);
+    request.set_keys(PackKeys({1}));
+    return stub_->Lookup(&context, request, &reply);
+  }
   v1::ReserveRequest ReserveRequest(const std::string& session, const Keys& keys,
                                     uint32_t wait_ms = 0) const {
     v1::ReserveRequest request;
@@ -131,13 +141,7 @@ TEST_F(ServiceTest, WhatIsLeftOfAMessageThatIsNoneCanBeFreed) {
   EXPECT_GE(forget(), kBytes);
   EXPECT_EQ(forget(), 0u);
   // The method goes on.
-  grpc::ClientContext next;
-  v1::LookupRequest request;
-  v1::LookupReply answer;
-  request.set_session(tokens_[0]);
-  request.set_namespace_id(ns_);
-  request.set_keys(PackKeys({1}));
-  EXPECT_TRUE(stub_->Lookup(&next, request, &answer).ok());
+  EXPECT_TRUE(Lookup().ok());
 }
 
 // Between a call's arrival and its handling the control thread runs what was posted to it.
@@ -149,13 +153,7 @@ TEST_F(ServiceTest, AMessageThatHasArrivedIsNotTakenForTheRestOfOneThatIsNone) {
   };
   OnControl(forget);
   for (int i = 0; i < 10; ++i) {
-    grpc::ClientContext context;
-    v1::LookupRequest request;
-    v1::LookupReply answer;
-    request.set_session(tokens_[0]);
-    request.set_namespace_id(ns_);
-    request.set_keys(PackKeys({1}));
-    const grpc::Status status = stub_->Lookup(&context, request, &answer);
+    const grpc::Status status = Lookup();
     EXPECT_TRUE(status.ok()) << status.error_message();
   }
   over = true;
